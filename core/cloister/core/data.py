@@ -1,0 +1,118 @@
+"""A site's records as a task hands them over: rows that can be taken in batches.
+
+`TensorData` holds everything in memory and is the fast path; `LazyData` wraps any map-style ``torch`` data set whose items
+are ``(input, target)`` pairs, and reads an item when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from cloister.core.errors import DataError
+
+__all__ = ["Data", "LazyData", "Rows", "Split", "TensorData"]
+
+#: Row numbers, shape (n,), int64.
+Rows = npt.NDArray[np.int64]
+
+
+@runtime_checkable
+class Data(Protocol):
+    """Rows of (input, target)."""
+
+    @property
+    def targets(self) -> Tensor:
+        """(n,) targets: int64 class numbers, or float32 values."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def batch(self, rows: Tensor) -> tuple[Any, Tensor]:
+        """Return the inputs and targets of ``rows`` ((k,) int64), in that order."""
+        ...
+
+    def subset(self, rows: Rows) -> Data:
+        """Return these rows as data of their own."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorData:
+    """Records in memory.
+
+    Attributes:
+        inputs: (n, …) one row a record.
+        targets: (n,) int64 class numbers, or float32 values.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.targets):
+            raise DataError(f"{len(self.inputs)} inputs do not go with {len(self.targets)} targets", remedy="give one target a record")
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the inputs and targets of ``rows`` ((k,) int64), in that order."""
+        return self.inputs.index_select(0, rows), self.targets.index_select(0, rows)
+
+    def subset(self, rows: Rows) -> Data:
+        """Return these rows, read through the same tensors (no copy)."""
+        return _Subset(self, torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)))
+
+
+class LazyData:
+    """Any map-style ``torch`` data set of (input, target) pairs; an item is read when it is asked for."""
+
+    def __init__(self, dataset: Dataset[tuple[Any, Any]], targets: Sequence[int] | Sequence[float] | Tensor) -> None:
+        self.dataset = dataset
+        self.targets = torch.as_tensor(targets)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def batch(self, rows: Tensor) -> tuple[Any, Tensor]:
+        """Return the inputs and targets of ``rows`` ((k,) int64), in that order."""
+        inputs, targets = default_collate([self.dataset[row] for row in rows.tolist()])
+        return inputs, targets
+
+    def subset(self, rows: Rows) -> Data:
+        """Return these rows as data of their own."""
+        return _Subset(self, torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)))
+
+
+class _Subset:
+    def __init__(self, data: TensorData | LazyData, rows: Tensor) -> None:
+        self._data = data
+        self._rows = rows
+        self.targets = data.targets.index_select(0, rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batch(self, rows: Tensor) -> tuple[Any, Tensor]:
+        return self._data.batch(self._rows.index_select(0, rows))
+
+    def subset(self, rows: Rows) -> Data:
+        return _Subset(self._data, self._rows.index_select(0, torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))))
+
+
+@dataclass(frozen=True)
+class Split:
+    """One owner's records: those to train on and those kept for testing."""
+
+    train: Data
+    test: Data

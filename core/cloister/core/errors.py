@@ -1,0 +1,129 @@
+"""Everything that Cloister refuses, as one tree.
+
+::
+
+    CloisterError                    exit 1   our own fault unless a subclass says otherwise
+    ├── UsageError                   exit 2   the command was called wrongly
+    ├── SpecError                    exit 3   the federation file was refused
+    │   ├── TaskError                exit 3   the task it names was refused, or raised
+    │   └── NotYetOffered            exit 3   a documented setting that this version does not offer
+    ├── DataError                    exit 4   a site's data was refused
+    ├── PolicyError                  exit 5   a policy or a budget refused
+    ├── PeersMissing                 exit 6   fewer sites than `cohort.min_sites`
+    ├── IntegrityError               exit 7   a hash, a signature or a stored file does not hold
+    └── AuditFailed                  exit 8   an audit missed its threshold
+
+An error carries a stable ``code`` (for scripts), a ``message`` that names the thing and the value, and a ``remedy`` that
+says what to do. None of the three ever holds a record of anybody's data: a message about data names the file, the column
+and the row number.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "EXIT_CODES",
+    "AuditFailed",
+    "CloisterError",
+    "DataError",
+    "IntegrityError",
+    "NotYetOffered",
+    "PeersMissing",
+    "PolicyError",
+    "SpecError",
+    "TaskError",
+    "UsageError",
+]
+
+#: The one table of exit statuses (docs/reference.md prints it).
+EXIT_CODES: dict[int, str] = {
+    0: "done",
+    1: "our own fault: please report it with the report id",
+    2: "usage: the command was called wrongly",
+    3: "the federation file or its task was refused",
+    4: "data was refused",
+    5: "a policy or a privacy budget refused",
+    6: "peers are missing: fewer sites than cohort.min_sites",
+    7: "integrity: a signature, hash, ledger or stored file does not hold",
+    8: "an audit missed its threshold",
+    130: "interrupted: resume with --resume",
+}
+
+
+class CloisterError(Exception):
+    """A refusal with a stable code, a message and a remedy."""
+
+    exit_code: ClassVar[int] = 1
+    default_code: ClassVar[str] = "internal"
+
+    def __init__(self, message: str, *, remedy: str = "", code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.code = code or self.default_code
+
+    def as_dict(self) -> dict[str, str]:
+        """Return the refusal as ``--json`` prints it."""
+        return {"code": self.code, "message": self.message, "remedy": self.remedy}
+
+
+class UsageError(CloisterError):
+    """The command was called wrongly."""
+
+    exit_code = 2
+    default_code = "usage"
+
+
+class SpecError(CloisterError):
+    """The federation file was refused."""
+
+    exit_code = 3
+    default_code = "spec"
+
+
+class TaskError(SpecError):
+    """The task that the federation file names was refused, or raised."""
+
+    default_code = "task"
+
+
+class NotYetOffered(SpecError):  # noqa: N818 - it reads as a sentence where it is raised
+    """The setting is part of the federation file's format but this version does not offer it."""
+
+    default_code = "not-yet-offered"
+
+
+class DataError(CloisterError):
+    """A site's data was refused. The message never quotes a value of the data."""
+
+    exit_code = 4
+    default_code = "data"
+
+
+class PolicyError(CloisterError):
+    """A site's policy or a privacy budget refused."""
+
+    exit_code = 5
+    default_code = "policy"
+
+
+class PeersMissing(CloisterError):  # noqa: N818
+    """Fewer sites answered than ``cohort.min_sites`` asks for."""
+
+    exit_code = 6
+    default_code = "peers-missing"
+
+
+class IntegrityError(CloisterError):
+    """A hash, a signature or a stored file does not hold."""
+
+    exit_code = 7
+    default_code = "integrity"
+
+
+class AuditFailed(CloisterError):  # noqa: N818
+    """An audit missed its threshold."""
+
+    exit_code = 8
+    default_code = "audit-failed"

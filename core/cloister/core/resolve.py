@@ -1,0 +1,223 @@
+"""From ``[task]`` to a checked `Task`: find it, give it its options, build its model, read its data.
+
+Whatever a task raises becomes a `TaskError` that names the place in the task's own file and never quotes the exception's text,
+since that may hold a value of the data. ``CLOISTER_DEBUG=1`` shows the whole traceback on one's own machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar, get_type_hints
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cloister.core.data import Data, Split
+from cloister.core.errors import CloisterError, DataError, TaskError
+from cloister.core.randomness import SeededRandomness
+from cloister.core.spec.reading import nearest, refusals
+from cloister.core.spec.tables import TaskTable
+from cloister.core.task import Task
+
+__all__ = ["POOLED", "build_model", "load_task", "owners", "task_names"]
+
+#: The owner's name when a task hands over one `Split` for all.
+POOLED = "pooled"
+
+T = TypeVar("T")
+
+
+def task_names() -> list[str]:
+    """Return the names of the installed tasks."""
+    return sorted(point.name for point in entry_points(group="cloister.tasks"))
+
+
+def load_task(table: TaskTable, base: Path) -> Task:
+    """Find the task that ``table.use`` names and construct it with its options.
+
+    Args:
+        table: the ``[task]`` table.
+        base: the folder that relative paths are taken from.
+
+    Raises:
+        TaskError: no such task, an unknown or wrong option, or the task raised.
+    """
+    attribute = _find(table.use, base)
+    if isinstance(attribute, Task):
+        if table.options:
+            raise TaskError(f"task.use = '{table.use}' is an object already made: it takes no options", remedy="name its class instead")
+        return attribute
+    if not callable(attribute):
+        raise TaskError(f"task.use = '{table.use}' is neither a Task nor something that makes one", remedy="name a subclass of cloister.core.Task")
+    options = _options(table, attribute, base)
+    task = guarded(table.use, "its constructor", lambda: attribute(**options))
+    if not isinstance(task, Task):
+        raise TaskError(f"task.use = '{table.use}' made a {type(task).__name__}, not a Task", remedy="name a subclass of cloister.core.Task")
+    if task.kind == "classification" and len(task.classes) < 2:
+        raise TaskError(
+            f"task '{table.use}' is a classification with {len(task.classes)} classes", remedy="name at least two in `classes`", code="task-classes"
+        )
+    return task
+
+
+def build_model(task: Task, seed: int) -> nn.Module:
+    """Build the task's model with torch's generator seeded by ``seed``; every party that does so holds the same model.
+
+    Raises:
+        TaskError: the task raised, made no module, or made one with batch norm.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SeededRandomness(seed).torch_seed("model"))
+        model = guarded(type(task).__name__, "model()", task.model)
+    if not isinstance(model, nn.Module):
+        raise TaskError(f"{type(task).__name__}.model() returned a {type(model).__name__}, not a torch.nn.Module", code="task-model")
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm):
+            raise TaskError(
+                f"the model's layer '{name}' is {type(module).__name__}: batch norm mixes the records of a batch and its running "
+                "statistics leave the site unprotected",
+                remedy="use GroupNorm, or opacus.validators.ModuleValidator.fix(model)",
+                code="batch-norm",
+            )
+    return model
+
+
+def owners(task: Task) -> dict[str, Split]:
+    """Return the task's records by owner; a single `Split` is owned by `POOLED`.
+
+    Raises:
+        TaskError: the task raised or returned something else.
+        DataError: an owner without a training record, or a target out of range.
+    """
+    found = guarded(type(task).__name__, "data()", task.data)
+    splits = {POOLED: found} if isinstance(found, Split) else dict(found) if isinstance(found, Mapping) else None
+    if not splits or not all(isinstance(split, Split) for split in splits.values()):
+        raise TaskError(f"{type(task).__name__}.data() must return a Split or a mapping of names to Splits", code="task-data")
+    for owner, split in splits.items():
+        check_data(task, split.train, owner=owner, part="training")
+        if len(split.test):
+            check_data(task, split.test, owner=owner, part="test")
+    return splits
+
+
+def check_data(task: Task, data: Data, *, owner: str, part: str) -> None:
+    """Refuse data that cannot be trained on.
+
+    Raises:
+        DataError: no record, targets out of range or not finite, or one class only where the task needs more.
+    """
+    if len(data) == 0:
+        raise DataError(f"site '{owner}' has no {part} record", remedy="give it data, or leave it out of the federation", code="data-empty")
+    targets = data.targets
+    if task.kind == "classification":
+        if targets.is_floating_point():
+            raise DataError(f"site '{owner}': {part} targets are {targets.dtype}, not class numbers", remedy="give int64 class numbers", code="data-target")
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= len(task.classes):
+            raise DataError(
+                f"site '{owner}': a {part} target lies outside the {len(task.classes)} classes of the task",
+                remedy="declare every class in the task, in the order of their numbers",
+                code="data-target",
+            )
+        if part == "training" and low == high and not task.allows_single_class:
+            raise DataError(
+                f"site '{owner}': all its {part} records have one class",
+                remedy="give it records of another class, leave it out, or set allow_single_class = true in [task]",
+                code="data-single-class",
+            )
+    elif not bool(torch.isfinite(targets).all()):
+        raise DataError(f"site '{owner}': a {part} target is not finite", remedy="remove the record or mend the value", code="data-target")
+
+
+def guarded(name: str, where: str, call: Callable[[], T]) -> T:
+    """Call into a task; what it raises becomes a `TaskError` without the exception's text."""
+    try:
+        return call()
+    except CloisterError:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise TaskError(
+            f"task '{name}' raised {type(error).__name__} in {where} (at {Path(frame.filename).name}:{frame.lineno}, {frame.name})",
+            remedy="set CLOISTER_DEBUG=1 to see the whole traceback",
+            code="task-raised",
+        ) from error
+
+
+def _find(use: str, base: Path) -> Any:
+    if ":" not in use:
+        for point in entry_points(group="cloister.tasks"):
+            if point.name == use:
+                return guarded(use, "its module", point.load)
+        raise TaskError(
+            f"there is no task '{use}'{nearest(use, task_names())}",
+            remedy="name an installed task, 'module:attribute', or 'file.py:attribute'",
+            code="task-unknown",
+        )
+    where, _, name = use.rpartition(":")
+    module = _from_file(base / where) if where.endswith(".py") else _from_module(where, use)
+    if not hasattr(module, name):
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise TaskError(f"'{where}' has no '{name}'{nearest(name, public)}", remedy="check task.use", code="task-unknown")
+    return getattr(module, name)
+
+
+def _from_module(where: str, use: str) -> ModuleType:
+    if importlib.util.find_spec(where.split(".")[0]) is None:
+        raise TaskError(f"task.use = '{use}': there is no module '{where}'", remedy="install it, or give 'file.py:attribute'", code="task-unknown")
+    return guarded(use, "its module", lambda: importlib.import_module(where))
+
+
+def _from_file(path: Path) -> ModuleType:
+    path = path.resolve()
+    if not path.is_file():
+        raise TaskError(f"task.use: there is no file '{path}'", remedy="paths are taken from the federation file's folder", code="task-unknown")
+    name = f"cloister_task_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise TaskError(f"task.use: '{path}' cannot be loaded as a module", code="task-unknown")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        guarded(path.name, "its module", lambda: spec.loader.exec_module(module) if spec.loader else None)
+    except TaskError:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _options(table: TaskTable, attribute: Callable[..., Any], base: Path) -> dict[str, Any]:
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(attribute).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    function = attribute.__init__ if inspect.isclass(attribute) else attribute
+    hints = get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {
+        name: (hints.get(name, Any), ... if parameter.default is parameter.empty else parameter.default)
+        for name, parameter in parameters.items()
+    }
+    model: type[BaseModel] = create_model(
+        "TaskOptions", __config__=ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=()), **fields
+    )
+    try:
+        checked = model.model_validate(table.options)
+    except ValidationError as error:
+        lines = "\n".join(f"  task.{line}" if not line.startswith("unknown") else f"  {line}" for line in refusals(error, model))
+        raise TaskError(f"[task] was refused by '{table.use}':\n{lines}", remedy="change these keys and try again", code="task-option") from None
+    given = {name: getattr(checked, name) for name in checked.model_fields_set}
+    return {name: base / value if isinstance(value, Path) else value for name, value in given.items()}
