@@ -10,7 +10,9 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
@@ -19,14 +21,14 @@ from types import ModuleType
 from typing import Any, TypeVar, get_type_hints
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cloister.core.data import Data, Split
 from cloister.core.errors import CloisterError, DataError, TaskError
 from cloister.core.randomness import SeededRandomness
-from cloister.core.spec.reading import nearest, refusals
+from cloister.core.spec.refusals import nearest, refusals
 from cloister.core.spec.tables import TaskTable
 from cloister.core.task import Task
 
@@ -36,6 +38,8 @@ __all__ = ["POOLED", "build_model", "load_task", "owners", "task_names"]
 POOLED = "pooled"
 
 T = TypeVar("T")
+
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def task_names() -> list[str]:
@@ -56,17 +60,34 @@ def load_task(table: TaskTable, base: Path) -> Task:
     attribute = _find(table.use, base)
     if isinstance(attribute, Task):
         if table.options:
-            raise TaskError(f"task.use = '{table.use}' is an object already made: it takes no options", remedy="name its class instead")
+            raise TaskError(
+                f"task.use = '{table.use}' is an object already made: it takes no options",
+                remedy="name its class instead",
+            )
         return attribute
     if not callable(attribute):
-        raise TaskError(f"task.use = '{table.use}' is neither a Task nor something that makes one", remedy="name a subclass of cloister.core.Task")
+        raise TaskError(
+            f"task.use = '{table.use}' is neither a Task nor something that makes one",
+            remedy="name a subclass of cloister.core.Task",
+        )
     options = _options(table, attribute, base)
     task = guarded(table.use, "its constructor", lambda: attribute(**options))
     if not isinstance(task, Task):
-        raise TaskError(f"task.use = '{table.use}' made a {type(task).__name__}, not a Task", remedy="name a subclass of cloister.core.Task")
+        raise TaskError(
+            f"task.use = '{table.use}' made a {type(task).__name__}, not a Task",
+            remedy="name a subclass of cloister.core.Task",
+        )
+    if task.kind not in ("classification", "regression"):
+        raise TaskError(
+            f"task '{table.use}' is of kind '{task.kind}'",
+            remedy="set kind to 'classification' or 'regression'",
+            code="task-kind",
+        )
     if task.kind == "classification" and len(task.classes) < 2:
         raise TaskError(
-            f"task '{table.use}' is a classification with {len(task.classes)} classes", remedy="name at least two in `classes`", code="task-classes"
+            f"task '{table.use}' is a classification with {len(task.classes)} classes",
+            remedy="name at least two in `classes`",
+            code="task-classes",
         )
     return task
 
@@ -81,7 +102,10 @@ def build_model(task: Task, seed: int) -> nn.Module:
         torch.manual_seed(SeededRandomness(seed).torch_seed("model"))
         model = guarded(type(task).__name__, "model()", task.model)
     if not isinstance(model, nn.Module):
-        raise TaskError(f"{type(task).__name__}.model() returned a {type(model).__name__}, not a torch.nn.Module", code="task-model")
+        raise TaskError(
+            f"{type(task).__name__}.model() returned a {type(model).__name__}, not a torch.nn.Module",
+            code="task-model",
+        )
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm):
             raise TaskError(
@@ -101,9 +125,14 @@ def owners(task: Task) -> dict[str, Split]:
         DataError: an owner without a training record, or a target out of range.
     """
     found = guarded(type(task).__name__, "data()", task.data)
-    splits = {POOLED: found} if isinstance(found, Split) else dict(found) if isinstance(found, Mapping) else None
+    splits = (
+        {POOLED: found} if isinstance(found, Split) else dict(found) if isinstance(found, Mapping) else None
+    )
     if not splits or not all(isinstance(split, Split) for split in splits.values()):
-        raise TaskError(f"{type(task).__name__}.data() must return a Split or a mapping of names to Splits", code="task-data")
+        raise TaskError(
+            f"{type(task).__name__}.data() must return a Split or a mapping of names to Splits",
+            code="task-data",
+        )
     for owner, split in splits.items():
         check_data(task, split.train, owner=owner, part="training")
         if len(split.test):
@@ -118,11 +147,19 @@ def check_data(task: Task, data: Data, *, owner: str, part: str) -> None:
         DataError: no record, targets out of range or not finite, or one class only where the task needs more.
     """
     if len(data) == 0:
-        raise DataError(f"site '{owner}' has no {part} record", remedy="give it data, or leave it out of the federation", code="data-empty")
+        raise DataError(
+            f"site '{owner}' has no {part} record",
+            remedy="give it data, or leave it out of the federation",
+            code="data-empty",
+        )
     targets = data.targets
     if task.kind == "classification":
         if targets.is_floating_point():
-            raise DataError(f"site '{owner}': {part} targets are {targets.dtype}, not class numbers", remedy="give int64 class numbers", code="data-target")
+            raise DataError(
+                f"site '{owner}': {part} targets are {targets.dtype}, not class numbers",
+                remedy="give int64 class numbers",
+                code="data-target",
+            )
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= len(task.classes):
             raise DataError(
@@ -137,7 +174,11 @@ def check_data(task: Task, data: Data, *, owner: str, part: str) -> None:
                 code="data-single-class",
             )
     elif not bool(torch.isfinite(targets).all()):
-        raise DataError(f"site '{owner}': a {part} target is not finite", remedy="remove the record or mend the value", code="data-target")
+        raise DataError(
+            f"site '{owner}': a {part} target is not finite",
+            remedy="remove the record or mend the value",
+            code="data-target",
+        )
 
 
 def guarded(name: str, where: str, call: Callable[[], T]) -> T:
@@ -146,13 +187,21 @@ def guarded(name: str, where: str, call: Callable[[], T]) -> T:
         return call()
     except CloisterError:
         raise
-    except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
+    except (Exception, SystemExit) as error:  # a task that calls sys.exit() does not end the run in silence
         raise TaskError(
-            f"task '{name}' raised {type(error).__name__} in {where} (at {Path(frame.filename).name}:{frame.lineno}, {frame.name})",
+            f"task '{name}' raised {type(error).__name__} in {where}{_place(error)}",
             remedy="set CLOISTER_DEBUG=1 to see the whole traceback",
             code="task-raised",
         ) from error
+
+
+def _place(error: BaseException) -> str:
+    """Say where in the task's code ``error`` arose: its innermost line outside installed packages, if there is one."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" (at {Path(error.filename).name}:{error.lineno})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    own = [frame for frame in frames if not frame.filename.startswith((*_INSTALLED, "<"))] or frames
+    return f" (at {Path(own[-1].filename).name}:{own[-1].lineno}, {own[-1].name})" if own else ""
 
 
 def _find(use: str, base: Path) -> Any:
@@ -166,24 +215,47 @@ def _find(use: str, base: Path) -> Any:
             code="task-unknown",
         )
     where, _, name = use.rpartition(":")
+    if not where or not name:
+        raise TaskError(
+            f"task.use = '{use}' lacks a part",
+            remedy="write 'module:attribute' or 'file.py:attribute'",
+            code="task-unknown",
+        )
     module = _from_file(base / where) if where.endswith(".py") else _from_module(where, use)
     if not hasattr(module, name):
         public = [key for key in vars(module) if not key.startswith("_")]
-        raise TaskError(f"'{where}' has no '{name}'{nearest(name, public)}", remedy="check task.use", code="task-unknown")
+        raise TaskError(
+            f"'{where}' has no '{name}'{nearest(name, public)}", remedy="check task.use", code="task-unknown"
+        )
     return getattr(module, name)
 
 
 def _from_module(where: str, use: str) -> ModuleType:
-    if importlib.util.find_spec(where.split(".")[0]) is None:
-        raise TaskError(f"task.use = '{use}': there is no module '{where}'", remedy="install it, or give 'file.py:attribute'", code="task-unknown")
-    return guarded(use, "its module", lambda: importlib.import_module(where))
+    try:
+        return guarded(use, "its module", lambda: importlib.import_module(where))
+    except TaskError as error:
+        missing = error.__cause__.name if isinstance(error.__cause__, ModuleNotFoundError) else None
+        if missing is None or not f"{where}.".startswith(f"{missing}."):
+            raise
+        raise TaskError(
+            f"task.use = '{use}': there is no module '{missing}'",
+            remedy="install it, or give 'file.py:attribute'",
+            code="task-unknown",
+        ) from None
 
 
 def _from_file(path: Path) -> ModuleType:
     path = path.resolve()
-    if not path.is_file():
-        raise TaskError(f"task.use: there is no file '{path}'", remedy="paths are taken from the federation file's folder", code="task-unknown")
-    name = f"cloister_task_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise TaskError(
+            f"task.use: cannot read the file '{path}': {error.strerror}",
+            remedy="paths are taken from the federation file's folder",
+            code="task-unknown",
+        ) from None
+    # The name goes with the path and what the file says: an edited file is a new module in a process that lives on.
+    name = f"cloister_task_{path.stem}_{hashlib.sha256(str(path).encode() + source).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -200,24 +272,44 @@ def _from_file(path: Path) -> ModuleType:
 
 
 def _options(table: TaskTable, attribute: Callable[..., Any], base: Path) -> dict[str, Any]:
-    parameters = {
-        name: parameter
+    """Check the task's options against the annotations of what makes it.
+
+    Strict in the way of JSON: ``"12"`` is no whole number, and text is a ``Path`` or a list a ``tuple`` where that is asked for.
+    """
+    parameters = guarded(table.use, "the annotations of its constructor", lambda: _parameters(attribute))
+    # Fields go by number and an alias, so that an option may have any name (``schema``, ``copy``, ``model_config``).
+    fields: dict[str, Any] = {
+        f"option{number}": (hint, Field(... if default is inspect.Parameter.empty else default, alias=name))
+        for number, (name, (hint, default)) in enumerate(parameters.items())
+    }
+    config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
+    model: type[BaseModel] = create_model("TaskOptions", __config__=config, **fields)
+    try:
+        checked = model.model_validate_json(json.dumps(table.options))
+    except ValidationError as error:
+        lines = "\n".join(f"  {line}" for line in refusals(error, model, "task"))
+        raise TaskError(
+            f"[task] was refused by '{table.use}':\n{lines}",
+            remedy="change these keys and try again",
+            code="task-option",
+        ) from None
+    names = dict(zip(fields, parameters, strict=True))
+    return {names[field]: _from_base(getattr(checked, field), base) for field in checked.model_fields_set}
+
+
+def _parameters(attribute: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the annotation and the default of each named parameter."""
+    function = attribute.__init__ if inspect.isclass(attribute) else attribute
+    hints = get_type_hints(function, include_extras=True)
+    return {
+        name: (hints.get(name, Any), parameter.default)
         for name, parameter in inspect.signature(attribute).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
-    function = attribute.__init__ if inspect.isclass(attribute) else attribute
-    hints = get_type_hints(function, include_extras=True)
-    fields: dict[str, Any] = {
-        name: (hints.get(name, Any), ... if parameter.default is parameter.empty else parameter.default)
-        for name, parameter in parameters.items()
-    }
-    model: type[BaseModel] = create_model(
-        "TaskOptions", __config__=ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=()), **fields
-    )
-    try:
-        checked = model.model_validate(table.options)
-    except ValidationError as error:
-        lines = "\n".join(f"  task.{line}" if not line.startswith("unknown") else f"  {line}" for line in refusals(error, model))
-        raise TaskError(f"[task] was refused by '{table.use}':\n{lines}", remedy="change these keys and try again", code="task-option") from None
-    given = {name: getattr(checked, name) for name in checked.model_fields_set}
-    return {name: base / value if isinstance(value, Path) else value for name, value in given.items()}
+
+
+def _from_base(value: Any, base: Path) -> Any:
+    """Take relative paths, also those in lists, from the federation file's folder."""
+    if isinstance(value, Path):
+        return base / value
+    return type(value)(_from_base(inner, base) for inner in value) if type(value) in (list, tuple) else value

@@ -1,28 +1,31 @@
 """Read, check and write the federation file.
 
 An unknown key is an error that offers the nearest known one; a value of the wrong type is an error that names the key, the
-value and what was expected; a setting that the format documents but this version does not offer says so. The effective file has
-every default filled in, with where each value came from.
+value and what was expected; a setting that the format documents but this version does not offer says so. A value that is no
+finite number, text, truth value, list or table (``nan``, ``inf``, a date) is refused wherever it stands, also in ``[task]``.
+The effective file has every default filled in, with where each value came from.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
+import math
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, time
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
 from cloister.core.errors import NotYetOffered, SpecError
+from cloister.core.spec.refusals import nearest, refusals
 from cloister.core.spec.tables import FederationSpec
+from cloister.core.spec.writing import annotated_toml
 
 __all__ = ["Loaded", "Origin", "load_federation", "nearest", "parse_federation", "refusals"]
 
@@ -42,6 +45,18 @@ _NOT_YET_VALUES = {
     "privacy.unit": ("record", "record-distributed", "site", "site-local", "site-distributed"),
     "aggregation.protection": ("masked", "bfv", "ckks", "threshold-bfv"),
 }
+# The stages of `aggregation.rule = "arc | nnm | trimmed-mean"`.
+_NOT_YET_STAGES = (
+    "arc",
+    "nnm",
+    "trimmed-mean",
+    "median",
+    "geometric-median",
+    "krum",
+    "multi-krum",
+    "bulyan",
+    "bucketing",
+)
 _MAX_BYTES = 1 << 20
 
 
@@ -69,11 +84,16 @@ class Loaded:
 
     def effective(self) -> dict[str, Any]:
         """Return the whole file as plain data with every default filled in; ``None`` is left out."""
-        return _without_none(self.spec.model_dump(mode="json"))
+        tables: dict[str, Any] = _without_none(self.spec.model_dump(mode="json"))
+        return tables
 
     def effective_toml(self) -> str:
         """Return the effective file as TOML; reading it again gives the same spec."""
         return tomli_w.dumps(self.effective())
+
+    def annotated_toml(self) -> str:
+        """Return the effective file as TOML with one key a line and where its value came from in a comment."""
+        return annotated_toml(self.effective(), self.origins)
 
     def digest(self) -> str:
         """Return SHA-256 (hex) over the effective file, the same whatever the file's layout."""
@@ -92,30 +112,45 @@ def load_federation(path: Path, overrides: Sequence[str] = ()) -> Loaded:
         SpecError: the file is missing, is not TOML, or is refused.
     """
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
-        raise SpecError(f"there is no federation file '{path}'", remedy="check the path; examples/heart has one to start from") from None
+        raise SpecError(
+            f"there is no federation file '{path}'",
+            remedy="check the path; examples/heart has one to start from",
+        ) from None
     except OSError as error:
-        raise SpecError(f"cannot read the federation file '{path}': {error.strerror}", remedy="check the path and its permissions") from None
+        raise SpecError(
+            f"cannot read the federation file '{path}': {error.strerror}",
+            remedy="check the path and its permissions",
+        ) from None
     if len(raw) > _MAX_BYTES:
-        raise SpecError(f"'{path}' has {len(raw)} bytes: a federation file has at most {_MAX_BYTES}", remedy="check the path")
+        raise SpecError(
+            f"'{path}' has more than {_MAX_BYTES} bytes, the most that a federation file may have",
+            remedy="check the path",
+        )
     try:
         document = tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"'{path}' is not TOML: {error}", remedy="mend the line that the message names") from None
-    return parse_federation(document, base=path.resolve().parent, overrides=overrides, name=str(path))
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # TOMLDecodeError, UnicodeDecodeError, a number with thousands of digits
+        raise SpecError(
+            f"'{path}' is not TOML: {error}", remedy="mend the place that the message names"
+        ) from None
+    return parse_federation(document, base=path.resolve().parent, overrides=overrides, name=f"'{path}'")
 
 
 def parse_federation(
     document: Mapping[str, Any], *, base: Path, overrides: Sequence[str] = (), name: str = "the federation"
 ) -> Loaded:
-    """Check a federation given as plain data.
+    """Check a federation given as plain data; a key whose value is ``None`` counts as left out.
 
     Raises:
         SpecError: with every refusal of the file in one message.
     """
-    origins = dict.fromkeys(_leaves(document), Origin.FILE)
-    merged: dict[str, Any] = json.loads(json.dumps(document, default=str))
+    merged: dict[str, Any] = _plain(document, "")
+    origins = dict.fromkeys(_leaves(merged), Origin.FILE)
     for text in overrides:
         key, value = _read_override(text)
         _put(merged, key, value)
@@ -126,63 +161,40 @@ def parse_federation(
         spec = FederationSpec.model_validate(merged)
     except ValidationError as error:
         lines = refusals(error, FederationSpec)
-        raise SpecError(f"{name} was refused:\n" + "\n".join(f"  {line}" for line in lines), remedy="change these keys and try again") from None
+        raise SpecError(
+            f"{name} was refused:\n" + "\n".join(f"  {line}" for line in lines),
+            remedy="change these keys and try again",
+        ) from None
     loaded = Loaded(spec=spec, base=base, origins=origins)
     complete = {key: origins.get(key, Origin.DEFAULT) for key in _leaves(loaded.effective())}
     return Loaded(spec=spec, base=base, origins=complete)
 
 
-def refusals(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Turn pydantic's errors into one line a key: its name, its value, what was expected, and the nearest known key."""
-    lines = []
-    for detail in error.errors(include_url=False):
-        line = _refusal(detail, model)
-        if line not in lines:
-            lines.append(line)
-    return lines
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the known word nearest to ``word``, or the list of all of them."""
-    names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    return "; known here: " + ", ".join(names) if names else ""
-
-
-def _refusal(detail: ErrorDetails, model: type[BaseModel]) -> str:
-    # Union members ("int", "PoissonCohort", …) appear in pydantic's path; keep what a reader sees in the file.
-    path = [str(part) for part in detail["loc"] if isinstance(part, int) or str(part).isidentifier() and str(part).islower()]
-    path = [part for part in path if part not in ("int", "str", "float", "constrained-int")]
-    key = ".".join(path)
-    if detail["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{nearest(path[-1], _fields_at(model, path[:-1]))}"
-    if detail["type"] == "missing":
-        return f"'{key}' is missing"
-    if detail["type"] == "value_error":
-        where = f"[{key}] " if key else ""
-        return where + detail["msg"].removeprefix("Value error, ")
-    return f"{key} = {json.dumps(detail['input'], default=str)}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
-
-
-def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Return the known keys of the table at ``path``."""
-    current: type[BaseModel] | None = model
-    for part in path:
-        if current is None or part not in current.model_fields:
-            return []
-        current = _table_of(current.model_fields[part].annotation)
-    return list(current.model_fields) if current else []
-
-
-def _table_of(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        if (found := _table_of(argument)) is not None:
-            return found
-    return None
+def _plain(value: Any, key: str) -> Any:
+    """Copy plain data; refuse what a federation file cannot hold, by its key."""
+    if isinstance(value, Mapping):
+        return {
+            str(k): _plain(inner, f"{key}.{k}" if key else str(k))
+            for k, inner in value.items()
+            if inner is not None
+        }
+    if isinstance(value, list | tuple):
+        return [_plain(inner, f"{key}[{number}]") for number, inner in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SpecError(
+            f"{key} = {value}: should be a finite number", remedy="give a number that is neither nan nor inf"
+        )
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, date | time):
+        raise SpecError(
+            f"{key} = {value}: a federation file holds no dates",
+            remedy=f'write it as text: {key} = "{value}"',
+        )
+    raise SpecError(
+        f"{key} is a {type(value).__name__}, which a federation file cannot hold",
+        remedy="give text, a number, true or false, a list or a table",
+    )
 
 
 def _refuse_not_yet(document: Mapping[str, Any]) -> None:
@@ -200,24 +212,42 @@ def _refuse_not_yet(document: Mapping[str, Any]) -> None:
                 remedy=f"remove '{key}' to run without that protection; the report will say so",
             )
 
+    rule = _get(document, "aggregation.rule")
+    stages = [stage.strip() for stage in rule.split("|")] if isinstance(rule, str) else []
+    if stages and all(stage in _NOT_YET_STAGES for stage in stages):
+        raise NotYetOffered(
+            f"aggregation.rule = '{rule}' asks for robust aggregation, which the file's format documents but this version does not offer",
+            remedy="use rule = 'mean', which one site that lies can move anywhere",
+        )
+
 
 def _read_override(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     key = key.strip()
-    if not separator or not key:
-        raise SpecError(f"--set '{text}' is not key=value", remedy="write for example --set federation.rounds=5")
+    if not separator or not all(key.split(".")):
+        raise SpecError(
+            f"--set '{text}' is not key=value",
+            remedy="write for example --set federation.rounds=5",
+            code="set",
+        )
     try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        read = tomllib.loads(f"value = {value}")
+    except (ValueError, RecursionError):
         return key, value.strip()
+    return key, _plain(read["value"], key) if read.keys() == {"value"} else value.strip()
 
 
 def _put(document: dict[str, Any], dotted: str, value: Any) -> None:
     *tables, leaf = dotted.split(".")
-    for table in tables:
+    for depth, table in enumerate(tables, start=1):
         inner = document.setdefault(table, {})
         if not isinstance(inner, dict):
-            raise SpecError(f"--set {dotted}: '{table}' is not a table", remedy="check the dotted key")
+            above = ".".join(tables[:depth])
+            raise SpecError(
+                f"--set {dotted}: '{above}' is a value, not a table",
+                remedy=f"give the whole of it: --set '{above}={{ … }}'",
+                code="set",
+            )
         document = inner
     document[leaf] = value
 
@@ -233,7 +263,11 @@ def _get(document: Mapping[str, Any], dotted: str) -> Any:
 
 def _leaves(value: Any, prefix: str = "") -> list[str]:
     if isinstance(value, Mapping):
-        return [leaf for key, inner in value.items() for leaf in _leaves(inner, f"{prefix}.{key}" if prefix else str(key))]
+        return [
+            leaf
+            for key, inner in value.items()
+            for leaf in _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
+        ]
     return [prefix]
 
 

@@ -52,6 +52,7 @@ class Federation(Table):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         default=0, description="seed of a simulation; a deployment draws from the operating system and says so"
     )
+    checkpoint_every: Count = Field(default=1, description="rounds between two checkpoints; the best and the last round always make one")
 
 
 class TaskTable(BaseModel):

@@ -1,0 +1,1 @@
+"""A site: its data, its local training, its ClientApp."""

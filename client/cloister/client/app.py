@@ -1,0 +1,169 @@
+"""A site as a Flower ClientApp: ``train``, ``evaluate`` and ``query`` on Flower's Message API.
+
+What a site sends is the three replies of `cloister.core.protocol` and nothing else. Whatever goes wrong becomes a refusal with
+a stable code: an exception's text, which may quote a record, stays at the site.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from cloister.client.incoming import Job, read_job
+from cloister.client.trainer import Trainer
+from cloister.core import protocol
+from cloister.core.data import Split
+from cloister.core.errors import CloisterError
+from cloister.core.metrics import measure
+from cloister.core.randomness import Randomness
+from cloister.core.resolve import check_data
+from cloister.core.spec import FederationSpec
+from cloister.core.update import Vector
+from cloister.strategies.scaffold import client_control, correction
+
+__all__ = ["Site", "SiteSource", "Workbench", "make_client_app"]
+
+_log = logging.getLogger("cloister.client")
+
+MakeArray = Callable[[Vector], Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workbench:
+    """What a site needs for one federation, built once and used for every message of it."""
+
+    spec: FederationSpec
+    trainer: Trainer
+    randomness: Randomness
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Who this is and what it holds."""
+
+    name: str
+    split: Split
+
+
+class SiteSource(Protocol):
+    """Where the ClientApp finds its workbench and its records: a simulation's partition, or a real site's folder."""
+
+    def workbench(self, federation: str) -> Workbench:
+        """Return the workbench for the effective federation file in ``federation`` (JSON)."""
+        ...
+
+    def site(self, context: Context, bench: Workbench) -> Site:
+        """Return the site that ``context`` stands for."""
+        ...
+
+
+def make_client_app(source: SiteSource, *, make_array: MakeArray = Array) -> ClientApp:
+    """Return the ClientApp of a site.
+
+    Args:
+        source: where it finds its workbench and records.
+        make_array: how a flat vector becomes a Flower ``Array``; an engine on one machine gives one that does not copy.
+    """
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return _answer(message, lambda: _train(message, context, source, make_array))
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return _answer(message, lambda: _evaluate(message, context, source))
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return _answer(message, lambda: _introduce(message, context, source))
+
+    return app
+
+
+def _train(message: Message, context: Context, source: SiteSource, make_array: MakeArray) -> RecordDict:
+    job, bench, site = _start(message, context, source)
+    size = bench.trainer.layout.size
+    vector = job.array(protocol.VECTOR, size)
+    control, own = None, None
+    if bench.spec.training.scaffold:
+        control = job.array(protocol.CONTROL, size)
+        own = _own_control(context, size)
+    result = bench.trainer.train(
+        vector,
+        site.split.train,
+        site=site.name,
+        round_number=job.round_number,
+        randomness=bench.randomness,
+        drift=None if control is None or own is None else correction(control, own),
+    )
+    arrays = {protocol.VECTOR: make_array(result.change)}
+    if control is not None and own is not None:
+        end = vector + result.change
+        new, change = client_control(
+            client=own, server=control, start=vector, end=end, steps=result.steps, lr=result.learning_rate
+        )
+        context.state[protocol.CONTROL] = ArrayRecord({protocol.CONTROL: make_array(new)})
+        arrays[protocol.CONTROL] = make_array(change)
+    report = MetricRecord({"loss": result.loss, "records": result.records, "steps": result.steps})
+    return RecordDict({protocol.UPDATE: ArrayRecord(arrays), protocol.REPORT: report})
+
+
+def _evaluate(message: Message, context: Context, source: SiteSource) -> RecordDict:
+    job, bench, site = _start(message, context, source)
+    bench.trainer.load(job.array(protocol.VECTOR, bench.trainer.layout.size))
+    if len(site.split.test) == 0:
+        return RecordDict({protocol.REPORT: MetricRecord({"records": 0})})
+    found = measure(bench.trainer.task, bench.trainer.model, site.split.test, device=str(bench.trainer.device))
+    report = MetricRecord({"loss": found.loss, "records": found.records})
+    for name, value in found.metrics.items():
+        report[protocol.METRIC + name] = value
+    if found.confusion is not None:
+        report[protocol.CONFUSION] = [count for row in found.confusion for count in row]
+    return RecordDict({protocol.REPORT: report})
+
+
+def _introduce(message: Message, context: Context, source: SiteSource) -> RecordDict:
+    job = read_job(message)
+    bench = source.workbench(job.federation)
+    site = source.site(context, bench)
+    return RecordDict({protocol.SITE: ConfigRecord({"name": site.name})})
+
+
+def _start(message: Message, context: Context, source: SiteSource) -> tuple[Job, Workbench, Site]:
+    job = read_job(message)
+    bench = source.workbench(job.federation)
+    job.check_layout(bench.trainer.layout)
+    site = source.site(context, bench)
+    check_data(bench.trainer.task, site.split.train, owner=site.name, part="training")
+    return job, bench, site
+
+
+def _own_control(context: Context, size: int) -> Vector:
+    if protocol.CONTROL in context.state:
+        stored: Vector = context.state.array_records[protocol.CONTROL][protocol.CONTROL].numpy()
+        return stored
+    return np.zeros(size, dtype=np.float32)
+
+
+def _answer(message: Message, work: Callable[[], RecordDict]) -> Message:
+    """Reply with what ``work`` returns, or with a refusal that holds no data."""
+    try:
+        content = work()
+    except CloisterError as error:
+        content = _refusal(error.code, error.message)
+    except Exception as error:  # noqa: BLE001 - nothing of it may leave but its type
+        _log.error("message refused: %s", type(error).__name__, exc_info=bool(os.environ.get("CLOISTER_DEBUG")))
+        content = _refusal("site-failed", f"the site's code raised {type(error).__name__}")
+    return Message(content, reply_to=message)
+
+
+def _refusal(code: str, message: str) -> RecordDict:
+    return RecordDict({protocol.REFUSAL: ConfigRecord({"code": code, "message": message})})

@@ -1,0 +1,83 @@
+"""What a site checks of a message before it uses any of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import ArrayRecord, Message
+
+from cloister.core import protocol
+from cloister.core.errors import IntegrityError
+from cloister.core.update import Layout, Vector
+
+__all__ = ["Job", "read_job"]
+
+_MAX_FEDERATION = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A checked job: the round, the federation's text, the layout's digest and the arrays that came with it."""
+
+    round_number: int
+    federation: str
+    layout_digest: str
+    arrays: ArrayRecord | None
+
+    def check_layout(self, layout: Layout) -> None:
+        """Refuse a job whose model is not the one that this site builds.
+
+        Raises:
+            IntegrityError: the digests differ.
+        """
+        if self.layout_digest != layout.digest:
+            raise IntegrityError(
+                "the server's model layout is not the one that this site builds from the federation file",
+                remedy="install the same version of cloister and of the task at the server and at every site",
+                code="layout-differs",
+            )
+
+    def array(self, name: str, size: int) -> Vector:
+        """Return the array ``name``, checked: (size,) float32, finite.
+
+        Raises:
+            IntegrityError: it is missing or is something else.
+        """
+        if self.arrays is None or name not in self.arrays:
+            raise IntegrityError(f"the job has no array '{name}'", code="job-array")
+        vector = self.arrays[name].numpy()
+        if vector.dtype != np.float32 or vector.shape != (size,):
+            raise IntegrityError(
+                f"the job's array '{name}' is {vector.dtype} {vector.shape}, not float32 ({size},)", code="job-array"
+            )
+        if not np.isfinite(vector).all():
+            raise IntegrityError(f"the job's array '{name}' is not finite", code="job-array")
+        checked: Vector = vector
+        return checked
+
+
+def read_job(message: Message) -> Job:
+    """Read and check the job of a message.
+
+    Raises:
+        IntegrityError: a missing or malformed field, or another protocol version.
+    """
+    record = message.content.config_records.get(protocol.JOB)
+    if record is None:
+        raise IntegrityError("the message has no job", code="job-malformed")
+    version, number = record.get("protocol"), record.get("round")
+    federation, layout = record.get("federation"), record.get("layout")
+    if version != protocol.PROTOCOL:
+        raise IntegrityError(
+            f"the job speaks protocol {version!r}, this site {protocol.PROTOCOL}",
+            remedy="install the same version of cloister at the server and at the site",
+            code="job-protocol",
+        )
+    if not (isinstance(number, int) and number >= 0 and isinstance(federation, str) and isinstance(layout, str)):
+        raise IntegrityError("the job lacks a round, a federation or a layout", code="job-malformed")
+    if len(federation) > _MAX_FEDERATION:
+        raise IntegrityError(f"the job's federation has {len(federation)} characters, more than {_MAX_FEDERATION}", code="job-malformed")
+    return Job(
+        round_number=number, federation=federation, layout_digest=layout, arrays=message.content.array_records.get(protocol.MODEL)
+    )

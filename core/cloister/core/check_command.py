@@ -1,0 +1,148 @@
+"""``cloister check FILE``: what a federation file means, what it costs and who learns what, before anything runs."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.text import Text
+
+from cloister.core.outcome import FileArgument, JsonOption, Outcome, SetOption, outcome
+
+if TYPE_CHECKING:
+    from cloister.core.spec import FederationSpec, Loaded
+
+__all__ = ["check", "predicted_traffic", "register"]
+
+_STYLES = {"file": "", "--set": "bold cyan", "default": "dim"}
+_NUMBER_BYTES = 4
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``check`` to ``app``."""
+
+    @app.command("check")
+    def check_command(
+        file: FileArgument, overrides: SetOption = None, json_output: JsonOption = False
+    ) -> None:
+        """Check a federation file and show what it means.
+
+        Prints the effective file with the origin of each value, the model, the bytes of a round, what the server, another
+        site and an outsider can learn, and warnings. Refuses an unsound file (exit 3) and unusable data (exit 4).
+        """
+        with outcome(json_output) as out:
+            from cloister.core.spec import load_federation
+
+            loaded = load_federation(file, overrides or [])
+            out.result = check(loaded)
+            _show(file, loaded, out)
+
+
+def check(loaded: Loaded) -> dict[str, Any]:
+    """Check a federation with its task and records; return what ``--json`` prints.
+
+    Raises:
+        SpecError: the federation is unsound, or its task is refused.
+        DataError: the task's records are refused.
+    """
+    from cloister.core.checking import check_federation, check_records, expected_cohort, population
+    from cloister.core.exposure import exposure
+    from cloister.core.preflight import try_task
+    from cloister.core.resolve import build_model, load_task, owners
+    from cloister.core.update import Layout
+
+    spec = loaded.spec
+    task = load_task(spec.task, loaded.base)
+    warnings = check_federation(loaded, task)
+    model = build_model(task, spec.federation.seed)
+    layout = Layout.of(model)
+    splits = owners(task)
+    warnings += check_records(loaded, splits)
+    try_task(task, model, next(iter(splits.values())).train)
+    sites = population(spec, splits)
+    cohort = expected_cohort(spec, sites)
+    return {
+        "name": spec.federation.name,
+        "digest": loaded.digest(),
+        "effective": loaded.effective(),
+        "origins": {key: str(origin) for key, origin in loaded.origins.items()},
+        "task": {"use": spec.task.use, "kind": task.kind, "classes": list(task.classes)},
+        "model": {"parameters": layout.size, "layout": layout.digest},
+        "sites": sites,
+        "cohort": cohort,
+        "traffic": predicted_traffic(spec, layout.size, cohort),
+        "privacy": {"unit": spec.privacy.unit, "epsilon": None},
+        "exposure": exposure(spec).as_dict(),
+        "warnings": warnings,
+    }
+
+
+def predicted_traffic(spec: FederationSpec, parameters: int, cohort: float) -> dict[str, int]:
+    """Return the bytes of arrays in one round over the whole cohort (float32; messages' headers are left out).
+
+    Args:
+        spec: the federation.
+        parameters: length of the model's vector.
+        cohort: how many sites take part (a mean, where they are drawn).
+
+    Returns:
+        ``down`` and ``up`` for training, both doubled by SCAFFOLD's control variates; ``evaluation_down`` for sending the new
+        model out in a round that the sites measure.
+    """
+    vector = round(_NUMBER_BYTES * parameters * cohort)
+    training = vector * (2 if spec.training.scaffold else 1)
+    return {"down": training, "up": training, "evaluation_down": vector if spec.evaluation.sites else 0}
+
+
+def _show(file: Path, loaded: Loaded, out: Outcome) -> None:
+    found = out.result
+    out.say(_coloured(loaded.annotated_toml()))
+    task, model, traffic = found["task"], found["model"], found["traffic"]
+    classes = f", {len(task['classes'])} classes" if task["classes"] else ""
+    evaluation = (
+        f"; {_bytes(traffic['evaluation_down'])} more down where sites measure"
+        if traffic["evaluation_down"]
+        else ""
+    )
+    facts = {
+        "digest": found["digest"],
+        "task": f"{task['use']}: {task['kind']}{classes}",
+        "model": f"{model['parameters']:,} parameters, layout {model['layout'][:16]}",
+        "sites": f"{found['sites']:,}, of which {found['cohort']:,g} a round",
+        "traffic": f"{_bytes(traffic['down'])} down and {_bytes(traffic['up'])} up a round{evaluation}",
+        "ε": f"none: privacy.unit = '{found['privacy']['unit']}'",
+    }
+    out.say("\n".join(f"{name:<8} {fact}" for name, fact in facts.items()))
+    who = {
+        "server": "What the server can learn",
+        "site": "What another site can learn",
+        "outsider": "What an outsider can learn",
+    }
+    for party, title in who.items():
+        out.say(_list(title, found["exposure"][party], style="bold"))
+    if found["warnings"]:
+        out.say(_list("Warnings", found["warnings"], style="bold yellow"))
+    out.say(f"\nnext: cloister simulate {shlex.quote(str(file))}")
+
+
+def _coloured(toml: str) -> Text:
+    text = Text()
+    for line in toml.splitlines():
+        setting, separator, origin = line.rpartition("  # ")
+        text.append(setting + separator, _STYLES.get(origin, "")) if separator else text.append(line, "bold")
+        text.append(f"{origin}\n" if separator else "\n", "dim")
+    return text
+
+
+def _list(title: str, sentences: list[str], *, style: str) -> Text:
+    return Text.assemble("\n", (title, style), *(f"\n  - {sentence}" for sentence in sentences))
+
+
+def _bytes(number: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.4g} {unit}"
+        number /= 1000
+    return f"{number:.4g} GB"

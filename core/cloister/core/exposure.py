@@ -1,0 +1,95 @@
+"""What each party can learn in a federation, said plainly: a pure function of the federation file.
+
+Three parties are told apart: the server that runs the rounds, another site of the same federation, and an outsider who
+gets the released model and its report. The sentences state what a party *can* learn if it is curious, not what it is meant to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cloister.core.spec import FederationSpec
+
+__all__ = ["Exposure", "exposure"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exposure:
+    """What each party can learn, one sentence an entry.
+
+    Attributes:
+        server: who coordinates the rounds.
+        site: any other site of the federation.
+        outsider: who holds the released model and the run's report.
+    """
+
+    server: tuple[str, ...]
+    site: tuple[str, ...]
+    outsider: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, list[str]]:
+        """Return it as ``--json`` prints it."""
+        return {"server": list(self.server), "site": list(self.site), "outsider": list(self.outsider)}
+
+
+def exposure(spec: FederationSpec) -> Exposure:
+    """Say what the server, another site and an outsider can learn under ``spec``."""
+    return Exposure(server=_server(spec), site=_site(spec), outsider=_outsider(spec))
+
+
+def _server(spec: FederationSpec) -> tuple[str, ...]:
+    training, said = spec.training, []
+    said.append(
+        "Each site's update in clear, in every round that the site takes part in, with the site's name; "
+        "records can be reconstructed from an update (gradient inversion)."
+    )
+    if training.local_steps == 1:
+        said.append(
+            "With local_steps = 1 an update is one batch's gradient, the easiest case for reconstruction."
+        )
+    if training.scaffold:
+        said.append(
+            "Each site's change of its SCAFFOLD control variate in clear: a mean of that site's gradients."
+        )
+    said.append("Each site's number of training records and its mean training loss, every round.")
+    if spec.evaluation.sites:
+        said.append(
+            "Each site's metrics on its own test records: for a classification also their counts by true and predicted class."
+        )
+    if spec.evaluation.central:
+        said.append(
+            "The central test records, which the server holds in order to measure (in a simulation, the sites' pooled ones)."
+        )
+    said.append("Which sites answered, and how long each took.")
+    return tuple(said)
+
+
+def _site(spec: FederationSpec) -> tuple[str, ...]:
+    said = [
+        "The model of every round it is asked in, and so the mean of the other sites' updates; no noise covers anybody's share."
+    ]
+    if spec.cohort.min_sites <= 2:
+        said.append(
+            f"cohort.min_sites = {spec.cohort.min_sites} lets a round be aggregated over "
+            + (
+                "one site: that site's own model then goes to all."
+                if spec.cohort.min_sites == 1
+                else "two sites: each can subtract its own update."
+            )
+        )
+    said.append(
+        "Whether a given record was probably trained on (membership inference on the models it receives)."
+    )
+    return tuple(said)
+
+
+def _outsider(spec: FederationSpec) -> tuple[str, ...]:
+    said = [
+        "From the released model: whether a given record was probably trained on; no differential privacy bounds it."
+    ]
+    report = "From the report, if it is published: the sites' names, who took part in which round, the federation file"
+    if spec.evaluation.sites:
+        report += ", each site's metrics"
+    said.append(report + ".")
+    said.append("Nothing of a site's updates from a simulation, which sends nothing over a network.")
+    return tuple(said)

@@ -1,0 +1,49 @@
+"""What travels between the server and a site: the names of records and keys, and nothing else.
+
+Both sides speak Flower's messages; neither imports the other. This module is the vocabulary that they share.
+
+===============  ==========================================================================================
+message          records
+===============  ==========================================================================================
+``train``        ``job``, ``model`` → ``report``, ``update``  (or ``refusal``)
+``evaluate``     ``job``, ``model`` → ``report``              (or ``refusal``)
+``query``        ``job``            → ``site``                (or ``refusal``)
+===============  ==========================================================================================
+
+``job`` (text and numbers): `PROTOCOL`, the round, the effective federation file as JSON, the layout's digest.
+``model`` and ``update`` (arrays): `VECTOR`, and `CONTROL` under SCAFFOLD; each a flat float32 vector.
+``report`` (numbers): what was measured at the site. ``refusal`` (text): a stable code and a message without data.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CONFUSION",
+    "CONTROL",
+    "JOB",
+    "METRIC",
+    "MODEL",
+    "PROTOCOL",
+    "REFUSAL",
+    "REPORT",
+    "SITE",
+    "UPDATE",
+    "VECTOR",
+]
+
+#: Version of this vocabulary; a site refuses a job of another version.
+PROTOCOL = 1
+
+JOB = "job"
+MODEL = "model"
+UPDATE = "update"
+REPORT = "report"
+REFUSAL = "refusal"
+SITE = "site"
+
+VECTOR = "vector"
+CONTROL = "control"
+
+#: Prefix of a task metric in ``report``; `CONFUSION` is the confusion matrix, row by row.
+METRIC = "metric."
+CONFUSION = "confusion"

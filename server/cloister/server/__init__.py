@@ -1,0 +1,1 @@
+"""The coordinator: rounds, replies, checkpoints, events and the report."""

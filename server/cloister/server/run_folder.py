@@ -1,0 +1,101 @@
+"""The run folder: where everything that one run makes lies, and who may write to it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cloister.core.errors import IntegrityError, UsageError
+from cloister.core.files import write_whole
+from cloister.core.spec import Loaded, load_federation
+
+__all__ = ["RunFolder"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's folder, locked against a second writer while it is open.
+
+    ``federation.toml`` (effective), ``origins.json``, ``events.jsonl``, ``checkpoints/``, ``model.safetensors``, the report.
+    """
+
+    path: Path
+    lock: int
+
+    @classmethod
+    def create(cls, parent: Path, loaded: Loaded) -> RunFolder:
+        """Make a new folder ``<name>-<time>`` under ``parent`` and write the effective federation file into it.
+
+        Raises:
+            UsageError: the folder cannot be made there.
+        """
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        stem = f"{loaded.spec.federation.name}-{stamp}"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            path = next(p for n in range(1, 1000) if _made(p := parent / (stem if n == 1 else f"{stem}-{n}")))
+        except OSError as error:
+            raise UsageError(f"cannot write a run folder under '{parent}': {error.strerror}", remedy="give another --out") from None
+        (path / "checkpoints").mkdir()
+        write_whole(path / "origins.json", json.dumps(dict(loaded.origins), indent=1, sort_keys=True))
+        write_whole(path / "base.txt", str(loaded.base))
+        # Last: a folder with this file is a run that can be resumed.
+        write_whole(path / "federation.toml", loaded.effective_toml())
+        return cls(path, _lock(path))
+
+    @classmethod
+    def reopen(cls, path: Path) -> tuple[RunFolder, Loaded]:
+        """Open a run's folder again to go on with it.
+
+        Raises:
+            UsageError: it is not a run's folder.
+            IntegrityError: another process is writing to it.
+        """
+        if not (path / "federation.toml").is_file() or not (path / "base.txt").is_file():
+            raise UsageError(f"'{path}' is not a run that can be resumed: it has no federation.toml", remedy="name a folder under runs/")
+        written = load_federation(path / "federation.toml")
+        base = Path((path / "base.txt").read_text())
+        return cls(path, _lock(path)), Loaded(spec=written.spec, base=base, origins=written.origins)
+
+    @property
+    def events(self) -> Path:
+        """The events file."""
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The checkpoints' folder."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The released model."""
+        return self.path / "model.safetensors"
+
+    def close(self) -> None:
+        """Let another process write here."""
+        os.close(self.lock)
+
+
+def _made(path: Path) -> bool:
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise IntegrityError(
+            f"another process is writing to the run '{path}'", remedy="wait for it to end, or stop it", code="run-locked"
+        ) from None
+    return descriptor

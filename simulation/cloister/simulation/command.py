@@ -1,0 +1,90 @@
+"""``cloister simulate``: a federation file in, a run folder out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from cloister.core.errors import UsageError
+from cloister.core.outcome import JsonOption, Outcome, SetOption, outcome
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``simulate`` to the command."""
+
+    @app.command()
+    def simulate(
+        file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="The federation file (TOML).", show_default=False)] = None,
+        out: Annotated[Path, typer.Option("--out", help="Where the run folder is made.")] = Path("runs"),
+        resume: Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run's folder.", show_default=False)] = None,
+        settings: SetOption = None,
+        engine: Annotated[str, typer.Option("--engine", help="local (this machine's cores) or ray (Flower's own engine).")] = "local",
+        workers: Annotated[int | None, typer.Option("--workers", help="Processes that train at a time; 0: none beside this one. Default: one a core.", show_default=False)] = None,
+        json_output: JsonOption = False,
+    ) -> None:
+        """Train a federation on this machine and write a run folder with model and report."""
+        with outcome(json_output) as result:
+            _simulate(result, file, out, resume, settings or [], engine, workers)
+
+
+def _simulate(
+    result: Outcome, file: Path | None, out: Path, resume: Path | None, settings: list[str], engine: str, workers: int | None
+) -> None:
+    if resume is None and file is None:
+        raise UsageError("give a federation file, or --resume RUN", remedy="for example: cloister simulate examples/heart/federation.toml")
+    if resume is not None and settings:
+        raise UsageError("--set does not go with --resume: a run goes on with the file that it began with", remedy="start a new run with --set")
+    if file is not None and not file.exists() and file.suffix != ".toml" and resume is None:
+        raise UsageError(f"there is no federation file '{file}'", remedy="check the path; examples/heart has one to start from")
+    from cloister.core.spec import load_federation
+    from cloister.server.progress import Progress
+    from cloister.simulation import simulate as simulation
+    from cloister.simulation.engines import make_engine
+
+    carrier = make_engine(engine, workers)
+    result.on_interrupt = f"go on with: cloister simulate --resume {resume}" if resume else f"go on with: cloister simulate --resume {out}/<run>"
+    progress = Progress(result.progress)
+    try:
+        if resume is not None:
+            made = simulation.resume(resume, engine=carrier, sinks=(progress,))
+        else:
+            made = simulation.simulate(load_federation(_given(file), settings), out=out, engine=carrier, sinks=(progress,))
+    finally:
+        progress.close()
+    figures = made.figures
+    result.result = {
+        "run": str(made.run),
+        "report": str(made.report),
+        "model": str(made.model),
+        "metrics": figures["metrics"],
+        "privacy": figures["privacy"],
+    }
+    result.say(_table(figures), "", f"report  {made.report}", f"model   {made.model}", f"run     {made.run}", "", f"Next: open {made.report} in a browser.")
+
+
+def _given(file: Path | None) -> Path:
+    if file is None:
+        raise UsageError("give a federation file")
+    return file
+
+
+def _table(figures: dict[str, Any]) -> Table:
+    """Show the last figures side by side: the federation, its sites, and what it is compared with."""
+    metrics = figures["metrics"]
+    rows = {"federated, pooled test records": metrics.get("central"), "federated, mean of the sites": metrics.get("mean")}
+    for name, series in metrics.get("baselines", {}).items():
+        rows[f"{name}, pooled test records"] = series
+    rows = {name: series["last"] for name, series in rows.items() if series}
+    names = [name for name in ("accuracy", "f1", "auroc", "r2", "mae", "loss") if any(name in row for row in rows.values())]
+    table = Table(title=None, box=None, pad_edge=False)
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    for label, row in rows.items():
+        table.add_row(label, *(f"{row[name]:.3f}" if isinstance(row.get(name), float) else "–" for name in names))
+    return table

@@ -1,0 +1,138 @@
+"""Engines: what carries messages between the ServerApp and the ClientApps of a simulation.
+
+Every engine runs the same two apps from the same federation file. `LocalEngine` is the default; `cloister.simulation.ray_engine`
+is Flower's own, for more machines.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
+
+from flwr.app import ArrayRecord, Context, RecordDict
+
+from cloister.client.app import make_client_app
+from cloister.core.errors import UsageError
+from cloister.core.update import Vector
+from cloister.server.app import make_server_app
+from cloister.server.checkpoints import Arrays
+from cloister.server.coordinator import RunPlan
+from cloister.server.directory import ComputedDirectory
+from cloister.simulation.live_array import LiveArray
+from cloister.simulation.local_grid import LocalGrid, client_runner
+from cloister.simulation.sites import POSITION, SimulatedSites
+from cloister.simulation.workers import Inline, Runner, WorkerPool
+
+__all__ = ["Engine", "LocalEngine", "Opened", "make_engine"]
+
+
+class Opened(Protocol):
+    """An engine that is ready: its workers stand by."""
+
+    def run(self, plan: RunPlan) -> Vector:
+        """Run a plan to its end and return the model."""
+        ...
+
+
+class Engine(Protocol):
+    """Carries messages between the apps.
+
+    Attributes:
+        name: as ``--engine`` names it.
+        workers: how many processes train at a time.
+    """
+
+    name: str
+    workers: int
+
+    def open(self, sites: SimulatedSites) -> AbstractContextManager[Opened]:
+        """Start the workers; they stop when the context ends."""
+        ...
+
+
+def make_engine(name: str, workers: int | None) -> Engine:
+    """Return the engine ``name`` with one worker a core unless ``workers`` says otherwise.
+
+    Raises:
+        UsageError: an unknown name, a negative number, or an engine whose extra is not installed.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers is not None and workers < 0:
+        raise UsageError(f"--workers {workers} is negative", remedy="give 0 (no worker process) or more")
+    count = count if workers is None else workers
+    if name == "local":
+        return LocalEngine(count)
+    if name == "ray":
+        if importlib.util.find_spec("ray") is None:
+            raise UsageError("--engine ray needs Ray, which is not installed", remedy="pip install 'cloister[ray]', or use --engine local")
+        from cloister.simulation.ray_engine import RayEngine
+
+        return RayEngine(max(count, 1))
+    raise UsageError(f"there is no engine '{name}'", remedy="use local or ray")
+
+
+def _runner(sites: SimulatedSites) -> Runner:
+    return client_runner(make_client_app(sites, make_array=LiveArray))
+
+
+class LocalEngine:
+    """In process: a Flower grid of our own over single-threaded worker processes (0: in this very process)."""
+
+    name = "local"
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    @contextmanager
+    def open(self, sites: SimulatedSites) -> Iterator[Opened]:
+        """Start the workers; they stop when the context ends."""
+        size = len(sites.roster)  # built before the fork, so that the workers share it
+        make_runner = partial(_runner, sites)
+        workers = WorkerPool(make_runner, self.workers) if self.workers else Inline(make_runner)
+        grid = LocalGrid(nodes=size, node_config=lambda node: {POSITION: node - 1, "num-partitions": size}, workers=workers)
+        try:
+            yield _OpenedLocal(grid, sites)
+        finally:
+            grid.close()
+
+
+class _OpenedLocal:
+    def __init__(self, grid: LocalGrid, sites: SimulatedSites) -> None:
+        self._grid = grid
+        self._sites = sites
+
+    def run(self, plan: RunPlan) -> Vector:
+        models: list[Vector] = []
+        roster = self._sites.roster
+        directory = ComputedDirectory(size=len(roster), name_of=roster.name)
+        plan = replace(plan, memory=_GridMemory(self._grid), make_array=LiveArray)
+        app = make_server_app(plan, lambda _: directory, models.append)
+        app(grid=self._grid, context=Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+        return models[0]
+
+
+class _GridMemory:
+    """What virtual sites keep (SCAFFOLD's controls), for checkpoints."""
+
+    def __init__(self, grid: LocalGrid) -> None:
+        self._grid = grid
+
+    def arrays(self) -> Arrays:
+        return {
+            f"{node}.{record}.{key}": array.numpy()
+            for node, state in self._grid.states.items()
+            for record, arrays in state.array_records.items()
+            for key, array in arrays.items()
+        }
+
+    def restore(self, arrays: Arrays) -> None:
+        for name, array in arrays.items():
+            node, record, key = name.split(".", 2)
+            state = self._grid.states.setdefault(int(node), RecordDict())
+            state.setdefault(record, ArrayRecord())
+            state.array_records[record][key] = LiveArray(array)

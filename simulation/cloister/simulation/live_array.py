@@ -1,0 +1,42 @@
+"""A Flower ``Array`` backed by live memory: no copy until somebody asks for its bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array
+
+from cloister.core.update import Vector
+
+__all__ = ["LiveArray"]
+
+
+class LiveArray(Array):
+    """An ``Array`` that hands its NumPy array on as it is, and serialises only for an engine that needs the bytes.
+
+    Both engines take it: the in-process one reads `live`, Flower's own reads ``data``.
+    """
+
+    def __init__(self, vector: Vector) -> None:
+        self.__dict__["live"] = vector
+        self.dtype = str(vector.dtype)
+        self.shape = tuple(vector.shape)
+        self.stype = "numpy.ndarray"
+
+    @property
+    def live(self) -> Vector:
+        """The array itself."""
+        vector: Vector = self.__dict__["live"]
+        return vector
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]  # a field in the base class, computed here
+        """The array in NumPy's file format, made when first asked for."""
+        if "_bytes" not in self.__dict__:
+            self.__dict__["_bytes"] = Array.from_numpy_ndarray(self.live).data
+        made: bytes = self.__dict__["_bytes"]
+        return made
+
+    def numpy(self) -> npt.NDArray[np.float32]:
+        """Return the array itself, not a copy."""
+        return self.live

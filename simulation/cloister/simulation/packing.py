@@ -1,0 +1,133 @@
+"""Flower records between processes of one machine: arrays through shared memory, the rest as plain data.
+
+`pack` turns records into plain Python data in which each array is a `Piece` of one shared block; `unpack` reads them back. The
+receiver of the round's model reads it where it lies; the receiver of an update takes one copy and frees the block. A `LiveArray`
+travels as its memory; any other ``Array`` (a ciphertext, or what a hostile app made) as the bytes that it is, unread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from cloister.simulation.live_array import LiveArray
+
+__all__ = ["Attached", "Block", "Packed", "Piece", "pack", "payload", "unpack"]
+
+_ALIGN = 64
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One array in a block: where it starts and what it is."""
+
+    block: str
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Records as plain data: (kind, name, items); an array is (`Piece`, what its bytes claim to be or ``None``)."""
+
+    records: tuple[tuple[str, str, dict[str, Any]], ...]
+
+
+class Block:
+    """Shared memory that holds some arrays, each once."""
+
+    def __init__(self, arrays: list[npt.NDArray[Any]]) -> None:
+        offsets, size = [], 0
+        for array in arrays:
+            offsets.append(size)
+            size += -(-array.nbytes // _ALIGN) * _ALIGN
+        self.memory = SharedMemory(create=True, size=max(size, 1))
+        self.pieces = [Piece(self.memory.name, o, str(a.dtype), a.shape) for o, a in zip(offsets, arrays, strict=True)]
+        for array, piece in zip(arrays, self.pieces, strict=True):
+            _view(self.memory, piece)[...] = array
+
+    def free(self) -> None:
+        """Give the memory back; a process that is attached keeps it until it lets go."""
+        self.memory.close()
+        self.memory.unlink()
+
+
+class Attached:
+    """The blocks that this process reads, each attached once; those that were not used last are let go."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[str, SharedMemory] = {}
+
+    def view(self, piece: Piece) -> npt.NDArray[Any]:
+        """Return the array where it lies, read-only."""
+        if piece.block not in self._blocks:
+            self._release()
+            self._blocks[piece.block] = SharedMemory(piece.block)
+        view = _view(self._blocks[piece.block], piece)
+        view.flags.writeable = False
+        return view
+
+    def take(self, piece: Piece) -> npt.NDArray[Any]:
+        """Return a copy of the array."""
+        return self.view(piece).copy()
+
+    def free(self, name: str) -> None:
+        """Let a block go and remove it for everybody."""
+        memory = self._blocks.pop(name, None) or SharedMemory(name)
+        memory.close()
+        memory.unlink()
+
+    def _release(self) -> None:
+        for name, memory in list(self._blocks.items()):
+            with suppress(BufferError):  # a view is still in use: try again next time
+                memory.close()
+                del self._blocks[name]
+
+
+def pack(content: RecordDict, place: Callable[[Array], Piece]) -> Packed:
+    """Turn records into plain data, each array into the piece that ``place`` gives."""
+    records: list[tuple[str, str, dict[str, Any]]] = [
+        ("arrays", name, {key: (place(array), _claim(array)) for key, array in record.items()}) for name, record in content.array_records.items()
+    ]
+    records += [("metrics", name, dict(record)) for name, record in content.metric_records.items()]
+    records += [("config", name, dict(record)) for name, record in content.config_records.items()]
+    return Packed(tuple(records))
+
+
+def unpack(packed: Packed, fetch: Callable[[Piece], npt.NDArray[Any]]) -> RecordDict:
+    """Turn plain data back into records, each piece into the array that ``fetch`` gives."""
+    content = RecordDict()
+    for kind, name, items in packed.records:
+        if kind == "arrays":
+            content[name] = ArrayRecord({key: _array(fetch(piece), claim) for key, (piece, claim) in items.items()})
+        elif kind == "metrics":
+            content[name] = MetricRecord(items)
+        else:
+            content[name] = ConfigRecord(items)
+    return content
+
+
+def payload(array: Array) -> npt.NDArray[Any]:
+    """Return what travels of an array: its memory, or its serialised bytes."""
+    return array.live if isinstance(array, LiveArray) else np.frombuffer(array.data, dtype=np.uint8)
+
+
+def _claim(array: Array) -> tuple[str, tuple[int, ...], str] | None:
+    return None if isinstance(array, LiveArray) else (array.dtype, tuple(array.shape), array.stype)
+
+
+def _array(memory: npt.NDArray[Any], claim: tuple[str, tuple[int, ...], str] | None) -> Array:
+    return LiveArray(memory) if claim is None else Array(*claim, memory.tobytes())
+
+
+def _view(memory: SharedMemory, piece: Piece) -> npt.NDArray[Any]:
+    count = int(np.prod(piece.shape, dtype=np.int64))
+    return np.frombuffer(memory.buf, dtype=piece.dtype, count=count, offset=piece.offset).reshape(piece.shape)

@@ -1,0 +1,191 @@
+"""The main job: a federation file in, a run folder out.
+
+Everything that can be refused is refused before the run folder is made; after that, whatever happens leaves a folder that
+``--resume`` goes on with.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cloister.core._version import __version__
+from cloister.core.checking import check_federation
+from cloister.core.errors import CloisterError
+from cloister.core.metrics import Measurement, measure
+from cloister.core.preflight import try_task
+from cloister.core.resolve import build_model
+from cloister.core.spec import Loaded
+from cloister.core.update import Layout, Vector
+from cloister.server.checkpoints import CheckpointStore
+from cloister.server.coordinator import RunPlan
+from cloister.server.events import EventBus, EventLog, Sink
+from cloister.server.release import write_model
+from cloister.server.report import write_report
+from cloister.server.run_folder import RunFolder
+from cloister.server.tracking import tracking_sinks
+from cloister.simulation.baselines import train_baselines
+from cloister.simulation.engines import Engine, Opened
+from cloister.simulation.sites import SimulatedSites
+
+__all__ = ["RunResult", "resume", "simulate"]
+
+#: Sites that are named one by one in the first event, and those whose records are counted for the partition's plot.
+_NAMED, _COUNTED = 1000, 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a simulation made: its folder, its report and the figures in it."""
+
+    run: Path
+    report: Path
+    model: Path
+    figures: dict[str, Any]
+
+
+def simulate(loaded: Loaded, *, out: Path, engine: Engine, sinks: tuple[Sink, ...] = ()) -> RunResult:
+    """Run a federation on this machine.
+
+    Args:
+        loaded: the federation file.
+        out: where the run folder is made.
+        engine: what carries the messages.
+        sinks: who is told of events, beside the folder's own log.
+
+    Raises:
+        CloisterError: whatever refused the run.
+    """
+    sites = SimulatedSites(json.dumps(loaded.effective()), loaded.base)
+    prepared = _prepare(sites, loaded)
+    folder = RunFolder.create(out, loaded)
+    return _run(folder, loaded, sites, prepared, engine, sinks)
+
+
+def resume(path: Path, *, engine: Engine, sinks: tuple[Sink, ...] = ()) -> RunResult:
+    """Go on with a run that was interrupted, to the result that it would have had.
+
+    Raises:
+        CloisterError: whatever refused it.
+    """
+    folder, loaded = RunFolder.reopen(path)
+    try:
+        sites = SimulatedSites(json.dumps(loaded.effective()), loaded.base)
+        prepared = _prepare(sites, loaded)
+    except BaseException:
+        folder.close()
+        raise
+    return _run(folder, loaded, sites, prepared, engine, sinks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    layout: Layout
+    initial: Vector
+    measure: Callable[[Vector], Measurement]
+    notes: list[str]
+
+
+def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
+    """Build and try everything that a run needs; refuse here what can be refused."""
+    task = sites.task
+    notes = check_federation(loaded, task)
+    notes += list(getattr(task, "notes", ()))
+    model = build_model(task, loaded.spec.federation.seed)
+    layout = Layout.of(model)
+    try_task(task, model, sites.roster.split(0).train)
+
+    def measure_centrally(vector: Vector) -> Measurement:
+        layout.write(model, vector)
+        return measure(task, model, sites.roster.central_test)
+
+    return _Prepared(layout=layout, initial=layout.read(model), measure=measure_centrally, notes=notes)
+
+
+def _run(
+    folder: RunFolder, loaded: Loaded, sites: SimulatedSites, prepared: _Prepared, engine: Engine, sinks: tuple[Sink, ...]
+) -> RunResult:
+    spec = loaded.spec
+    try:
+        store = CheckpointStore(folder.checkpoints)
+        checkpoint = store.newest(digest=loaded.digest(), layout=prepared.layout.digest)
+        with engine.open(sites) as opened:  # first: workers are forked before any sink starts a thread
+            log = EventLog(folder.events)
+            log.truncate(checkpoint.events_offset if checkpoint else 0)
+            bus = EventBus(log, [*sinks, *tracking_sinks(spec.tracking, folder.path)])
+            try:
+                if checkpoint is None:
+                    bus.emit("run", 0, **_facts(loaded, sites, prepared, engine))
+                plan = RunPlan(
+                    loaded=loaded,
+                    layout=prepared.layout,
+                    initial=prepared.initial,
+                    classes=len(sites.task.classes),
+                    randomness=sites.randomness,
+                    bus=bus,
+                    store=store,
+                    central=prepared.measure if spec.evaluation.central and len(sites.roster.central_test) else None,
+                    resume=checkpoint,
+                )
+                _finish(folder, sites, prepared, _rounds(opened, plan, bus), bus)
+            finally:
+                bus.close()
+        paths = write_report(folder.path)
+    finally:
+        folder.close()
+    figures: dict[str, Any] = json.loads(paths.json.read_text())
+    return RunResult(run=folder.path, report=paths.html, model=folder.model, figures=figures)
+
+
+def _rounds(opened: Opened, plan: RunPlan, bus: EventBus) -> Vector:
+    try:
+        return opened.run(plan)
+    except KeyboardInterrupt:
+        bus.emit("end", 0, status="interrupted", code="interrupted", message="interrupted; go on with --resume", model=None)
+        raise
+    except CloisterError as error:
+        bus.emit("end", 0, status="failed", code=error.code, message=error.message, model=None)
+        raise
+
+
+def _finish(folder: RunFolder, sites: SimulatedSites, prepared: _Prepared, vector: Vector, bus: EventBus) -> None:
+    rounds = sites.spec.federation.rounds
+    for where, found in train_baselines(sites, prepared.initial, prepared.measure):
+        bus.emit("evaluation", rounds, where=where, **vars(found))
+    model = build_model(sites.task, sites.spec.federation.seed)
+    about = {"federation": sites.spec.federation.name, "rounds": rounds, "layout": prepared.layout.digest, "cloister": __version__}
+    write_model(folder.model, model, prepared.layout, vector, about)
+    bus.emit("end", rounds, status="done", code="done", message="", model=folder.model.name)
+
+
+def _facts(loaded: Loaded, sites: SimulatedSites, prepared: _Prepared, engine: Engine) -> dict[str, Any]:
+    spec, roster, task = loaded.spec, sites.roster, sites.task
+    size = len(roster)
+    counted = {roster.name(i): roster.counts(i) for i in range(size)} if size <= _COUNTED else None
+    return {
+        "name": spec.federation.name,
+        "digest": loaded.digest(),
+        "layout": prepared.layout.digest,
+        "parameters": prepared.layout.size,
+        "seed": spec.federation.seed,
+        "reproducible": sites.randomness.reproducible,
+        "sites": size,
+        "site_names": [roster.name(i) for i in range(min(size, _NAMED))],
+        "engine": engine.name,
+        "workers": engine.workers,
+        "versions": {name: version(name) for name in ("flwr", "torch", "numpy", "opacus")} | {"cloister": __version__, "python": platform.python_version()},
+        "rounds": spec.federation.rounds,
+        "task": task.describe(),
+        "classes": list(task.classes),
+        "partition": {"by": spec.cohort.partition.by, "classes": list(task.classes), "sites": counted} if counted else None,
+        "notes": prepared.notes,
+        "protection": spec.aggregation.protection,
+        "rule": spec.aggregation.rule,
+        "optimizer": spec.aggregation.optimizer.name,
+        "resumed_from": None,
+    }

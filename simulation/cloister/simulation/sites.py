@@ -1,0 +1,88 @@
+"""The virtual sites of a simulation, as the ClientApp sees them.
+
+A copy that crosses a process boundary (Ray, or a spawned worker) takes only the federation file with it and builds task, data and
+partition anew; a forked worker shares them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from flwr.app import Context
+
+from cloister.client.app import Site, Workbench
+from cloister.client.trainer import Trainer
+from cloister.core.errors import IntegrityError
+from cloister.core.randomness import SeededRandomness
+from cloister.core.resolve import build_model, load_task, owners
+from cloister.core.spec import FederationSpec, parse_federation
+from cloister.core.task import Task
+from cloister.core.update import Layout
+from cloister.simulation.partition import Roster, make_roster
+
+__all__ = ["POSITION", "SimulatedSites"]
+
+#: Key of a site's position in its node's configuration (Flower's own name for it).
+POSITION = "partition-id"
+
+
+@dataclass(frozen=True)
+class SimulatedSites:
+    """Task, partition and workbench of a simulation; built when first used.
+
+    Attributes:
+        federation: the effective federation file as JSON, exactly as the server sends it.
+        base: the folder that the file's relative paths are taken from.
+    """
+
+    federation: str
+    base: Path
+
+    @cached_property
+    def spec(self) -> FederationSpec:
+        """The checked federation file."""
+        return parse_federation(json.loads(self.federation), base=self.base).spec
+
+    @cached_property
+    def randomness(self) -> SeededRandomness:
+        """Everything random in a simulation."""
+        return SeededRandomness(self.spec.federation.seed)
+
+    @cached_property
+    def task(self) -> Task:
+        """The task."""
+        return load_task(self.spec.task, self.base)
+
+    @cached_property
+    def roster(self) -> Roster:
+        """Who holds what."""
+        return make_roster(self.spec.cohort, owners(self.task), self.task, self.randomness)
+
+    @cached_property
+    def bench(self) -> Workbench:
+        """The workbench of this process."""
+        model = build_model(self.task, self.spec.federation.seed)
+        trainer = Trainer(self.spec, self.task, model, Layout.of(model))
+        return Workbench(spec=self.spec, trainer=trainer, randomness=self.randomness)
+
+    def workbench(self, federation: str) -> Workbench:
+        """Return the workbench, if the server speaks of this federation.
+
+        Raises:
+            IntegrityError: it speaks of another.
+        """
+        if federation != self.federation:
+            raise IntegrityError("the job's federation is not the one that this simulation runs", code="federation-differs")
+        return self.bench
+
+    def site(self, context: Context, bench: Workbench) -> Site:  # noqa: ARG002 - the seam's signature
+        """Return the site at the context's position."""
+        position = int(context.node_config[POSITION])
+        return Site(name=self.roster.name(position), split=self.roster.split(position))
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave what was built behind: the other process builds its own."""
+        return {"federation": self.federation, "base": self.base}

@@ -1,0 +1,209 @@
+"""Worker processes that run a ClientApp, one single-threaded worker a core.
+
+A worker takes tasks from its pipe, runs the same ClientApp as every other engine, and answers with plain data and a block of
+shared memory. Which worker takes a task does not change its result: all randomness is keyed by what is computed. A worker that
+dies (out of memory, killed) loses its tasks, which are answered as lost, and is replaced.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+from cloister.simulation.packing import Attached, Packed
+
+__all__ = ["LOST", "Inline", "Result", "Runner", "Task", "WorkerPool", "Workers"]
+
+#: Flower's ``ErrorCode.CLIENT_APP_CRASHED``: the worker is gone, or nobody waits for its answer any more.
+LOST = 8
+#: Tasks that a worker holds at a time: one that it runs and one to go on with.
+_AHEAD = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One message for one virtual site, as plain data."""
+
+    ticket: str
+    node: int
+    node_config: dict[str, Any]
+    message_type: str
+    round_group: str
+    expires: float
+    content: Packed
+    state: Packed | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What became of a task: the reply and the site's state afterwards, or the Flower error code that took its place."""
+
+    ticket: str
+    content: Packed | None = None
+    state: Packed | None = None
+    block: str | None = None
+    error: int = LOST
+
+
+#: Runs one task in a worker: reads arrays through the `Attached` blocks and answers.
+Runner = Callable[[Task, Attached], Result]
+
+
+class Workers(Protocol):
+    """Runs tasks and hands results out as they come."""
+
+    def submit(self, task: Task) -> None:
+        """Queue a task."""
+        ...
+
+    def results(self, timeout: float) -> Iterator[Result]:
+        """Yield the results that are there, waiting up to ``timeout`` seconds for the first."""
+        ...
+
+    def close(self) -> None:
+        """Stop."""
+        ...
+
+
+class Inline:
+    """No worker process: a task runs when its result is asked for, in this process."""
+
+    def __init__(self, make_runner: Callable[[], Runner]) -> None:
+        self._runner = make_runner()
+        self._tasks: deque[Task] = deque()
+        self._attached = Attached()
+
+    def submit(self, task: Task) -> None:
+        """Queue a task."""
+        self._tasks.append(task)
+
+    def results(self, timeout: float) -> Iterator[Result]:  # noqa: ARG002
+        """Run the next task and yield its result."""
+        if self._tasks:
+            yield self._runner(self._tasks.popleft(), self._attached)
+
+    def close(self) -> None:
+        """Forget what is queued."""
+        self._tasks.clear()
+
+
+@dataclass
+class _Worker:
+    process: multiprocessing.process.BaseProcess
+    pipe: Connection
+    held: list[Task]
+
+
+class WorkerPool:
+    """``count`` worker processes.
+
+    They are forked where that is safe (Linux, one thread, no CUDA in this process), so that the task's data is shared and the
+    first round starts at once; else they are spawned and build everything anew.
+    """
+
+    def __init__(self, make_runner: Callable[[], Runner], count: int) -> None:
+        self._make_runner = make_runner
+        resource_tracker.ensure_running()  # before any fork: one tracker then frees what a killed process left behind
+        self._context = multiprocessing.get_context("fork" if _fork_is_safe() else "spawn")
+        self._queue: deque[Task] = deque()
+        self._workers: list[_Worker] = []
+        for _ in range(count):
+            self._workers.append(self._start())
+
+    def submit(self, task: Task) -> None:
+        """Queue a task; it goes to the first worker with room."""
+        self._queue.append(task)
+        self._hand_out()
+
+    def results(self, timeout: float) -> Iterator[Result]:
+        """Yield the results that are there, waiting up to ``timeout`` seconds for the first."""
+        pipes = {worker.pipe: worker for worker in self._workers if worker.held}
+        for pipe in multiprocessing.connection.wait(list(pipes), timeout) if pipes else ():
+            worker = pipes[pipe]  # type: ignore[index]  # only our own pipes were waited for
+            try:
+                result: Result = worker.pipe.recv()
+            except (EOFError, ConnectionError):
+                yield from self._replace(worker)
+                continue
+            worker.held = [task for task in worker.held if task.ticket != result.ticket]
+            self._hand_out()
+            yield result
+
+    def close(self) -> None:
+        """Stop the workers; one that does not listen is killed."""
+        self._queue.clear()
+        for worker in self._workers:
+            with suppress(OSError):
+                worker.pipe.send(None)
+            worker.pipe.close()
+        for worker in self._workers:
+            worker.process.join(timeout=0.2 if worker.held else 5)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+
+    def _hand_out(self) -> None:
+        # Round robin by load, so that the first tasks spread over all workers.
+        while self._queue:
+            worker = min(self._workers, key=lambda w: len(w.held))
+            if len(worker.held) >= _AHEAD:
+                return
+            task = self._queue.popleft()
+            worker.held.append(task)
+            with suppress(OSError):  # it died: `results` finds out and answers for its tasks
+                worker.pipe.send(task)
+
+    def _replace(self, worker: _Worker) -> Iterator[Result]:
+        worker.pipe.close()
+        worker.process.join()
+        lost = worker.held
+        self._workers[self._workers.index(worker)] = self._start()
+        # The task it ran is lost; one that only waited goes to another worker.
+        self._queue.extendleft(reversed(lost[1:]))
+        self._hand_out()
+        for task in lost[:1]:
+            yield Result(ticket=task.ticket)
+
+    def _start(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        others = [worker.pipe for worker in self._workers] + [ours]
+        fork = self._context.get_start_method() == "fork"
+        process = self._context.Process(
+            target=_work, args=(theirs, self._make_runner, others if fork else []), daemon=True, name="cloister-worker"
+        )
+        process.start()
+        theirs.close()
+        return _Worker(process, ours, [])
+
+
+def _work(pipe: Connection, make_runner: Callable[[], Runner], others: list[Connection]) -> None:
+    """Run tasks until the pipe closes."""
+    for other in others:
+        other.close()  # inherited: while it is open here, a dead parent goes unnoticed
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    import torch
+
+    torch.set_num_threads(1)
+    runner, attached = make_runner(), Attached()
+    with suppress(EOFError, ConnectionError):
+        while (task := pipe.recv()) is not None:
+            pipe.send(runner(task, attached))
+    os._exit(0)  # a forked child must not run its parent's exit handlers
+
+
+def _fork_is_safe() -> bool:
+    import torch
+
+    on_linux = "fork" in multiprocessing.get_all_start_methods() and os.uname().sysname == "Linux"
+    return on_linux and threading.active_count() == 1 and not torch.cuda.is_initialized()
