@@ -104,16 +104,19 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
         randomness=bench.randomness,
         drift=None if control is None or own is None else correction(control, own),
     )
-    arrays = {protocol.VECTOR: make_array(result.change)}
+    update = ArrayRecord()  # filled item by item: its constructor would copy and serialise each array
+    update[protocol.VECTOR] = make_array(result.change)
     if control is not None and own is not None:
         end = vector + result.change
         new, change = client_control(
             client=own, server=control, start=vector, end=end, steps=result.steps, lr=result.learning_rate
         )
-        context.state[protocol.CONTROL] = ArrayRecord({protocol.CONTROL: make_array(new)})
-        arrays[protocol.CONTROL] = make_array(change)
+        kept = ArrayRecord()
+        kept[protocol.CONTROL] = make_array(new)
+        context.state[protocol.CONTROL] = kept
+        update[protocol.CONTROL] = make_array(change)
     report = MetricRecord({"loss": result.loss, "records": result.records, "steps": result.steps})
-    return RecordDict({protocol.UPDATE: ArrayRecord(arrays), protocol.REPORT: report})
+    return RecordDict({protocol.UPDATE: update, protocol.REPORT: report})
 
 
 def _evaluate(message: Message, context: Context, source: SiteSource) -> RecordDict:

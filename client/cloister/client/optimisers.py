@@ -1,4 +1,4 @@
-"""A site's local optimiser, made anew for each round: a site keeps no optimiser state between rounds."""
+"""A site's local optimiser: a site keeps no optimiser state between rounds."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from torch import nn, optim
 
 from cloister.core.spec import Optimizer
 
-__all__ = ["make_optimiser"]
+__all__ = ["begin_round", "make_optimiser"]
 
 
-def make_optimiser(table: Optimizer, parameters: Iterable[nn.Parameter], *, factor: float) -> optim.Optimizer:
-    """Return the torch optimiser that ``table`` describes, with its learning rate times ``factor`` (the schedule's)."""
-    rate = table.lr * factor
+def begin_round(optimiser: optim.Optimizer, rate: float) -> None:
+    """Make ``optimiser`` as good as new, with the round's learning rate ``rate``: nothing of another site is left in it."""
+    optimiser.state.clear()
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def make_optimiser(table: Optimizer, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
+    """Return the torch optimiser that ``table`` describes."""
+    rate = table.lr
     if table.name == "sgd":
         return optim.SGD(parameters, lr=rate, momentum=table.momentum, nesterov=table.nesterov, weight_decay=table.weight_decay)
     if table.name == "rmsprop":

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cloister.client.batches import epoch_batches, hold_out, step_batches
 from cloister.client.devices import autocast, choose_device
-from cloister.client.optimisers import make_optimiser
+from cloister.client.optimisers import begin_round, make_optimiser
 from cloister.client.schedule import learning_rate_factor
 from cloister.core.data import Data
 from cloister.core.errors import DataError
@@ -99,6 +99,7 @@ class Trainer:
         fixed = {entry.name for entry in layout.entries if entry.kind == "fixed"}
         self._fixed = {name: tensor.clone() for name, tensor in self.model.state_dict().items() if name in fixed}
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self._optimiser = make_optimiser(spec.training.optimizer, self._parameters)
 
     def load(self, vector: Vector) -> None:
         """Put the round's model into the module, its fixed tensors as they were built."""
@@ -127,17 +128,18 @@ class Trainer:
         self.load(vector)
         self.model.train()
         factor = learning_rate_factor(self._training.schedule, round_number, self._spec.federation.rounds)
-        optimiser = make_optimiser(self._training.optimizer, self._parameters, factor=factor)
+        rate = self._training.optimizer.lr * factor
+        begin_round(self._optimiser, rate)
         correct = self._corrections(vector, drift)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(randomness.torch_seed("layers", round_number, site))
+            self._seed_layers(randomness.torch_seed("layers", round_number, site))
             shuffles = randomness.generator("batches", round_number, site)
             if self._training.early_stop is not None and len(data) > 1:
                 split = randomness.generator("validation", site)
-                loss, steps = self._until_no_better(data, optimiser, correct, shuffles, split)
+                loss, steps = self._until_no_better(data, correct, shuffles, split)
             else:
-                loss, steps = self._passes(data, optimiser, correct, shuffles)
+                loss, steps = self._passes(data, correct, shuffles)
         change = self.layout.read(self.model) - vector
         if not np.isfinite(change).all():
             raise DataError(
@@ -145,25 +147,23 @@ class Trainer:
                 remedy="lower training.optimizer.lr, or set training.gradient_clip",
                 code="update-not-finite",
             )
-        rate = self._training.optimizer.lr * factor
         return LocalResult(change=change, loss=loss, records=len(data), steps=steps, learning_rate=rate)
 
     def _passes(
-        self, data: Data, optimiser: torch.optim.Optimizer, correct: Callable[[], None], shuffles: np.random.Generator
+        self, data: Data, correct: Callable[[], None], shuffles: np.random.Generator
     ) -> tuple[float, int]:
         size = self._training.batch_size
         if self._training.local_steps is not None:
-            return self._run(data, step_batches(len(data), size, self._training.local_steps, shuffles), optimiser, correct)
+            return self._run(data, step_batches(len(data), size, self._training.local_steps, shuffles), correct)
         loss, steps = 0.0, 0
         for _ in range(self._training.epochs):
-            loss, taken = self._run(data, epoch_batches(len(data), size, shuffles), optimiser, correct)
+            loss, taken = self._run(data, epoch_batches(len(data), size, shuffles), correct)
             steps += taken
         return loss, steps
 
     def _until_no_better(
         self,
         data: Data,
-        optimiser: torch.optim.Optimizer,
         correct: Callable[[], None],
         shuffles: np.random.Generator,
         split: np.random.Generator,
@@ -176,7 +176,7 @@ class Trainer:
         part, validation = data.subset(kept), data.subset(held)
         best, best_loss, waited, steps, loss = self.layout.read(self.model), float("inf"), 0, 0, 0.0
         for _ in range(self._training.epochs):
-            loss, taken = self._run(part, epoch_batches(len(part), self._training.batch_size, shuffles), optimiser, correct)
+            loss, taken = self._run(part, epoch_batches(len(part), self._training.batch_size, shuffles), correct)
             steps += taken
             measured = self._mean_loss(validation)
             if measured < best_loss:
@@ -189,21 +189,29 @@ class Trainer:
         return loss, steps
 
     def _run(
-        self, data: Data, batches: Iterator[Tensor], optimiser: torch.optim.Optimizer, correct: Callable[[], None]
+        self, data: Data, batches: Iterator[Tensor], correct: Callable[[], None]
     ) -> tuple[float, int]:
         total, seen, steps = torch.zeros((), dtype=torch.float64, device=self.device), 0, 0
         for rows in batches:
             inputs, targets = data.batch(rows)
             if self.device.type != "cpu":
                 inputs, targets = inputs.to(self.device), targets.to(self.device)
-            optimiser.zero_grad(set_to_none=True)
+            self._optimiser.zero_grad(set_to_none=True)
             loss = self._step(self.model, inputs, targets)
             correct()
-            optimiser.step()
+            self._optimiser.step()
             total += loss * len(rows)
             seen += len(rows)
             steps += 1
         return float(total) / max(seen, 1), steps
+
+    def _seed_layers(self, seed: int) -> None:
+        """Seed what dropout draws from. (``torch.manual_seed`` would also queue a seed for every absent device, each time.)"""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
 
     def _mean_loss(self, data: Data) -> float:
         self.model.eval()

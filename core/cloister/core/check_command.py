@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.text import Text
 
-from cloister.core.outcome import FileArgument, JsonOption, Outcome, SetOption, outcome
+from cloister.core.outcome import FileArgument, JsonOption, Outcome, SetOption, outcome, visible
 
 if TYPE_CHECKING:
     from cloister.core.spec import FederationSpec, Loaded
@@ -129,7 +129,7 @@ def _show(file: Path, loaded: Loaded, out: Outcome) -> None:
 
 def _coloured(toml: str) -> Text:
     text = Text()
-    for line in toml.splitlines():
+    for line in visible(toml).rstrip("\n").split("\n"):
         setting, separator, origin = line.rpartition("  # ")
         text.append(setting + separator, _STYLES.get(origin, "")) if separator else text.append(line, "bold")
         text.append(f"{origin}\n" if separator else "\n", "dim")

@@ -19,7 +19,10 @@ from cloister.core.resolve import POOLED
 from cloister.core.spec import FederationSpec, Loaded, Origin, PoissonCohort
 from cloister.core.task import Task
 
-__all__ = ["check_federation", "check_records", "expected_cohort", "population"]
+__all__ = ["MOST_LOCAL_BASELINES", "check_federation", "check_records", "expected_cohort", "population"]
+
+#: ``evaluation.baselines = ["local"]`` is refused over more sites than this.
+MOST_LOCAL_BASELINES = 20
 
 _ADAPTIVE = ("fedadagrad", "fedadam", "fedyogi")
 _EXTRAS = {"tensorboard": "tensorboard", "mlflow": "mlflow"}
@@ -91,8 +94,8 @@ def _unsound(spec: FederationSpec, task: Task) -> Iterator[str]:
     by = spec.cohort.partition.by
     if by != "site" and spec.cohort.sites is None:
         yield f"cohort.partition by = '{by}' pools the data and splits it anew: say over how many sites, for example cohort.sites = 10"
-    if by in ("dirichlet", "shards") and task.kind == "regression":
-        yield f"cohort.partition by = '{by}' spreads classes, and the task is a regression; use 'iid' or 'quantity'"
+    if by == "dirichlet" and task.kind == "regression":
+        yield f"cohort.partition by = '{by}' spreads classes, and the task is a regression; use 'iid', 'shards' or 'quantity'"
     if spec.evaluation.baselines and not spec.evaluation.central:
         yield "evaluation.baselines are measured on the central test records; set evaluation.central = true, or remove baselines"
     for key, module in _EXTRAS.items():
@@ -146,8 +149,13 @@ def _unsound_records(spec: FederationSpec, splits: Mapping[str, Split]) -> Itera
         yield f"cohort.min_sites = {cohort.min_sites} can never be reached by {sites} sites; lower it"
     if isinstance(cohort.per_round, int) and cohort.per_round > sites:
         yield f"cohort.per_round = {cohort.per_round} is more than {sites} sites; lower it"
-    if spec.evaluation.central and not any(len(split.test) for split in splits.values()):
-        yield "evaluation.central = true, and the task has no test record; set evaluation.central = false"
+    if "local" in spec.evaluation.baselines and sites > MOST_LOCAL_BASELINES:
+        yield (
+            f"evaluation.baselines = 'local' trains a model for each of {sites} sites, one by one, "
+            f"and does so for at most {MOST_LOCAL_BASELINES}; keep 'pooled' only"
+        )
+    if spec.evaluation.baselines and not _tested(splits):
+        yield "evaluation.baselines are measured on test records, and the task has none; remove baselines"
 
 
 def _poor_cohort(spec: FederationSpec, splits: Mapping[str, Split]) -> Iterator[str]:
@@ -162,6 +170,8 @@ def _poor_cohort(spec: FederationSpec, splits: Mapping[str, Split]) -> Iterator[
 
 
 def _poor_sites(spec: FederationSpec, splits: Mapping[str, Split]) -> Iterator[str]:
+    if spec.evaluation.central and not _tested(splits):
+        yield "the task has no test record: evaluation.central measures nothing"
     if spec.cohort.partition.by != "site":
         return
     small = [name for name, split in splits.items() if len(split.train) < spec.training.batch_size]
@@ -173,6 +183,10 @@ def _poor_sites(spec: FederationSpec, splits: Mapping[str, Split]) -> Iterator[s
     single = [name for name, split in splits.items() if _one_class(split.train.targets)]
     if single:
         yield f"all training records of {_names(single)} have one class"
+
+
+def _tested(splits: Mapping[str, Split]) -> bool:
+    return any(len(split.test) for split in splits.values())
 
 
 def _one_class(targets: Tensor) -> bool:

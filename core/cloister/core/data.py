@@ -6,7 +6,7 @@ are ``(input, target)`` pairs, and reads an item when it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -46,7 +46,7 @@ class Data(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TensorData:
     """Records in memory.
 
@@ -60,7 +60,10 @@ class TensorData:
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.targets):
-            raise DataError(f"{len(self.inputs)} inputs do not go with {len(self.targets)} targets", remedy="give one target a record")
+            raise DataError(
+                f"{len(self.inputs)} inputs do not go with {len(self.targets)} targets",
+                remedy="give one target a record",
+            )
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -75,19 +78,36 @@ class TensorData:
 
 
 class LazyData:
-    """Any map-style ``torch`` data set of (input, target) pairs; an item is read when it is asked for."""
+    """Any map-style ``torch`` data set of (input, target) pairs; an item is read when it is asked for.
 
-    def __init__(self, dataset: Dataset[tuple[Any, Any]], targets: Sequence[int] | Sequence[float] | Tensor) -> None:
+    Args:
+        dataset: the pairs. Of an item only the input is used.
+        targets: (n,) the targets of all items: whole numbers become int64, others float32.
+
+    Raises:
+        DataError: the data set knows its length and it is not the targets'.
+    """
+
+    def __init__(
+        self, dataset: Dataset[tuple[Any, Any]], targets: Sequence[int] | Sequence[float] | Tensor
+    ) -> None:
         self.dataset = dataset
-        self.targets = torch.as_tensor(targets)
+        given = torch.as_tensor(targets)
+        self.targets = given.to(torch.float32 if given.is_floating_point() else torch.int64)
+        items = len(dataset) if isinstance(dataset, Sized) else len(self.targets)
+        if items != len(self.targets):
+            raise DataError(
+                f"{items} items do not go with {len(self.targets)} targets", remedy="give one target an item"
+            )
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def batch(self, rows: Tensor) -> tuple[Any, Tensor]:
         """Return the inputs and targets of ``rows`` ((k,) int64), in that order."""
-        inputs, targets = default_collate([self.dataset[row] for row in rows.tolist()])
-        return inputs, targets
+        return default_collate([self.dataset[row][0] for row in rows.tolist()]), self.targets.index_select(
+            0, rows
+        )
 
     def subset(self, rows: Rows) -> Data:
         """Return these rows as data of their own."""
@@ -107,10 +127,13 @@ class _Subset:
         return self._data.batch(self._rows.index_select(0, rows))
 
     def subset(self, rows: Rows) -> Data:
-        return _Subset(self._data, self._rows.index_select(0, torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))))
+        return _Subset(
+            self._data,
+            self._rows.index_select(0, torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))),
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """One owner's records: those to train on and those kept for testing."""
 

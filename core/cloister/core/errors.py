@@ -36,7 +36,7 @@ __all__ = [
     "UsageError",
 ]
 
-#: The one table of exit statuses (docs/reference.md prints it).
+#: The one table of exit statuses; docs/simulate.md prints it.
 EXIT_CODES: dict[int, str] = {
     0: "done",
     1: "our own fault: please report it with the report id",

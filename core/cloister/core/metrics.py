@@ -65,7 +65,7 @@ def measure(
     data: Data,
     *,
     device: torch.device | str = "cpu",
-    batch_size: int = 1024,
+    batch_size: int = 256,
     rows: Rows | None = None,
 ) -> Measurement:
     """Measure ``model`` on ``data`` without changing it: no gradient is kept, and each layer's mode is put back.

@@ -56,7 +56,16 @@ from cloister.core._version import __version__
 from cloister.core.errors import EXIT_CODES, CloisterError
 from cloister.core.files import write_whole
 
-__all__ = ["FileArgument", "JsonOption", "Outcome", "SetOption", "outcome", "reports_folder", "settle"]
+__all__ = [
+    "FileArgument",
+    "JsonOption",
+    "Outcome",
+    "SetOption",
+    "outcome",
+    "reports_folder",
+    "settle",
+    "visible",
+]
 
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="The federation file (TOML).", show_default=False)
@@ -158,6 +167,11 @@ def reports_folder() -> Path:
     return state / "cloister" / "reports"
 
 
+def visible(text: str) -> str:
+    """Show control characters instead of sending them to the terminal: a message may quote a file from somebody else."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def _report(error: BaseException) -> tuple[str, Path | None]:
     """Write the traceback down; return the report id and the file, or ``None`` where no file could be made."""
     report = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
@@ -183,14 +197,9 @@ def _tell(refusal: Mapping[str, str], *, json_output: bool) -> None:
         _print_json({"error": refusal})
         return
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(("error: ", "bold red"), _visible(refusal["message"])))
+    console.print(Text.assemble(("error: ", "bold red"), visible(refusal["message"])))
     if refusal["remedy"]:
-        console.print(Text.assemble(("  → ", "bold cyan"), _visible(refusal["remedy"])))
-
-
-def _visible(text: str) -> str:
-    """Show control characters instead of sending them to the terminal: a message may quote a file from somebody else."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+        console.print(Text.assemble(("  → ", "bold cyan"), visible(refusal["remedy"])))
 
 
 def _print_json(value: Mapping[str, Any]) -> None:

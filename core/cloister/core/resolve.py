@@ -64,28 +64,38 @@ def load_task(table: TaskTable, base: Path) -> Task:
                 f"task.use = '{table.use}' is an object already made: it takes no options",
                 remedy="name its class instead",
             )
-        return attribute
-    if not callable(attribute):
+        return _checked(attribute, table.use)
+    if not _makes_task(attribute):
         raise TaskError(
             f"task.use = '{table.use}' is neither a Task nor something that makes one",
-            remedy="name a subclass of cloister.core.Task",
+            remedy="name a subclass of cloister.core.Task, or a function that is annotated to return one",
+            code="task-type",
+        )
+    if inspect.isabstract(attribute):
+        lacking = " and ".join(f"{method}()" for method in sorted(attribute.__abstractmethods__))
+        raise TaskError(
+            f"task.use = '{table.use}' lacks {lacking}", remedy="write what it lacks", code="task-type"
         )
     options = _options(table, attribute, base)
-    task = guarded(table.use, "its constructor", lambda: attribute(**options))
+    return _checked(guarded(table.use, "its constructor", lambda: attribute(**options)), table.use)
+
+
+def _checked(task: Any, use: str) -> Task:
     if not isinstance(task, Task):
         raise TaskError(
-            f"task.use = '{table.use}' made a {type(task).__name__}, not a Task",
+            f"task.use = '{use}' made a {type(task).__name__}, not a Task",
             remedy="name a subclass of cloister.core.Task",
+            code="task-type",
         )
     if task.kind not in ("classification", "regression"):
         raise TaskError(
-            f"task '{table.use}' is of kind '{task.kind}'",
+            f"task '{use}' is of kind '{task.kind}'",
             remedy="set kind to 'classification' or 'regression'",
             code="task-kind",
         )
     if task.kind == "classification" and len(task.classes) < 2:
         raise TaskError(
-            f"task '{table.use}' is a classification with {len(task.classes)} classes",
+            f"task '{use}' is a classification with {len(task.classes)} classes",
             remedy="name at least two in `classes`",
             code="task-classes",
         )
@@ -104,6 +114,7 @@ def build_model(task: Task, seed: int) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TaskError(
             f"{type(task).__name__}.model() returned a {type(model).__name__}, not a torch.nn.Module",
+            remedy="return the model itself",
             code="task-model",
         )
     for name, module in model.named_modules():
@@ -130,7 +141,8 @@ def owners(task: Task) -> dict[str, Split]:
     )
     if not splits or not all(isinstance(split, Split) for split in splits.values()):
         raise TaskError(
-            f"{type(task).__name__}.data() must return a Split or a mapping of names to Splits",
+            f"{type(task).__name__}.data() returned neither a Split nor a mapping of names to Splits",
+            remedy="return Split(train, test), or one for each owner by name",
             code="task-data",
         )
     for owner, split in splits.items():
@@ -202,6 +214,19 @@ def _place(error: BaseException) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
     own = [frame for frame in frames if not frame.filename.startswith((*_INSTALLED, "<"))] or frames
     return f" (at {Path(own[-1].filename).name}:{own[-1].lineno}, {own[-1].name})" if own else ""
+
+
+def _makes_task(attribute: Any) -> bool:
+    """Whether this is a Task's class or says that it returns a Task.
+
+    Nothing else is called: a federation file must not be able to run ``os:system`` with an argument of its own.
+    """
+    if inspect.isclass(attribute):
+        return issubclass(attribute, Task)
+    if not inspect.isfunction(attribute):
+        return False
+    made = guarded(attribute.__name__, "its annotations", lambda: get_type_hints(attribute)).get("return")
+    return inspect.isclass(made) and issubclass(made, Task)
 
 
 def _find(use: str, base: Path) -> Any:

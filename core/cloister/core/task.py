@@ -69,4 +69,7 @@ class Task(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return what a model card says of the task: a title, the data's source and licence, the intended use."""
-        return {"title": type(self).__name__, "description": (type(self).__doc__ or "").strip().splitlines()[0] if type(self).__doc__ else ""}
+        return {
+            "title": type(self).__name__,
+            "description": (type(self).__doc__ or "").strip().splitlines()[0] if type(self).__doc__ else "",
+        }

@@ -10,7 +10,7 @@ floating-point buffer (also 0-d)             averaged    in the vector; a 0-d bu
 frozen parameter                             fixed       not in the vector: every site builds the same one
 integer or boolean buffer                    fixed       not in the vector: an average of counters means nothing
 tied parameter                               averaged    once, under its first name
-complex tensor                               refused     `TaskError`
+complex tensor, parameter of a lazy layer    refused     `TaskError`
 ===========================================  ==========  =====================================================
 
 Values of other floating-point types (float16, bfloat16, float64) are cast to float32 on the way out and back on the way in.
@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from cloister.core.errors import TaskError
 
@@ -71,19 +72,42 @@ class Layout:
         """Return the layout of ``model``.
 
         Raises:
-            TaskError: a complex tensor, or no trainable parameter at all.
+            TaskError: a complex tensor, a lazy layer's parameter, or no trainable parameter at all.
         """
         entries = []
         fixed = hashlib.sha256()
         for name, tensor, averaged in _tensors(model):
+            if is_lazy(tensor):
+                raise TaskError(
+                    f"the model's tensor '{name}' has no shape yet",
+                    remedy="give the sizes of lazy layers",
+                    code="task-model",
+                )
             if tensor.is_complex():
-                raise TaskError(f"the model's tensor '{name}' is complex ({tensor.dtype})", remedy="split it into two real tensors", code="task-model")
-            entries.append(Entry(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), "averaged" if averaged else "fixed"))
+                raise TaskError(
+                    f"the model's tensor '{name}' is complex ({tensor.dtype})",
+                    remedy="split it into two real tensors",
+                    code="task-model",
+                )
+            entries.append(
+                Entry(
+                    name,
+                    tuple(tensor.shape),
+                    str(tensor.dtype).removeprefix("torch."),
+                    "averaged" if averaged else "fixed",
+                )
+            )
             if not averaged:
                 fixed.update(name.encode())
-                fixed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+                fixed.update(
+                    tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                )
         if not any(entry.kind == "averaged" for entry in entries):
-            raise TaskError("the model has no trainable parameter", remedy="return a model with parameters that require a gradient", code="task-model")
+            raise TaskError(
+                "the model has no trainable parameter",
+                remedy="return a model with parameters that require a gradient",
+                code="task-model",
+            )
         return cls(tuple(entries), fixed.hexdigest())
 
     @cached_property
@@ -112,7 +136,9 @@ class Layout:
             ValueError: the vector's shape or dtype is not this layout's.
         """
         if vector.shape != (self.size,) or vector.dtype != np.float32:
-            raise ValueError(f"expected a float32 vector of shape ({self.size},), got {vector.dtype} {vector.shape}")
+            raise ValueError(
+                f"expected a float32 vector of shape ({self.size},), got {vector.dtype} {vector.shape}"
+            )
         source = torch.from_numpy(vector if vector.flags.writeable else _writable_view(vector))
         with torch.no_grad():
             for piece, tensor in self._pieces(model, source):
@@ -133,7 +159,7 @@ class Layout:
         return [(piece.view(tensor.shape), tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Update:
     """What one site sends: the change of its model in one round.
 
@@ -150,9 +176,12 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor, bool]]:
     """List (name, tensor, averaged) once per tensor; parameters first, then persistent buffers."""
     kept = model.state_dict(keep_vars=True)
     found: list[tuple[str, Tensor, bool]] = [
-        (name, parameter, parameter.requires_grad and parameter.is_floating_point()) for name, parameter in model.named_parameters()
+        (name, parameter, parameter.requires_grad and parameter.is_floating_point())
+        for name, parameter in model.named_parameters()
     ]
-    found += [(name, buffer, buffer.is_floating_point()) for name, buffer in model.named_buffers() if name in kept]
+    found += [
+        (name, buffer, buffer.is_floating_point()) for name, buffer in model.named_buffers() if name in kept
+    ]
     return [(name, tensor, averaged or tensor.is_complex()) for name, tensor, averaged in found]
 
 

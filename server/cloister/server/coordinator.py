@@ -254,7 +254,8 @@ class Coordinator:
         job = ConfigRecord(
             {"protocol": protocol.PROTOCOL, "round": number, "federation": self._federation, "layout": self._plan.layout.digest}
         )
-        arrays = ArrayRecord({name: self._plan.make_array(vector) for name, vector in vectors.items()})
+        arrays = ArrayRecord()  # filled item by item: its constructor would copy and serialise each array
+        arrays.update({name: self._plan.make_array(vector) for name, vector in vectors.items()})
         wait_s = self._spec.cohort.wait_s
         messages = [
             Message(

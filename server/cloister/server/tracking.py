@@ -56,8 +56,8 @@ def tracking_sinks(tracking: Tracking, folder: Path) -> list[Sink]:
 def figures(event: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yield the figures of an event by name; one that is not a number is left out."""
     if event["kind"] == "evaluation":
-        where, separator, rest = event["where"].partition(":")
-        prefix = f"{where}/{_name(rest)}" if separator else where
+        parts = event["where"].split(":", 2 if event["where"].startswith("baseline:") else 1)
+        prefix = "/".join(_name(part) for part in parts)
         for name, value in {**event["metrics"], "loss": event["loss"]}.items():
             if value is not None:
                 yield f"{prefix}/{_name(name)}", float(value)
@@ -170,7 +170,7 @@ class MlflowSink:
         self._queue.put(None)
         self._thread.join(self._wait_s)
         if self._thread.is_alive():
-            raise CloisterError(f"MLflow did not take everything within {self._wait_s:.0f} s", code="tracking")
+            raise CloisterError(f"MLflow did not take everything within {self._wait_s:g} s", code="tracking")
         self._check()
 
     def _check(self) -> None:
@@ -269,7 +269,7 @@ class _SiteFilter:
 def _need(package: str, asked: str, *, extra: str) -> None:
     try:
         there = find_spec(package) is not None
-    except ValueError:  # set to None in sys.modules: withheld
+    except ValueError:  # a module without a spec stands in its place
         there = False
     if not there:
         raise SpecError(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from cloister.core.errors import UsageError
+from cloister.core.errors import PeersMissing, UsageError
 from cloister.core.outcome import JsonOption, Outcome, SetOption, outcome
 
 __all__ = ["register"]
@@ -39,21 +39,28 @@ def _simulate(
         raise UsageError("give a federation file, or --resume RUN", remedy="for example: cloister simulate examples/heart/federation.toml")
     if resume is not None and settings:
         raise UsageError("--set does not go with --resume: a run goes on with the file that it began with", remedy="start a new run with --set")
-    if file is not None and not file.exists() and file.suffix != ".toml" and resume is None:
-        raise UsageError(f"there is no federation file '{file}'", remedy="check the path; examples/heart has one to start from")
+    if resume is not None and file is not None:
+        raise UsageError("give a federation file or --resume RUN, not both", remedy="a run goes on with the file in its own folder")
     from cloister.core.spec import load_federation
     from cloister.server.progress import Progress
     from cloister.simulation import simulate as simulation
     from cloister.simulation.engines import make_engine
 
     carrier = make_engine(engine, workers)
-    result.on_interrupt = f"go on with: cloister simulate --resume {resume}" if resume else f"go on with: cloister simulate --resume {out}/<run>"
-    progress = Progress(result.progress)
+    progress = Progress(console=result.progress)
+
+    def started(run: Path) -> None:
+        result.on_interrupt = f"go on with: cloister simulate --resume {run}"
+
     try:
         if resume is not None:
+            started(resume)
             made = simulation.resume(resume, engine=carrier, sinks=(progress,))
         else:
-            made = simulation.simulate(load_federation(_given(file), settings), out=out, engine=carrier, sinks=(progress,))
+            loaded = load_federation(_given(file), settings)
+            made = simulation.simulate(loaded, out=out, engine=carrier, sinks=(progress,), on_start=started)
+    except PeersMissing as error:
+        raise PeersMissing(error.message, remedy=f"bring the sites back, then {result.on_interrupt}", code=error.code) from None
     finally:
         progress.close()
     figures = made.figures
@@ -76,10 +83,13 @@ def _given(file: Path | None) -> Path:
 def _table(figures: dict[str, Any]) -> Table:
     """Show the last figures side by side: the federation, its sites, and what it is compared with."""
     metrics = figures["metrics"]
-    rows = {"federated, pooled test records": metrics.get("central"), "federated, mean of the sites": metrics.get("mean")}
-    for name, series in metrics.get("baselines", {}).items():
-        rows[f"{name}, pooled test records"] = series
-    rows = {name: series["last"] for name, series in rows.items() if series}
+    series = {
+        "federated, pooled test records": metrics["central"],
+        "federated, mean of the sites": metrics["sites_mean"],
+        "trained on the pooled records": metrics["baselines"]["pooled"],
+        **{f"{name} alone": found for name, found in metrics["baselines"]["local"].items()},
+    }
+    rows = {label: found["last"] for label, found in series.items() if found}
     names = [name for name in ("accuracy", "f1", "auroc", "r2", "mae", "loss") if any(name in row for row in rows.values())]
     table = Table(title=None, box=None, pad_edge=False)
     table.add_column("")

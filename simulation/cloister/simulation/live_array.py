@@ -12,9 +12,10 @@ __all__ = ["LiveArray"]
 
 
 class LiveArray(Array):
-    """An ``Array`` that hands its NumPy array on as it is, and serialises only for an engine that needs the bytes.
+    """An ``Array`` that hands its NumPy array on as it is, and makes its bytes only when they are asked for.
 
-    Both engines take it: the in-process one reads `live`, Flower's own reads ``data``.
+    For the in-process engine, which reads `live`. Put it into an ``ArrayRecord`` item by item: the constructor of
+    ``ArrayRecord`` copies what it is given into plain arrays.
     """
 
     def __init__(self, vector: Vector) -> None:

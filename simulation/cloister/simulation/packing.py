@@ -7,6 +7,7 @@ travels as its memory; any other ``Array`` (a ciphertext, or what a hostile app 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,6 +42,23 @@ class Packed:
     records: tuple[tuple[str, str, dict[str, Any]], ...]
 
 
+class _Memory(SharedMemory):
+    """Shared memory that may be let go while an array still lies in it: the mapping then ends with the last array."""
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except BufferError:
+            if self._fd >= 0:  # type: ignore[attr-defined]  # the mapping does not need it
+                os.close(self._fd)  # type: ignore[attr-defined]
+                self._fd = -1
+            raise
+
+    def __del__(self) -> None:
+        with suppress(BufferError, OSError):
+            self.close()
+
+
 class Block:
     """Shared memory that holds some arrays, each once."""
 
@@ -49,14 +67,15 @@ class Block:
         for array in arrays:
             offsets.append(size)
             size += -(-array.nbytes // _ALIGN) * _ALIGN
-        self.memory = SharedMemory(create=True, size=max(size, 1))
+        self.memory = _Memory(create=True, size=max(size, 1))
         self.pieces = [Piece(self.memory.name, o, str(a.dtype), a.shape) for o, a in zip(offsets, arrays, strict=True)]
         for array, piece in zip(arrays, self.pieces, strict=True):
             _view(self.memory, piece)[...] = array
 
     def free(self) -> None:
         """Give the memory back; a process that is attached keeps it until it lets go."""
-        self.memory.close()
+        with suppress(BufferError):
+            self.memory.close()
         self.memory.unlink()
 
 
@@ -64,13 +83,13 @@ class Attached:
     """The blocks that this process reads, each attached once; those that were not used last are let go."""
 
     def __init__(self) -> None:
-        self._blocks: dict[str, SharedMemory] = {}
+        self._blocks: dict[str, _Memory] = {}
 
     def view(self, piece: Piece) -> npt.NDArray[Any]:
         """Return the array where it lies, read-only."""
         if piece.block not in self._blocks:
             self._release()
-            self._blocks[piece.block] = SharedMemory(piece.block)
+            self._blocks[piece.block] = _Memory(piece.block)
         view = _view(self._blocks[piece.block], piece)
         view.flags.writeable = False
         return view
@@ -81,15 +100,14 @@ class Attached:
 
     def free(self, name: str) -> None:
         """Let a block go and remove it for everybody."""
-        memory = self._blocks.pop(name, None) or SharedMemory(name)
+        memory = self._blocks.pop(name, None) or _Memory(name)
         memory.close()
         memory.unlink()
 
     def _release(self) -> None:
-        for name, memory in list(self._blocks.items()):
-            with suppress(BufferError):  # a view is still in use: try again next time
-                memory.close()
-                del self._blocks[name]
+        for name in list(self._blocks):
+            with suppress(BufferError):
+                self._blocks.pop(name).close()
 
 
 def pack(content: RecordDict, place: Callable[[Array], Piece]) -> Packed:
@@ -107,7 +125,9 @@ def unpack(packed: Packed, fetch: Callable[[Piece], npt.NDArray[Any]]) -> Record
     content = RecordDict()
     for kind, name, items in packed.records:
         if kind == "arrays":
-            content[name] = ArrayRecord({key: _array(fetch(piece), claim) for key, (piece, claim) in items.items()})
+            record = ArrayRecord()  # filled item by item: its constructor would copy and serialise each array
+            record.update({key: _array(fetch(piece), claim) for key, (piece, claim) in items.items()})
+            content[name] = record
         elif kind == "metrics":
             content[name] = MetricRecord(items)
         else:

@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cloister.core._version import __version__
 from cloister.core.checking import check_federation
 from cloister.core.errors import CloisterError
@@ -24,7 +26,7 @@ from cloister.core.spec import Loaded
 from cloister.core.update import Layout, Vector
 from cloister.server.checkpoints import CheckpointStore
 from cloister.server.coordinator import RunPlan
-from cloister.server.events import EventBus, EventLog, Sink
+from cloister.server.events import EventBus, EventLog, Sink, read_events
 from cloister.server.release import write_model
 from cloister.server.report import write_report
 from cloister.server.run_folder import RunFolder
@@ -32,6 +34,7 @@ from cloister.server.tracking import tracking_sinks
 from cloister.simulation.baselines import train_baselines
 from cloister.simulation.engines import Engine, Opened
 from cloister.simulation.sites import SimulatedSites
+from cloister.simulation.threads import one_thread
 
 __all__ = ["RunResult", "resume", "simulate"]
 
@@ -49,7 +52,9 @@ class RunResult:
     figures: dict[str, Any]
 
 
-def simulate(loaded: Loaded, *, out: Path, engine: Engine, sinks: tuple[Sink, ...] = ()) -> RunResult:
+def simulate(
+    loaded: Loaded, *, out: Path, engine: Engine, sinks: tuple[Sink, ...] = (), on_start: Callable[[Path], None] = lambda _: None
+) -> RunResult:
     """Run a federation on this machine.
 
     Args:
@@ -57,6 +62,7 @@ def simulate(loaded: Loaded, *, out: Path, engine: Engine, sinks: tuple[Sink, ..
         out: where the run folder is made.
         engine: what carries the messages.
         sinks: who is told of events, beside the folder's own log.
+        on_start: told of the run folder as soon as it is there.
 
     Raises:
         CloisterError: whatever refused the run.
@@ -64,6 +70,7 @@ def simulate(loaded: Loaded, *, out: Path, engine: Engine, sinks: tuple[Sink, ..
     sites = SimulatedSites(json.dumps(loaded.effective()), loaded.base)
     prepared = _prepare(sites, loaded)
     folder = RunFolder.create(out, loaded)
+    on_start(folder.path)
     return _run(folder, loaded, sites, prepared, engine, sinks)
 
 
@@ -98,7 +105,9 @@ def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
     notes += list(getattr(task, "notes", ()))
     model = build_model(task, loaded.spec.federation.seed)
     layout = Layout.of(model)
-    try_task(task, model, sites.roster.split(0).train)
+    first = sites.roster.split(0).train
+    try_task(task, model, first)
+    measure(task, model, first, rows=np.arange(min(2, len(first))))  # also loads the metrics once, before workers are forked
 
     def measure_centrally(vector: Vector) -> Measurement:
         layout.write(model, vector)
@@ -114,11 +123,13 @@ def _run(
     try:
         store = CheckpointStore(folder.checkpoints)
         checkpoint = store.newest(digest=loaded.digest(), layout=prepared.layout.digest)
-        with engine.open(sites) as opened:  # first: workers are forked before any sink starts a thread
+        with one_thread(), engine.open(sites) as opened:  # first: workers are forked before any sink starts a thread
             log = EventLog(folder.events)
             log.truncate(checkpoint.events_offset if checkpoint else 0)
             bus = EventBus(log, [*sinks, *tracking_sinks(spec.tracking, folder.path)])
             try:
+                if checkpoint is not None:
+                    bus.recall(read_events(folder.events))
                 if checkpoint is None:
                     bus.emit("run", 0, **_facts(loaded, sites, prepared, engine))
                 plan = RunPlan(

@@ -26,8 +26,6 @@ __all__ = ["LOST", "Inline", "Result", "Runner", "Task", "WorkerPool", "Workers"
 
 #: Flower's ``ErrorCode.CLIENT_APP_CRASHED``: the worker is gone, or nobody waits for its answer any more.
 LOST = 8
-#: Tasks that a worker holds at a time: one that it runs and one to go on with.
-_AHEAD = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,10 +151,10 @@ class WorkerPool:
                 worker.process.join()
 
     def _hand_out(self) -> None:
-        # Round robin by load, so that the first tasks spread over all workers.
+        """Give each idle worker a task, and each a second one to go on with while there are plenty."""
         while self._queue:
             worker = min(self._workers, key=lambda w: len(w.held))
-            if len(worker.held) >= _AHEAD:
+            if len(worker.held) >= (2 if len(self._queue) > len(self._workers) else 1):
                 return
             task = self._queue.popleft()
             worker.held.append(task)

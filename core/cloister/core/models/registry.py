@@ -14,7 +14,7 @@ from cloister.core.models.dense import Logistic, LogisticOptions, Mlp, MlpOption
 from cloister.core.models.images import Cnn, CnnOptions, ResNet, ResNetOptions, Separable, SeparableOptions
 from cloister.core.models.records import Records
 from cloister.core.models.sequences import Recurrent, RecurrentOptions, Transformer, TransformerOptions
-from cloister.core.spec.reading import nearest, refusals
+from cloister.core.spec.refusals import nearest, refusals
 from cloister.core.spec.tables import Table
 
 __all__ = ["ModelChoice", "build", "model_names", "read_model"]
@@ -68,7 +68,7 @@ def read_model(model: str | Mapping[str, Any]) -> tuple[str, Table]:
     try:
         return known, table.model_validate(options)
     except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in refusals(error, table))
+        lines = "\n".join(f"  {line}" for line in refusals(error, table, prefix="task.model"))
         raise TaskError(
             f"model '{name}' was refused:\n{lines}",
             remedy="change these keys of `model` and try again",

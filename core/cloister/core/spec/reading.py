@@ -27,10 +27,20 @@ from cloister.core.spec.refusals import nearest, refusals
 from cloister.core.spec.tables import FederationSpec
 from cloister.core.spec.writing import annotated_toml
 
-__all__ = ["Loaded", "Origin", "load_federation", "nearest", "parse_federation", "refusals"]
+__all__ = [
+    "NOT_YET",
+    "NOT_YET_STAGES",
+    "NOT_YET_VALUES",
+    "Loaded",
+    "Origin",
+    "load_federation",
+    "nearest",
+    "parse_federation",
+    "refusals",
+]
 
-# Tables and values that the file's format documents and this version does not offer yet.
-_NOT_YET = {
+#: Keys that the file's format documents and this version does not offer, with what they ask for.
+NOT_YET = {
     "attack": "attackers",
     "audit": "audits",
     "training.adversarial": "adversarial training",
@@ -41,12 +51,13 @@ _NOT_YET = {
     "aggregation.group_size": "robust aggregation in groups",
     "aggregation.byzantine": "robust aggregation",
 }
-_NOT_YET_VALUES = {
+#: Values that the format documents and this version does not offer, by key.
+NOT_YET_VALUES = {
     "privacy.unit": ("record", "record-distributed", "site", "site-local", "site-distributed"),
     "aggregation.protection": ("masked", "bfv", "ckks", "threshold-bfv"),
 }
-# The stages of `aggregation.rule = "arc | nnm | trimmed-mean"`.
-_NOT_YET_STAGES = (
+#: The stages of `aggregation.rule = "arc | nnm | trimmed-mean"`.
+NOT_YET_STAGES = (
     "arc",
     "nnm",
     "trimmed-mean",
@@ -173,6 +184,10 @@ def parse_federation(
 def _plain(value: Any, key: str) -> Any:
     """Copy plain data; refuse what a federation file cannot hold, by its key."""
     if isinstance(value, Mapping):
+        if "" in value:
+            raise SpecError(
+                f"{key or 'the file'} has a key without a name", remedy="give it a name or remove it"
+            )
         return {
             str(k): _plain(inner, f"{key}.{k}" if key else str(k))
             for k, inner in value.items()
@@ -198,13 +213,13 @@ def _plain(value: Any, key: str) -> Any:
 
 
 def _refuse_not_yet(document: Mapping[str, Any]) -> None:
-    for key, what in _NOT_YET.items():
+    for key, what in NOT_YET.items():
         if _get(document, key) is not None:
             raise NotYetOffered(
                 f"'{key}' asks for {what}, which the file's format documents but this version does not offer",
                 remedy=f"remove '{key}' to run without {what}",
             )
-    for key, values in _NOT_YET_VALUES.items():
+    for key, values in NOT_YET_VALUES.items():
         value = _get(document, key)
         if value in values:
             raise NotYetOffered(
@@ -214,7 +229,7 @@ def _refuse_not_yet(document: Mapping[str, Any]) -> None:
 
     rule = _get(document, "aggregation.rule")
     stages = [stage.strip() for stage in rule.split("|")] if isinstance(rule, str) else []
-    if stages and all(stage in _NOT_YET_STAGES for stage in stages):
+    if stages and all(stage in NOT_YET_STAGES for stage in stages):
         raise NotYetOffered(
             f"aggregation.rule = '{rule}' asks for robust aggregation, which the file's format documents but this version does not offer",
             remedy="use rule = 'mean', which one site that lies can move anywhere",
@@ -262,7 +277,7 @@ def _get(document: Mapping[str, Any], dotted: str) -> Any:
 
 
 def _leaves(value: Any, prefix: str = "") -> list[str]:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and (value or not prefix):  # an empty table is a value
         return [
             leaf
             for key, inner in value.items()

@@ -38,7 +38,6 @@ _SHOULD_BE = {
     "int": "should be a whole number",
     "list": "should be a list",
     "model": "should be a table",
-    "path": "should be a path in quotes",
     "string": "should be text in quotes",
     "tuple": "should be a list",
 }
@@ -153,6 +152,8 @@ def _should(detail: ErrorDetails, annotation: Any) -> str:
     if kind in _BOUNDS:
         words, name = _BOUNDS[kind]
         return f"{words} {context[name]:g}"
+    if kind in _LENGTHS and context.get("min_length") == 1:
+        return "should not be empty"
     if kind in _LENGTHS:
         return _LENGTHS[kind].format(**context)
     if kind == "literal_error":

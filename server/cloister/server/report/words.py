@@ -16,6 +16,7 @@ __all__ = [
     "NAME_LIMIT",
     "bytes_text",
     "count",
+    "drawable",
     "headline",
     "interval95",
     "listed",
@@ -53,6 +54,7 @@ _LABELS = {
     "r2": "R²",
     "loss": "Loss",
 }
+_LARGEST = 1e9
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
@@ -66,8 +68,10 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 def percent(share: float | None) -> str:
-    """Return a share as a percentage with one decimal: 0.8012 is ``80.1%``."""
-    return DASH if share is None or not math.isfinite(share) else f"{100 * share:.1f}%"
+    """Return a share as a percentage with one decimal: 0.8012 is ``80.1%``; what cannot be a share is shown as the number it is."""
+    if share is None or not math.isfinite(share):
+        return DASH
+    return f"{100 * share:.1f}%" if 0 <= share <= 1 else number(share)
 
 
 def points(difference: float) -> str:
@@ -85,7 +89,7 @@ def number(value: float | None) -> str:
         return f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.2e}"
     rounded = float(f"{value:.3g}")
     digits = max(0, 2 - math.floor(math.log10(abs(rounded))))
-    return f"{rounded:.{digits}f}" if digits <= 5 else f"{value:.2e}"
+    return f"{rounded:,.{digits}f}" if digits <= 5 else f"{value:.2e}"
 
 
 def count(value: float | None) -> str:
@@ -105,6 +109,13 @@ def metric_text(name: str, value: float | None) -> str:
     if name in _UNIT_RANGE and value is not None and math.isfinite(value):
         return f"{value:.3f}"
     return number(value)
+
+
+def drawable(name: str, value: float | None) -> bool:
+    """Return whether a value has a place in a plot of this metric: a site may send any number, and one must not hide the rest."""
+    if value is None or not math.isfinite(value):
+        return False
+    return 0 <= value <= 1 if name in _SHARES | _UNIT_RANGE - {"r2", "mcc"} else abs(value) < _LARGEST
 
 
 def order(names: Sequence[str]) -> list[str]:
@@ -129,11 +140,13 @@ def bytes_text(value: float | None) -> str:
 
 
 def seconds_text(value: float | None) -> str:
-    """Return a duration: ``0.21 s``, ``12.3 s``, ``2 min 05 s``, ``3 h 10 min``."""
+    """Return a duration: ``210 ms``, ``12.3 s``, ``2 min 05 s``, ``3 h 10 min``."""
     if value is None or not math.isfinite(value):
         return DASH
     if value < 0.0005:
         return "0 s" if value <= 0 else "< 1 ms"
+    if value < 0.9995:
+        return f"{1000 * value:.0f} ms"
     if value < 99.95:
         return f"{number(value)} s"
     whole = round(value)
@@ -152,8 +165,13 @@ def listed(names: Sequence[str], limit: int = 5) -> str:
     return f"{head} +{len(names) - limit}" if len(names) > limit else head
 
 
-def interval95(share: float, records: int) -> tuple[float, float]:
-    """Return the 95% interval of a share seen on ``records`` independent records (Wilson 1927, eq. 4 in Brown et al. 2001)."""
+def interval95(share: float | None, records: int | None) -> tuple[float, float] | None:
+    """Return the 95% interval of a share seen on ``records`` independent records (Wilson 1927; Brown et al. 2001, eq. 4).
+
+    ``None`` where there is no record, or where ``share`` is none: a site may send any number as its accuracy.
+    """
+    if share is None or not records or not 0 <= share <= 1:
+        return None
     z = 1.959964
     middle = (share + z * z / (2 * records)) / (1 + z * z / records)
     half = z / (1 + z * z / records) * math.sqrt(share * (1 - share) / records + z * z / (4 * records * records))

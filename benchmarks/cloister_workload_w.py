@@ -1,0 +1,141 @@
+"""Workload W in Cloister, in a process of its own: the contestant that ``workload_w.py`` and ``virtual_clients.py`` start.
+
+The run is ``cloister simulate``'s own: `simulate` with an engine, a run folder, events, checks and checkpoints, all of it inside
+the timed rounds. The clock is an event sink.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from plain_w import BATCH, CLIENTS, COHORT, LEARNING_RATE, PARAMETERS, RECORDS, now
+
+FEDERATION = """
+[federation]
+name = "workload-w"
+rounds = {rounds}
+seed = {seed}
+checkpoint_every = {rounds}
+
+[task]
+use = "images"
+data = {data}
+model = "cnn"
+
+[cohort]
+sites = {sites}
+partition = {{ by = "iid", per_site = {records} }}
+per_round = {cohort}
+
+[training]
+local_epochs = 1
+batch_size = {batch}
+optimizer = {{ name = "sgd", lr = {rate} }}
+device = "cpu"
+
+[evaluation]
+every = 0
+central = false
+sites = false
+"""
+
+
+class Clock:
+    """An event sink that notes when each round ends."""
+
+    def __init__(self) -> None:
+        self.marks: dict[str, float] = {}
+        self.ends: list[float] = []
+        self.losses: list[float] = []
+        self.refused = 0
+        self.parameters = 0
+
+    def handle(self, event: Mapping[str, Any]) -> None:
+        """Take one event."""
+        kind = event["kind"]
+        if kind == "run":
+            self.marks["run"] = now()
+            self.parameters = event["parameters"]
+        elif kind == "asked":
+            self.marks.setdefault("asked", now())
+        elif kind == "round":
+            self.ends.append(now())
+            self.losses.append(event["loss"])
+            self.refused += event["cohort"] - event["answered"]
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    arguments.add_argument("--data", type=Path, required=True)
+    arguments.add_argument("--result", type=Path, required=True)
+    arguments.add_argument("--rounds", type=int, required=True)
+    arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--sites", type=int, default=CLIENTS)
+    arguments.add_argument("--engine", choices=("local", "ray"), default="local")
+    arguments.add_argument("--workers", type=int, default=None)
+    given = arguments.parse_args()
+
+    from cloister.core.spec import load_federation
+    from cloister.simulation.engines import make_engine
+    from cloister.simulation.simulate import simulate
+
+    clock = Clock()
+    engine = make_engine(given.engine, given.workers)
+    if given.engine == "ray":  # what Flower and Ray import by themselves later is imported before the call, too
+        import flwr.simulation
+        import ray  # noqa: F401
+
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        _time_introductions(clock.marks)
+    clock.marks["imported"] = now()
+    with tempfile.TemporaryDirectory(prefix="workload-w-") as folder:
+        file = Path(folder) / "federation.toml"
+        file.write_text(
+            FEDERATION.format(
+                rounds=given.rounds,
+                seed=given.seed,
+                data=json.dumps(str(given.data.resolve())),
+                sites=given.sites,
+                records=RECORDS,
+                cohort=COHORT,
+                batch=BATCH,
+                rate=LEARNING_RATE,
+            )
+        )
+        clock.marks["called"] = now()
+        simulate(load_federation(file), out=Path(folder) / "runs", engine=engine, sinks=(clock,))
+    if clock.parameters != PARAMETERS or clock.refused or len(clock.ends) != given.rounds:
+        raise SystemExit(f"not workload W: {clock.parameters} parameters, {clock.refused} replies missing, {len(clock.ends)} rounds")
+    answer = {"marks": clock.marks, "ends": clock.ends, "losses": clock.losses, "processes": engine.workers}
+    temporary = given.result.with_suffix(".part")
+    temporary.write_text(json.dumps(answer))
+    os.replace(temporary, given.result)
+
+
+def _time_introductions(marks: dict[str, float]) -> None:
+    """Note how long the app's own first question to each site takes: over Ray it is a message a site."""
+    from cloister.simulation import ray_engine
+
+    asked = ray_engine.discover
+
+    def discover(*positional: Any, **named: Any) -> Any:
+        begun = now()
+        found = asked(*positional, **named)
+        marks["introductions"] = now() - begun
+        return found
+
+    ray_engine.discover = discover
+
+
+if __name__ == "__main__":
+    main()

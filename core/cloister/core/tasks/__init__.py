@@ -1,0 +1,1 @@
+"""The tasks that come with Cloister: `heart`, `digits`, `tabular`, `images` and `hub`."""

@@ -1,0 +1,29 @@
+"""What all tests share: reproducible property tests, no telemetry, no figure windows, no file in the user's own folders."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+# Derandomised: a property test tries the same examples in every run, so a failure is the change's and not the day's.
+settings.register_profile("cloister", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("cloister")
+
+
+@pytest.fixture(autouse=True)
+def state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let reports of our own faults go to a folder of the test's own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("CLOISTER_DEBUG", raising=False)
+    return tmp_path / "state"
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Return the root of the checkout."""
+    return Path(__file__).resolve().parent.parent
