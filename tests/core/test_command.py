@@ -294,6 +294,8 @@ class TestParts:
         parts("meet", self.GREET, "meet_part:register")
         assert command.run(["meet"]) == 1
         assert "report" in capsys.readouterr().err
+        (report,) = reports_folder().iterdir()
+        assert "registers ['greet'], not one command of its own name" in report.read_text(encoding="utf-8")
 
     def test_the_help_waits_for_neither_torch_nor_flower_nor_pydantic(self) -> None:
         code = (

@@ -420,6 +420,12 @@ class TestOverrides:
         assert origins["cohort.per_round"] is Origin.SET
         assert "cohort.per_round.poisson" not in origins
 
+    def test_a_table_that_is_set_replaces_the_file_s_whole_table(self) -> None:
+        document = {**SMALL, "training": {"optimizer": {"lr": 0.1, "momentum": 0.9}}}
+        loaded = parse_federation(document, base=HERE, overrides=["training.optimizer={lr=0.2}"])
+        assert loaded.spec.training.optimizer.momentum == 0
+        assert loaded.origins["training.optimizer.momentum"] is Origin.DEFAULT
+
     @given(documents)
     def test_every_value_of_the_effective_file_has_an_origin(self, document: dict[str, Any]) -> None:
         loaded = parse_federation(document, base=HERE)

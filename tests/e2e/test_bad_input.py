@@ -26,7 +26,7 @@ BAD: list[tuple[str, dict[str, dict[str, Any]], int, str, str]] = [
     ("loss raises", {"task": {"fault": "loss"}}, 3, "task-raised", "raised RuntimeError in its model or loss"),
     ("wrong output", {"task": {"fault": "shape"}}, 3, "task-model", "returned (2, 3) for 2 records"),
     ("loss not finite", {"task": {"fault": "nan"}}, 3, "task-loss", "not finite"),
-    ("empty site", {"cohort": {"sites": 500, "partition": {"by": "iid"}}}, 4, "", "500"),
+    ("more sites than records", {"cohort": {"sites": 500, "partition": {"by": "iid"}}}, 3, "", "500"),
     ("no owners", {"cohort": {"sites": 5, "partition": {"by": "site"}}}, 3, "", "partition"),
     ("class weights", {"training": {"class_weights": [1.0, 2.0, 3.0]}}, 3, "", "class_weights"),
     ("diverges", {"training": {"optimizer": {"name": "sgd", "lr": 1e38}}}, 6, "peers-missing", "update-not-finite"),
@@ -92,3 +92,40 @@ def test_the_plain_command_ends_with_the_paths_and_the_next_step(make_file: Call
     assert "report.html" in done.stdout
     assert "model.safetensors" in done.stdout
     assert "Next:" in done.stdout
+
+
+def csv_federation(folder: Path, files: dict[str, str]) -> Path:
+    """A federation over CSV files, one a site."""
+    (folder / "data").mkdir()
+    for name, text in files.items():
+        (folder / "data" / f"{name}.csv").write_text(text)
+    path = folder / "federation.toml"
+    path.write_text("[federation]\nname = 'csv'\nrounds = 1\n[task]\nuse = 'tabular'\ndata = 'data'\ntarget = 'sick'\nallow_single_class = false\n")
+    return path
+
+
+GOOD = "age,dose,sick\n" + "".join(f"{40 + i},{i % 7}.5,{i % 2}\n" for i in range(30))
+CSV = {
+    "missing column": ({"north": GOOD, "south": GOOD.replace("dose", "sex")}, "dose"),
+    "text in a number": ({"north": GOOD, "south": GOOD.replace("41,1.5", "41,JaneDoe")}, "row"),
+    "empty site": ({"north": GOOD, "south": "age,dose,sick\n"}, "south"),
+    "single-class site": ({"north": GOOD, "south": GOOD.replace(",1\n", ",0\n")}, "south"),
+    "empty file": ({"north": GOOD, "south": ""}, "south"),
+}
+
+
+@pytest.mark.parametrize(("files", "says"), CSV.values(), ids=list(CSV))
+def test_a_sites_bad_table_exits_4_and_names_file_and_place_but_no_value(cloister: Any, tmp_path: Path, files: Any, says: str) -> None:
+    done = cloister("simulate", csv_federation(tmp_path, files), "--json", "--workers", "0")
+    assert done.returncode == 4, done.stdout + done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert says in error["message"]
+    assert "south" in error["message"]
+    assert error["remedy"]
+    assert "JaneDoe" not in done.stdout + done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_of_tables_trains(cloister: Any, tmp_path: Path) -> None:
+    done = cloister("simulate", csv_federation(tmp_path, {"north": GOOD, "south": GOOD}), "--json", "--workers", "0")
+    assert done.returncode == 0, done.stdout

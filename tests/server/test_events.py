@@ -24,7 +24,11 @@ from cloister.core.errors import CloisterError, IntegrityError, SpecError, Usage
 from cloister.server.events import EventBus, EventLog, plain, read_events
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(st.characters(), max_size=20),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(st.characters(), max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
@@ -83,7 +87,9 @@ def test_an_event_is_stamped_with_utc_time_round_and_kind_and_reaches_log_and_si
     bus = EventBus(EventLog(path), [sink], clock=lambda: noon)
     returned = bus.emit("warning", 3, text="slow")
     bus.close()
-    assert events_of(path) == [{"time": "2026-11-21T12:00:00.123+00:00", "round": 3, "kind": "warning", "text": "slow"}]
+    assert events_of(path) == [
+        {"time": "2026-11-21T12:00:00.123+00:00", "round": 3, "kind": "warning", "text": "slow"}
+    ]
     assert sink.events == events_of(path) == [returned]
     assert sink.closed
 
@@ -107,7 +113,14 @@ def test_every_line_is_strict_json_whatever_the_event_holds(value: object) -> No
 
 
 def test_not_finite_numbers_become_null_and_arrays_numbers() -> None:
-    assert plain({"a": float("nan"), "b": [float("inf"), np.float32(0.5), np.nan], "c": np.array([[1, 2]]), 4: ("x", np.int64(7))}) == {
+    assert plain(
+        {
+            "a": float("nan"),
+            "b": [float("inf"), np.float32(0.5), np.nan],
+            "c": np.array([[1, 2]]),
+            4: ("x", np.int64(7)),
+        }
+    ) == {
         "a": None,
         "b": [None, 0.5, None],
         "c": [[1, 2]],
@@ -133,7 +146,9 @@ def test_a_value_without_a_place_in_json_is_refused_and_nothing_is_written(tmp_p
         ("warning", {"text": "x", "time": "now"}, "cannot set time"),
     ],
 )
-def test_an_event_of_another_shape_is_refused(tmp_path: Path, kind: str, fields: dict[str, Any], message: str) -> None:
+def test_an_event_of_another_shape_is_refused(
+    tmp_path: Path, kind: str, fields: dict[str, Any], message: str
+) -> None:
     bus = EventBus(EventLog(tmp_path / "events.jsonl"))
     with pytest.raises(CloisterError, match=message):
         bus.emit(kind, 1, **fields)
@@ -160,7 +175,11 @@ def test_recalled_events_reach_a_sink_that_wants_them_and_not_the_log(tmp_path: 
 
 
 def test_a_failing_sink_is_dropped_with_one_warning_and_the_others_go_on(tmp_path: Path) -> None:
-    path, good, bad = tmp_path / "events.jsonl", Recorder(), Broken(RuntimeError("http://user:secret@host"), at=1)
+    path, good, bad = (
+        tmp_path / "events.jsonl",
+        Recorder(),
+        Broken(RuntimeError("http://user:secret@host"), at=1),
+    )
     bus = EventBus(EventLog(path), [bad, good])
     for number in (1, 2, 3):
         bus.emit("round", number, cohort=1, answered=1)
@@ -231,7 +250,13 @@ def test_reading_leaves_out_a_torn_last_line_and_refuses_a_broken_one(tmp_path: 
     path = tmp_path / "events.jsonl"
     path.write_bytes(b'{"kind":"warning","round":1,"text":"a"}\n{"kind":"wa')
     assert [event["text"] for event in read_events(path)] == ["a"]
-    for broken in (b"nonsense\n", b'{"kind":"warning","round":NaN}\n', b'["kind"]\n', b'{"round":1}\n', b"\xff\n"):
+    for broken in (
+        b"nonsense\n",
+        b'{"kind":"warning","round":NaN}\n',
+        b'["kind"]\n',
+        b'{"round":1}\n',
+        b"\xff\n",
+    ):
         path.write_bytes(b'{"kind":"warning","round":1,"text":"a"}\n' + broken)
         with pytest.raises(IntegrityError, match="line 2 of"):
             list(read_events(path))
@@ -246,7 +271,9 @@ def test_a_log_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(texts=st.lists(st.text(max_size=30), min_size=1, max_size=8), data=st.data())
-def test_truncating_to_a_position_and_reopening_keeps_exactly_the_events_before_it(texts: list[str], data: st.DataObject) -> None:
+def test_truncating_to_a_position_and_reopening_keeps_exactly_the_events_before_it(
+    texts: list[str], data: st.DataObject
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "events.jsonl"
         log = EventLog(path)
@@ -267,7 +294,9 @@ def test_truncating_to_a_position_and_reopening_keeps_exactly_the_events_before_
 
 
 @pytest.mark.parametrize("offset", [-1, 5, 10_000])
-def test_truncating_elsewhere_than_between_two_events_is_refused_and_changes_nothing(tmp_path: Path, offset: int) -> None:
+def test_truncating_elsewhere_than_between_two_events_is_refused_and_changes_nothing(
+    tmp_path: Path, offset: int
+) -> None:
     path = tmp_path / "events.jsonl"
     log = EventLog(path)
     log.append({"kind": "warning", "round": 1, "text": "a"})
@@ -295,7 +324,9 @@ except CloisterError as error:
     print(error.code)
 """
     path = tmp_path / "events.jsonl"
-    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "disk"
     assert path.read_bytes().endswith(b'"text":"a"}\n')
 

@@ -15,7 +15,15 @@ from cloister.server.folding import Fold
 from cloister.server.history import History, Measured, best_of
 
 SITES = ("a", "b", "c")
-RUN = {"name": "made-up", "rounds": 6, "sites": 3, "site_names": SITES, "seed": 7, "digest": "d1", "classes": ["no", "yes"]}
+RUN = {
+    "name": "made-up",
+    "rounds": 6,
+    "sites": 3,
+    "site_names": SITES,
+    "seed": 7,
+    "digest": "d1",
+    "classes": ["no", "yes"],
+}
 
 
 def emit_round(bus: EventBus, number: int, *, seed: int = 0) -> None:
@@ -31,7 +39,9 @@ def emit_round(bus: EventBus, number: int, *, seed: int = 0) -> None:
             status, reason = "missing", "missing"
             missing.append(site)
         loss = float(rng.random()) if status == "answered" else None
-        bus.emit("site", number, site=site, phase="train", status=status, reason=reason, seconds=0.5, loss=loss)
+        bus.emit(
+            "site", number, site=site, phase="train", status=status, reason=reason, seconds=0.5, loss=loss
+        )
     for where in ("central", "sites", "site:a"):
         accuracy = float(rng.random())
         bus.emit(
@@ -65,12 +75,18 @@ def test_figures_are_those_of_the_events(unbroken: History) -> None:
     assert (unbroken.run.name, unbroken.run.seed, unbroken.run.site_names) == ("made-up", 7, SITES)
     assert [one.round for one in unbroken.rounds] == [1, 2, 3, 4, 5, 6]
     assert unbroken.seconds == {"train": 6.0, "aggregate": 1.5, "evaluate": 3.0, "checkpoint": 0.75}
-    assert {where: len(series.points) for where, series in unbroken.series.items()} == {"central": 6, "sites": 6, "site:a": 6}
+    assert {where: len(series.points) for where, series in unbroken.series.items()} == {
+        "central": 6,
+        "sites": 6,
+        "site:a": 6,
+    }
     assert unbroken.end is not None
     assert unbroken.end.model == "model.safetensors"
 
 
-def test_a_refusal_told_by_the_site_and_by_the_round_counts_once_under_its_stable_reason(unbroken: History) -> None:
+def test_a_refusal_told_by_the_site_and_by_the_round_counts_once_under_its_stable_reason(
+    unbroken: History,
+) -> None:
     assert unbroken.refused_by_reason == {"not-finite": 1}
     assert [(one.round, one.site, one.phase) for one in unbroken.refused] == [(2, "b", "train")]
 
@@ -102,7 +118,10 @@ def test_best_is_the_highest_accuracy_else_the_lowest_loss_and_the_earliest_of_e
     def point(number: int, loss: float | None, **metrics: float) -> Measured:
         return Measured(round=number, loss=loss, metrics=metrics, confusion=None, records=1)
 
-    assert best_of([point(1, 0.1, accuracy=0.5), point(2, 0.9, accuracy=0.8), point(3, 0.2, accuracy=0.8)]).round == 2
+    assert (
+        best_of([point(1, 0.1, accuracy=0.5), point(2, 0.9, accuracy=0.8), point(3, 0.2, accuracy=0.8)]).round
+        == 2
+    )
     assert best_of([point(1, 0.5, mae=1.0), point(2, 0.3, mae=9.0), point(3, 0.3, mae=2.0)]).round == 2
     assert best_of([point(1, None), point(2, 0.3), point(3, 0.4)]).round == 2
     assert best_of([point(1, None), point(2, None)]).round == 2
@@ -116,7 +135,9 @@ def test_confusion_matrices_are_kept_for_the_last_and_the_best_evaluation_only(u
     assert central.last.confusion == ((6, 1), (2, 3))
 
 
-def test_an_attempt_that_failed_shows_in_the_refusals_and_the_last_attempt_in_the_tally(tmp_path: Path) -> None:
+def test_an_attempt_that_failed_shows_in_the_refusals_and_the_last_attempt_in_the_tally(
+    tmp_path: Path,
+) -> None:
     bus = EventBus(EventLog(tmp_path / "e.jsonl"))
     bus.emit("run", 0, **RUN)
     bus.emit("site", 1, site="a", phase="train", status="refused", reason="wrong-shape: (3,)")
@@ -130,7 +151,9 @@ def test_an_attempt_that_failed_shows_in_the_refusals_and_the_last_attempt_in_th
 
 @settings(max_examples=25, deadline=None)
 @given(cuts=st.lists(st.integers(0, 5), max_size=3), lost=st.integers(0, 2), truncate=st.booleans())
-def test_a_resumed_run_has_the_history_of_an_unbroken_one(tmp_path_factory: pytest.TempPathFactory, cuts: list[int], lost: int, truncate: bool) -> None:
+def test_a_resumed_run_has_the_history_of_an_unbroken_one(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int], lost: int, truncate: bool
+) -> None:
     """Rounds ``lost`` after the checkpoint are done again, whether the log was truncated or says where it was resumed."""
     folder = tmp_path_factory.mktemp("runs")
     for name, breaks in (("unbroken", []), ("resumed", sorted(cuts))):
@@ -144,7 +167,9 @@ def test_a_resumed_run_has_the_history_of_an_unbroken_one(tmp_path_factory: pyte
                 positions.append(bus.position())
             if cut == 6:
                 break
-            for number in range(cut + 1, min(cut + lost, 5) + 1):  # after the checkpoint: other figures, so that they would show
+            for number in range(
+                cut + 1, min(cut + lost, 5) + 1
+            ):  # after the checkpoint: other figures, so that they would show
                 emit_round(bus, number, seed=1)
             bus.emit("warning", cut + 1, text="lost with the crash")
             bus.emit("end", 0, status="interrupted")
@@ -194,7 +219,13 @@ def test_privacy_keeps_the_newest_event_of_each_site_and_warnings_are_told_once(
 
 def test_no_event_is_an_empty_history() -> None:
     history = Fold().history()
-    assert (history.run, history.end, history.rounds, history.refused, history.sites) == (None, None, (), (), {})
+    assert (history.run, history.end, history.rounds, history.refused, history.sites) == (
+        None,
+        None,
+        (),
+        (),
+        {},
+    )
     assert not history.bytes_measured
 
 

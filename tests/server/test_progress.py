@@ -36,7 +36,14 @@ class Shown:
 
     def __init__(self, folder: Path, *, terminal: bool = False, line_every_s: float = 0.0) -> None:
         self.file, self.clock = io.StringIO(), Clock()
-        console = Console(file=self.file, force_terminal=terminal, width=110, height=40, color_system=None, legacy_windows=False)
+        console = Console(
+            file=self.file,
+            force_terminal=terminal,
+            width=110,
+            height=40,
+            color_system=None,
+            legacy_windows=False,
+        )
         self.progress = Progress(console=console, line_every_s=line_every_s, clock=self.clock)
         self.bus = EventBus(EventLog(folder / f"events-{terminal}.jsonl"), [self.progress])
 
@@ -54,8 +61,17 @@ class Shown:
         self.bus.announce("asked", number, phase="train", sites=SITES)
         for site in SITES:
             status = "missing" if site in missing else "answered"
-            self.bus.emit("site", number, site=site, phase="train", status=status, reason=None, seconds=0.1, loss=0.5)
-        self.bus.emit("evaluation", number, where="central", loss=0.4, metrics={"accuracy": 0.801, "f1": 0.75}, records=254)
+            self.bus.emit(
+                "site", number, site=site, phase="train", status=status, reason=None, seconds=0.1, loss=0.5
+            )
+        self.bus.emit(
+            "evaluation",
+            number,
+            where="central",
+            loss=0.4,
+            metrics={"accuracy": 0.801, "f1": 0.75},
+            records=254,
+        )
         self.clock.now += seconds
         self.bus.emit(
             "round", number, cohort=16, answered=16 - len(missing), missing=list(missing), refused=[], loss=0.4321,
@@ -81,7 +97,15 @@ def test_without_a_terminal_each_round_is_one_line_with_all_that_matters(plain: 
     plain.round(2, missing=("hospital-3",))
     lines = plain.text.splitlines()
     assert len(lines) == 2
-    for part in ("round 1/4", "16/16 sites", "loss 0.432", "accuracy 80.1% (central, n=254)", "down 1.23 MB", "up 4.56 MB", "2.00 s"):
+    for part in (
+        "round 1/4",
+        "16/16 sites",
+        "loss 0.432",
+        "accuracy 80.1% (central, n=254)",
+        "down 1.23 MB",
+        "up 4.56 MB",
+        "2.00 s",
+    ):
         assert part in lines[0]
     assert "left" not in lines[0]
     assert "15/16 sites" in lines[1]
@@ -113,7 +137,10 @@ def test_refusals_and_warnings_are_told_at_once(plain: Shown) -> None:
     plain.bus.emit("run", 0, **RUN)
     plain.bus.emit("site", 1, site="hospital-2", phase="train", status="refused", reason="not-finite: NaN")
     plain.bus.emit("warning", 1, text="round 1 was not aggregated")
-    assert plain.text.splitlines() == ["round 1: hospital-2 refused: not-finite: NaN", "warning: round 1 was not aggregated"]
+    assert plain.text.splitlines() == [
+        "round 1: hospital-2 refused: not-finite: NaN",
+        "warning: round 1 was not aggregated",
+    ]
 
 
 def test_the_block_names_a_handful_of_the_sites_awaited(live: Shown) -> None:
@@ -138,8 +165,11 @@ def test_the_block_shows_loss_metrics_bytes_time_left_and_epsilon(live: Shown) -
     block = live.block()
     assert "0.432 (training, mean of sites)" in block
     assert "accuracy 80.1%, f1 75.0%, loss 0.400 (n=254)" in block
+    assert set(block.splitlines()[1]) <= set("━╸╺ "), "the bar has a line of its own"
     assert "1.23 MB down, 4.56 MB up a round" in block
     assert "24.0 s, about 16.0 s left" in block
+    live.clock.now += 20
+    assert "44.0 s, about 10.0 s left" in live.block(), "a slow round leaves the others their time"
     assert "ε 0.500 of 1.00" in block, "the site nearest to its limit"
 
 
@@ -207,7 +237,15 @@ def test_an_event_costs_little_while_the_display_is_live(tmp_path: Path) -> None
     """50 sites and 4 rounds a second are 400 events a second: at 0.1 ms each they would take a twenty-fifth of a core."""
     shown = Shown(tmp_path, terminal=True)
     shown.progress.handle({"kind": "run", "round": 0, **RUN})
-    event = {"kind": "site", "round": 1, "phase": "train", "status": "answered", "reason": None, "seconds": 0.1, "loss": 0.5}
+    event = {
+        "kind": "site",
+        "round": 1,
+        "phase": "train",
+        "status": "answered",
+        "reason": None,
+        "seconds": 0.1,
+        "loss": 0.5,
+    }
     started = time.process_time()
     for number in range(5000):
         shown.progress.handle({**event, "round": number // 100, "site": f"s{number % 100}"})

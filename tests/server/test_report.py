@@ -57,9 +57,13 @@ def make_run(
     names = list(names)
     folder.mkdir(parents=True, exist_ok=True)
     planned = planned or max(rounds, 1)
-    loaded = parse_federation({"federation": {"name": "heart", "rounds": planned, "seed": 7}, "task": {"use": "heart"}}, base=folder)
+    loaded = parse_federation(
+        {"federation": {"name": "heart", "rounds": planned, "seed": 7}, "task": {"use": "heart"}}, base=folder
+    )
     (folder / "federation.toml").write_text(loaded.effective_toml())
-    (folder / "origins.json").write_text(json.dumps({key: str(value) for key, value in loaded.origins.items()}))
+    (folder / "origins.json").write_text(
+        json.dumps({key: str(value) for key, value in loaded.origins.items()})
+    )
     log = EventLog(folder / "events.jsonl")
     bus = EventBus(log)
     counts = [[10 + index, 20] if classes else [30 + index] for index in range(len(names))]
@@ -83,9 +87,22 @@ def make_run(
     if baselines and rounds:
         bus.emit("evaluation", rounds, where="baseline:pooled", records=254, **figures(0.805, classes, 254))
         for index, name in enumerate(names):
-            bus.emit("evaluation", rounds, where=f"baseline:local:{name}", records=254, **figures(own + index / 200, classes, 254))
+            bus.emit(
+                "evaluation",
+                rounds,
+                where=f"baseline:local:{name}",
+                records=254,
+                **figures(own + index / 200, classes, 254),
+            )
     if end is not None:
-        bus.emit("end", rounds, status=end, code=end, message="" if end == "done" else "the disk is full", model="model.safetensors")
+        bus.emit(
+            "end",
+            rounds,
+            status=end,
+            code=end,
+            message="" if end == "done" else "the disk is full",
+            model="model.safetensors",
+        )
     bus.close()
     return folder
 
@@ -107,9 +124,19 @@ def emit_rounds(
         for index, name in enumerate(names):
             records = 15 + index
             own = min(0.99, value + (index % 7) / 100 + draw.random() / 1000)
-            bus.emit("evaluation", number_of, where=f"site:{name}", records=records, **figures(own, classes, records))
+            bus.emit(
+                "evaluation",
+                number_of,
+                where=f"site:{name}",
+                records=records,
+                **figures(own, classes, records),
+            )
         bus.emit("evaluation", number_of, where="sites", records=66, **figures(value + 0.01, classes, 66))
-        refusals = [{"site": names[1], "reason": "not-finite: the update holds NaN"}] if number_of == 2 and len(names) > 1 else []
+        refusals = (
+            [{"site": names[1], "reason": "not-finite: the update holds NaN"}]
+            if number_of == 2 and len(names) > 1
+            else []
+        )
         bus.emit(
             "round", number_of, cohort=len(names), answered=len(names) - len(refusals), missing=[], refused=refusals, loss=0.5,
             update_norm=1.0, bytes_down=8712 * len(names), bytes_up=8712 * len(names),
@@ -119,12 +146,24 @@ def emit_rounds(
 
 def figures(value: float, classes: tuple[str, ...], records: int) -> dict[str, Any]:
     if not classes:
-        return {"loss": 1 - value, "metrics": {"mse": 1 - value, "mae": 0.9 - value / 2, "r2": value}, "confusion": None}
+        return {
+            "loss": 1 - value,
+            "metrics": {"mse": 1 - value, "mae": 0.9 - value / 2, "r2": value},
+            "confusion": None,
+        }
     right = round(value * records / 2)
-    confusion = [[right, records // 2 - right], [records - records // 2 - right, right]] if len(classes) == 2 else None
+    confusion = (
+        [[right, records // 2 - right], [records - records // 2 - right, right]]
+        if len(classes) == 2
+        else None
+    )
     if len(classes) > 2:
         confusion = (np.eye(len(classes), dtype=int) * 9 + 1).tolist()
-    return {"loss": 1 - value, "metrics": {"accuracy": value, "f1": value - 0.02, "auroc": 0.9}, "confusion": confusion}
+    return {
+        "loss": 1 - value,
+        "metrics": {"accuracy": value, "f1": value - 0.02, "auroc": 0.9},
+        "confusion": confusion,
+    }
 
 
 class Page(HTMLParser):
@@ -142,7 +181,9 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         for key, value in attrs:
-            if key in ("src", "href", "xlink:href", "action", "data", "poster", "srcset") and not (value or "").startswith("#"):
+            if key in ("src", "href", "xlink:href", "action", "data", "poster", "srcset") and not (
+                value or ""
+            ).startswith("#"):
                 self.loads.append(value or "")
             if key == "id":
                 self.ids.append(value or "")
@@ -171,13 +212,25 @@ def heart(tmp_path_factory: pytest.TempPathFactory) -> ReportPaths:
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> ReportPaths:
     task = {"title": HOSTILE, "source": HOSTILE, "licence": HOSTILE, "owners": HOSTILE}
     folder = tmp_path_factory.mktemp("runs") / "hostile"
-    run = make_run(folder, names=[HOSTILE, *HOSPITALS], classes=(HOSTILE, "$b_2$"), notes=(HOSTILE,), task=task)
+    run = make_run(
+        folder, names=[HOSTILE, *HOSPITALS], classes=(HOSTILE, "$b_2$"), notes=(HOSTILE,), task=task
+    )
     return write_report(run)
 
 
 def test_report_json_is_strict_and_keeps_its_contract(heart: ReportPaths) -> None:
     report = strictly(heart.json)
-    for key in ("rounds", "metrics", "privacy", "aggregation", "traffic", "time", "audit", "versions", "seed"):
+    for key in (
+        "rounds",
+        "metrics",
+        "privacy",
+        "aggregation",
+        "traffic",
+        "time",
+        "audit",
+        "versions",
+        "seed",
+    ):
         assert key in report
     assert (report["rounds"], report["seed"], report["audit"], report["status"]) == (6, 7, {}, "done")
     metrics = report["metrics"]
@@ -204,7 +257,9 @@ def test_report_json_is_strict_and_keeps_its_contract(heart: ReportPaths) -> Non
 
 def test_build_report_gives_the_figures_that_are_written(heart: ReportPaths) -> None:
     history = Fold.of(read_events(heart.json.parent / "events.jsonl")).history()
-    spec = parse_federation({"federation": {"name": "heart", "rounds": 6, "seed": 7}, "task": {"use": "heart"}}, base=Path())
+    spec = parse_federation(
+        {"federation": {"name": "heart", "rounds": 6, "seed": 7}, "task": {"use": "heart"}}, base=Path()
+    )
     built = build_report(heart.json.parent, spec_effective=spec.effective(), history=history)
     assert built == strictly(heart.json)
 
@@ -221,18 +276,37 @@ def test_the_page_begins_with_a_verdict_for_people(heart: ReportPaths) -> None:
 def test_the_page_shows_federated_pooled_and_each_site_alone_side_by_side(heart: ReportPaths) -> None:
     text = Page(heart.html.read_text()).text
     assert re.search(r"\d to \d", text)
-    order = ["Federated, round 6 75.0% 69.3 to 79.9%", "Trained on the pooled data 80.5%", *(f"{name} alone" for name in HOSPITALS)]
+    order = [
+        "Federated, round 6 75.0% 69.3 to 79.9%",
+        "Trained on the pooled data 80.5%",
+        *(f"{name} alone" for name in HOSPITALS),
+    ]
     places = [text.index(part) for part in order]
     assert places == sorted(places)
-    for part in ("not-finite", "Every site that was asked answered in time", "cloister simulate federation.toml", "flwr 1.41.0", "federation.rounds"):
+    for part in (
+        "not-finite",
+        "Every site that was asked answered in time",
+        "cloister simulate federation.toml",
+        "flwr 1.41.0",
+        "federation.rounds",
+    ):
         assert part in text
-    for title in ("Accuracy by round", "Loss by round", "Last confusion matrix", "Who holds what", "Traffic by round", "Time by round"):
+    for title in (
+        "Accuracy by round",
+        "Loss by round",
+        "Last confusion matrix",
+        "Who holds what",
+        "Traffic by round",
+        "Time by round",
+    ):
         assert title in text
     assert re.search(r"federation\.rounds 6 file", text)
     assert re.search(r"training\.batch_size 32 default", text)
 
 
-def test_the_page_needs_nothing_outside_itself_and_runs_nothing(heart: ReportPaths, hostile: ReportPaths) -> None:
+def test_the_page_needs_nothing_outside_itself_and_runs_nothing(
+    heart: ReportPaths, hostile: ReportPaths
+) -> None:
     for paths in (heart, hostile):
         source = paths.html.read_text()
         page = Page(source)
@@ -250,6 +324,7 @@ def test_the_page_needs_nothing_outside_itself_and_runs_nothing(heart: ReportPat
 def test_a_hostile_name_is_text_wherever_it_is_shown(hostile: ReportPaths) -> None:
     source, page = hostile.html.read_text(), Page(hostile.html.read_text())
     assert "<script" not in source.lower()
+    assert "<!--" not in source, "a plot's comments would quote its texts"
     assert "\x1b" not in source
     assert "\u202e" not in source
     assert "<script>alert(1)</script>-->&\"'$x_{2}$" in page.text, "escaped, not dropped"
@@ -300,7 +375,9 @@ def test_without_central_evaluation_the_sites_speak_for_the_model(tmp_path: Path
     report, text = strictly(paths.json), Page(paths.html.read_text()).text
     assert report["metrics"]["central"] is None
     assert report["metrics"]["sites_mean"]["last"]["accuracy"] == pytest.approx(0.76)
-    assert "On the sites' own test records (66 in all, mean of the sites) it is right 76.0% of the time." in text
+    assert (
+        "On the sites' own test records (66 in all, mean of the sites) it is right 76.0% of the time." in text
+    )
     assert "Last confusion matrix" not in text
     assert "No baselines were trained" in text
     assert not re.search(r"\d to \d", text), "a mean of sites is no share of records: no interval"
@@ -311,7 +388,10 @@ def test_one_site_is_a_federation(tmp_path: Path) -> None:
     assert "One hospital trained one model in one round." in Page(paths.html.read_text()).text
 
 
-@pytest.mark.parametrize(("end", "says"), [("failed", "did not finish a round: the disk is full."), (None, "did not finish a round.")])
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [("failed", "did not finish a round: the disk is full."), (None, "did not finish a round.")],
+)
 def test_a_run_without_a_round_has_a_report(tmp_path: Path, end: str | None, says: str) -> None:
     paths = write_report(make_run(tmp_path / "run", rounds=0, planned=5, end=end))
     report, page = strictly(paths.json), Page(paths.html.read_text())
@@ -324,14 +404,19 @@ def test_a_run_without_a_round_has_a_report(tmp_path: Path, end: str | None, say
 
 def test_an_interrupted_run_says_how_far_it_came(tmp_path: Path) -> None:
     paths = write_report(make_run(tmp_path / "run", rounds=3, planned=30, end="interrupted", baselines=False))
-    assert "Four hospitals trained one model for three rounds of 30, then the run was interrupted." in Page(paths.html.read_text()).text
+    assert (
+        "Four hospitals trained one model for three rounds of 30, then the run was interrupted."
+        in Page(paths.html.read_text()).text
+    )
     assert "this is not the model that was planned" in paths.card.read_text()
 
 
 def test_a_regression_is_told_by_its_own_metrics(tmp_path: Path) -> None:
     paths = write_report(make_run(tmp_path / "run", classes=(), task={}))
     text = Page(paths.html.read_text()).text
-    assert "Four sites trained one model in six rounds. On the 254 pooled test records its R² is 0.750." in text
+    assert (
+        "Four sites trained one model in six rounds. On the 254 pooled test records its R² is 0.750." in text
+    )
     assert "R² by round" in text
     assert "% of the time" not in text
     assert "Regression." in paths.card.read_text()
@@ -367,7 +452,11 @@ def test_privacy_events_are_told_and_never_called_none(tmp_path: Path) -> None:
     bus.emit("audit", 6, check="structure", verdict="passed", evidence={"layers": 4}, power=None, reason="")
     bus.close()
     report = strictly(write_report(folder).json)
-    assert (report["privacy"]["epsilon"], report["privacy"]["delta"], report["privacy"]["relation"]) == (1.5, 1e-5, "zero-out")
+    assert (report["privacy"]["epsilon"], report["privacy"]["delta"], report["privacy"]["relation"]) == (
+        1.5,
+        1e-5,
+        "zero-out",
+    )
     assert report["privacy"]["sites"]["cleveland"] == {"epsilon": 1.5, "allowed": 3.0, "delta": 1e-5}
     assert report["audit"]["structure"]["verdict"] == "passed"
 
@@ -384,7 +473,9 @@ def test_privacy_events_are_told_and_never_called_none(tmp_path: Path) -> None:
         ("origins.json", "{", "as JSON"),
     ],
 )
-def test_a_folder_that_is_no_run_is_refused_and_nothing_is_written(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+def test_a_folder_that_is_no_run_is_refused_and_nothing_is_written(
+    tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
     folder = make_run(tmp_path / "run", rounds=1, baselines=False)
     (folder / name).unlink()
     if content is not None:
@@ -402,7 +493,9 @@ def test_origins_may_be_absent(tmp_path: Path) -> None:
 
 
 def test_letters_that_the_measuring_font_lacks_are_drawn_all_the_same(tmp_path: Path) -> None:
-    paths = write_report(make_run(tmp_path / "run", names=["東京大学", "🏥", "مستشفى", "a"], rounds=2, baselines=False))
+    paths = write_report(
+        make_run(tmp_path / "run", names=["東京大学", "🏥", "مستشفى", "a"], rounds=2, baselines=False)
+    )
     assert Page(paths.html.read_text()).text.count("東京大学") >= 3
 
 
@@ -415,11 +508,20 @@ def test_no_number_that_a_site_sends_breaks_the_report(tmp_path: Path) -> None:
             "evaluation", number_of, where="site:cleveland", loss=value, records=2**62,
             metrics={"accuracy": value, "f1": -value, "round": 9.0, "x" * 5000: 1.0}, confusion=[[2**62, 0], [0, 0]],
         )  # fmt: skip
-        bus.emit("evaluation", number_of, where="sites", loss=value, records=3, metrics={"accuracy": value, "f1": value})
+        bus.emit(
+            "evaluation",
+            number_of,
+            where="sites",
+            loss=value,
+            records=3,
+            metrics={"accuracy": value, "f1": value},
+        )
     bus.close()
     paths = write_report(folder)
     last = strictly(paths.json)["metrics"]["sites"]["cleveland"]["last"]
-    assert (last["round"], last["accuracy"]) == (2, -1e308), "a metric called 'round' does not stand for the round"
+    assert (last["round"], last["accuracy"]) == (2, -1e308), (
+        "a metric called 'round' does not stand for the round"
+    )
     assert "-1.00e+308" in Page(paths.html.read_text()).text
 
 
@@ -433,12 +535,23 @@ def test_numbers_carry_no_more_digits_than_they_mean() -> None:
     assert [number(value) for value in (0, 0.123456, 12.345, 99.97, 999.7, 1234.5, 1e-7, None, float("nan"))] == [
         "0", "0.123", "12.3", "100", "1,000", "1,234", "1.00e-07", "–", "–",
     ]  # fmt: skip
-    assert [bytes_text(value) for value in (0, 999, 1234, 999_600, 1.234e6, None)] == ["0 B", "999 B", "1.23 kB", "1.00 MB", "1.23 MB", "–"]
+    assert [bytes_text(value) for value in (0, 999, 1234, 999_600, 1.234e6, None)] == [
+        "0 B",
+        "999 B",
+        "1.23 kB",
+        "1.00 MB",
+        "1.23 MB",
+        "–",
+    ]
     assert [seconds_text(value) for value in (0, 0.0001, 0.2134, 12.34, 99.96, 125, 3599.9, 11_400)] == [
         "0 s", "< 1 ms", "213 ms", "12.3 s", "1 min 40 s", "2 min 05 s", "1 h 00 min", "3 h 10 min",
     ]  # fmt: skip
     assert (percent(0.80123), percent(None)) == ("80.1%", "–")
-    assert (metric_text("f1", 0.5), metric_text("auroc", 0.5), metric_text("mse", 0.00123)) == ("50.0%", "0.500", "0.00123")
+    assert (metric_text("f1", 0.5), metric_text("auroc", 0.5), metric_text("mse", 0.00123)) == (
+        "50.0%",
+        "0.500",
+        "0.00123",
+    )
     assert (plural(1, "site"), plural(4, "site"), plural(100, "site"), plural(2, "class", "classes")) == (
         "one site", "four sites", "100 sites", "two classes",
     )  # fmt: skip

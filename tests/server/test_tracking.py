@@ -17,10 +17,19 @@ from cloister.server.tracking import MlflowSink, TensorBoardSink, figures, track
 pytest.importorskip("tensorboard")
 mlflow = pytest.importorskip("mlflow")
 
-RUN = {"name": "heart", "rounds": 3, "sites": 2, "site_names": ["a", "Zürich <b>"], "seed": 7, "engine": "in-process"}
+RUN = {
+    "name": "heart",
+    "rounds": 3,
+    "sites": 2,
+    "site_names": ["a", "Zürich <b>"],
+    "seed": 7,
+    "engine": "in-process",
+}
 
 
-def run_rounds(folder: Path, sinks: list[Sink], rounds: range, *, recall: bool = False, end: bool = True, **run: object) -> list[str]:
+def run_rounds(
+    folder: Path, sinks: list[Sink], rounds: range, *, recall: bool = False, end: bool = True, **run: object
+) -> list[str]:
     """Emit made-up rounds and return the warnings that were logged."""
     path = folder / "events.jsonl"
     bus = EventBus(EventLog(path), sinks)
@@ -32,7 +41,16 @@ def run_rounds(folder: Path, sinks: list[Sink], rounds: range, *, recall: bool =
         for where in ("central", "site:a", "site:Zürich <b>", "baseline:local:a"):
             metrics = {"accuracy": number / 10, "auroc": float("nan")}
             bus.emit("evaluation", number, where=where, loss=1.0 / number, metrics=metrics, records=5)
-        bus.emit("round", number, cohort=2, answered=2, loss=0.5, bytes_down=10, bytes_up=20, seconds={"train": 0.25})
+        bus.emit(
+            "round",
+            number,
+            cohort=2,
+            answered=2,
+            loss=0.5,
+            bytes_down=10,
+            bytes_up=20,
+            seconds={"train": 0.25},
+        )
     if end:
         bus.emit("end", rounds[-1], status="done")
     bus.close()
@@ -46,7 +64,9 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
 
     reader = EventAccumulator(str(folder))
     reader.Reload()
-    return {tag: {point.step: point.value for point in reader.Scalars(tag)} for tag in reader.Tags()["scalars"]}
+    return {
+        tag: {point.step: point.value for point in reader.Scalars(tag)} for tag in reader.Tags()["scalars"]
+    }
 
 
 def test_tensorboard_files_hold_every_figure_by_round(tmp_path: Path) -> None:
@@ -63,7 +83,11 @@ def test_tensorboard_files_hold_every_figure_by_round(tmp_path: Path) -> None:
 def test_tensorboard_purges_the_steps_that_a_resume_takes_back(tmp_path: Path) -> None:
     log = tmp_path / "events.jsonl"
     run_rounds(tmp_path, [TensorBoardSink(tmp_path / "tb")], range(1, 5), end=False)
-    kept = b"".join(line for line in log.read_bytes().splitlines(keepends=True) if b'"round":3' not in line and b'"round":4' not in line)
+    kept = b"".join(
+        line
+        for line in log.read_bytes().splitlines(keepends=True)
+        if b'"round":3' not in line and b'"round":4' not in line
+    )
     log.write_bytes(kept)  # as the coordinator truncates it: round 3 is done again
     time.sleep(1.1)  # TensorBoard orders its files by the second
     run_rounds(tmp_path, [TensorBoardSink(tmp_path / "tb")], range(3, 4), recall=True)
@@ -93,7 +117,12 @@ def test_mlflow_goes_on_with_the_same_run_after_a_resume(tmp_path: Path) -> None
     assert run_rounds(tmp_path, [MlflowSink(address, run_name="heart-1")], range(3, 5), recall=True) == []
     (run,) = client.search_runs([experiment])
     assert run.info.status == "FINISHED"
-    assert {point.step for point in client.get_metric_history(run.info.run_id, "central/loss")} == {1, 2, 3, 4}
+    assert {point.step for point in client.get_metric_history(run.info.run_id, "central/loss")} == {
+        1,
+        2,
+        3,
+        4,
+    }
 
 
 def test_an_address_that_mlflow_refuses_leaves_a_warning_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -132,7 +161,9 @@ def test_nothing_asked_is_nothing_tracked(tmp_path: Path) -> None:
         ("mlflow", "Tracking(mlflow='file:mlruns')", "cloister[mlflow]"),
     ],
 )
-def test_a_tracker_that_is_not_installed_is_refused_with_the_extra_that_brings_it(tmp_path: Path, package: str, tracking: str, remedy: str) -> None:
+def test_a_tracker_that_is_not_installed_is_refused_with_the_extra_that_brings_it(
+    tmp_path: Path, package: str, tracking: str, remedy: str
+) -> None:
     program = f"""
 import sys
 from pathlib import Path
@@ -145,7 +176,9 @@ try:
 except SpecError as error:
     print(error.exit_code, error.code, error.remedy)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
     assert done.stdout.startswith("3 extra-missing ")
     assert remedy in done.stdout
 

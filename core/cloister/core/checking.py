@@ -175,7 +175,7 @@ def _poor_sites(spec: FederationSpec, splits: Mapping[str, Split]) -> Iterator[s
     if spec.cohort.partition.by != "site":
         return
     small = [name for name, split in splits.items() if len(split.train) < spec.training.batch_size]
-    if small:
+    if small and spec.training.local_steps is None:
         yield f"training.batch_size = {spec.training.batch_size} is more than all records of {_names(small)}: one step an epoch there"
     untested = [name for name, split in splits.items() if not len(split.test)]
     if untested and spec.evaluation.sites:

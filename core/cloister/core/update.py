@@ -175,14 +175,14 @@ class Update:
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor, bool]]:
     """List (name, tensor, averaged) once per tensor; parameters first, then persistent buffers."""
     kept = model.state_dict(keep_vars=True)
-    found: list[tuple[str, Tensor, bool]] = [
+    parameters: list[tuple[str, Tensor, bool]] = [
         (name, parameter, parameter.requires_grad and parameter.is_floating_point())
         for name, parameter in model.named_parameters()
     ]
-    found += [
+    buffers = [
         (name, buffer, buffer.is_floating_point()) for name, buffer in model.named_buffers() if name in kept
     ]
-    return [(name, tensor, averaged or tensor.is_complex()) for name, tensor, averaged in found]
+    return parameters + buffers
 
 
 def _writable_view(vector: Vector) -> Vector:

@@ -86,7 +86,8 @@ class EventLog:
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise UsageError(
-                f"cannot open the events file '{path}': {error.strerror}", remedy="check the run folder and its permissions"
+                f"cannot open the events file '{path}': {error.strerror}",
+                remedy="check the run folder and its permissions",
             ) from None
         whole = _end_of_last_line(self._file)
         if whole != self.position():
@@ -99,7 +100,10 @@ class EventLog:
             CloisterError: the event holds something that JSON cannot (``code = "event"``), or the disk took only a part of
                 the line (``code = "disk"``; the part is removed again).
         """
-        line = json.dumps(plain(event), allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        line = (
+            json.dumps(plain(event), allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+            + b"\n"
+        )
         start = self.position()
         rest = memoryview(line)
         try:
@@ -164,7 +168,11 @@ class EventBus:
     """
 
     def __init__(
-        self, log: EventLog, sinks: Sequence[Sink] = (), *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        log: EventLog,
+        sinks: Sequence[Sink] = (),
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._log = log
         self._sinks = list(sinks)
@@ -215,9 +223,13 @@ class EventBus:
                     self._dropped(sink, error)
             self._log.close()
 
-    def _stamp(self, kind: str, number: int, fields: Mapping[str, Any], kinds: Mapping[str, frozenset[str]]) -> dict[str, Any]:
+    def _stamp(
+        self, kind: str, number: int, fields: Mapping[str, Any], kinds: Mapping[str, frozenset[str]]
+    ) -> dict[str, Any]:
         if kind not in kinds:
-            raise CloisterError(f"there is no event kind '{kind}'; known: {', '.join(sorted(kinds))}", code="event")
+            raise CloisterError(
+                f"there is no event kind '{kind}'; known: {', '.join(sorted(kinds))}", code="event"
+            )
         if missing := kinds[kind] - fields.keys():
             raise CloisterError(f"an event of kind '{kind}' needs {', '.join(sorted(missing))}", code="event")
         if taken := fields.keys() & {"time", "round", "kind"}:
@@ -240,7 +252,11 @@ class EventBus:
 
     def _dropped(self, sink: Sink, error: Exception) -> None:
         # Our own errors say what to do; a foreign one may quote an address with a password: only its type is told.
-        why = f"{error.message} {error.remedy}".strip() if isinstance(error, CloisterError) else type(error).__name__
+        why = (
+            f"{error.message} {error.remedy}".strip()
+            if isinstance(error, CloisterError)
+            else type(error).__name__
+        )
         self.emit("warning", 0, text=f"{type(sink).__name__} failed and was switched off: {why}")
 
 
@@ -254,7 +270,9 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
         file = path.open("rb")
     except OSError as error:
         raise IntegrityError(
-            f"cannot read the events file '{path}': {error.strerror}", remedy="check that it is a run folder", code="events"
+            f"cannot read the events file '{path}': {error.strerror}",
+            remedy="check that it is a run folder",
+            code="events",
         ) from None
     with file:
         for number, line in enumerate(file, start=1):
@@ -292,8 +310,14 @@ def _event(line: bytes, where: str) -> dict[str, Any]:
         event = json.loads(line, parse_constant=_refuse_constant)
     except ValueError:
         event = None
-    if not isinstance(event, dict) or not isinstance(event.get("kind"), str) or not isinstance(event.get("round"), int):
-        raise IntegrityError(f"{where} is not an event", remedy="restore the file, or start the run anew", code="events")
+    if (
+        not isinstance(event, dict)
+        or not isinstance(event.get("kind"), str)
+        or not isinstance(event.get("round"), int)
+    ):
+        raise IntegrityError(
+            f"{where} is not an event", remedy="restore the file, or start the run anew", code="events"
+        )
     return event
 
 

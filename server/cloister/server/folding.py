@@ -102,13 +102,18 @@ class Fold:
     def _site(self, event: Mapping[str, Any], number: int) -> None:
         keys = ("reason", "seconds", "loss", "bytes_down", "bytes_up")
         answer = Answer(
-            site=event["site"], phase=event["phase"], status=event["status"], **{key: event.get(key) for key in keys}
+            site=event["site"],
+            phase=event["phase"],
+            status=event["status"],
+            **{key: event.get(key) for key in keys},
         )
         self._answers.setdefault(number, []).append(answer)
 
     def _round(self, event: Mapping[str, Any], number: int) -> None:
         refused = (
-            Refused(round=number, site=entry["site"], phase="train", reason=entry["reason"] or "no reason given")
+            Refused(
+                round=number, site=entry["site"], phase="train", reason=entry["reason"] or "no reason given"
+            )
             for entry in event.get("refused") or ()
         )
         self.rounds[number] = Round(
@@ -121,7 +126,11 @@ class Fold:
             update_norm=event.get("update_norm"),
             bytes_down=event.get("bytes_down") or 0,
             bytes_up=event.get("bytes_up") or 0,
-            seconds={phase: seconds for phase, seconds in (event.get("seconds") or {}).items() if seconds is not None},
+            seconds={
+                phase: seconds
+                for phase, seconds in (event.get("seconds") or {}).items()
+                if seconds is not None
+            },
         )
         if self._live:
             self._answers.clear()
@@ -149,7 +158,10 @@ class Fold:
 
     def _end(self, event: Mapping[str, Any], _: int) -> None:
         self.end = End(
-            status=event["status"], code=_text(event.get("code")), message=event.get("message"), model=event.get("model")
+            status=event["status"],
+            code=_text(event.get("code")),
+            message=event.get("message"),
+            model=event.get("model"),
         )
 
 
@@ -157,7 +169,18 @@ _KINDS = frozenset({"run", "site", "round", "evaluation", "privacy", "audit", "w
 
 
 def _read_run(event: Mapping[str, Any]) -> Run:
-    plain = ("digest", "layout", "parameters", "seed", "engine", "workers", "partition", "protection", "rule", "optimizer")
+    plain = (
+        "digest",
+        "layout",
+        "parameters",
+        "seed",
+        "engine",
+        "workers",
+        "partition",
+        "protection",
+        "rule",
+        "optimizer",
+    )
     return Run(
         name=event["name"],
         rounds=event["rounds"],
@@ -176,7 +199,9 @@ def _series(points: Mapping[int, Measured]) -> Series:
     """The points by round; only the last and the best keep their confusion matrix."""
     ordered = tuple(points[key] for key in sorted(points))
     kept = {ordered[-1].round, best_of(ordered).round}
-    return Series(points=tuple(point if point.round in kept else replace(point, confusion=None) for point in ordered))
+    return Series(
+        points=tuple(point if point.round in kept else replace(point, confusion=None) for point in ordered)
+    )
 
 
 def _text(value: Any) -> str | None:
@@ -188,7 +213,9 @@ def _refusals(rounds: Mapping[int, Round], answers: Mapping[int, Sequence[Answer
     found: list[Refused] = []
     for number in sorted(rounds.keys() | answers.keys()):
         told = [
-            Refused(round=number, site=answer.site, phase=answer.phase, reason=answer.reason or "no reason given")
+            Refused(
+                round=number, site=answer.site, phase=answer.phase, reason=answer.reason or "no reason given"
+            )
             for answer in answers.get(number, ())
             if answer.status == "refused"
         ]
@@ -205,7 +232,9 @@ def _tallies(
     tallies: dict[str, SiteTally] = {}
     measured = bool(rounds)
     for one in rounds:
-        known = {(answer.site, answer.phase): answer for answer in answers.get(one.round, ())}  # the last attempt counts
+        known = {
+            (answer.site, answer.phase): answer for answer in answers.get(one.round, ())
+        }  # the last attempt counts
         outcome = {site: answer.status for (site, phase), answer in known.items() if phase == "train"}
         outcome |= dict.fromkeys(one.missing, "missing")
         outcome |= {refused.site: "refused" for refused in one.refused if refused.phase == "train"}

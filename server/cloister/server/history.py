@@ -11,7 +11,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["PHASES", "Answer", "End", "History", "Measured", "Refused", "Round", "Run", "Series", "SiteTally", "best_of"]
+__all__ = [
+    "PHASES",
+    "Answer",
+    "End",
+    "History",
+    "Measured",
+    "Refused",
+    "Round",
+    "Run",
+    "Series",
+    "SiteTally",
+    "best_of",
+]
 
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 #: The phases of a round, in their order.

@@ -90,7 +90,10 @@ class Progress:
         self._started = self._at_round = self._clock()
         if self._console.is_terminal:
             self._live = Live(
-                console=self._console, get_renderable=self._block, refresh_per_second=self._draws_per_s, transient=False
+                console=self._console,
+                get_renderable=self._block,
+                refresh_per_second=self._draws_per_s,
+                transient=False,
             )
             self._live.start()
 
@@ -157,7 +160,7 @@ class Progress:
         if len(self._paces) < 2 or rounds < 0:
             return None
         pace = statistics.median(self._paces)
-        return max(0.0, rounds * pace - (self._clock() - self._at_round if rounds else 0.0))
+        return max(0, rounds - 1) * pace + max(0.0, min(rounds, 1) * pace - (self._clock() - self._at_round))
 
     def _say(self, text: str, style: str = "") -> None:
         self.start()
@@ -177,7 +180,10 @@ class Progress:
         took = seconds_text(self._clock() - self._started) if self._started is not None else DASH
         message = shown(event.get("message") or "", _REASON_LIMIT)
         style = {"done": "green", "interrupted": "yellow"}.get(event["status"], "red")
-        self._say(f"{event['status']} after {plural(ended, 'round')}, {took}" + (f": {message}" if message else ""), style=style)
+        self._say(
+            f"{event['status']} after {plural(ended, 'round')}, {took}" + (f": {message}" if message else ""),
+            style=style,
+        )
 
     def _line(self) -> str:
         """Everything about the newest round, in one line."""
@@ -198,7 +204,9 @@ class Progress:
         for where, name in (("central", "central"), ("sites", "mean of sites")):
             point = self._fold.newest(where)
             if point is not None and (metric := headline(list(point.metrics))) is not None:
-                parts.append(f"{metric_label(metric).lower()} {metric_text(metric, point.metrics[metric])} ({name}, n={point.records})")
+                parts.append(
+                    f"{metric_label(metric).lower()} {metric_text(metric, point.metrics[metric])} ({name}, n={point.records})"
+                )
         return parts
 
     def _spent(self) -> list[str]:
@@ -219,7 +227,9 @@ class Progress:
             grid.add_column(overflow="ellipsis")
             finishing = planned and ended >= planned and self._fold.end is None
             doing = ", finishing" if finishing else _phase(self._phase)
-            grid.add_row("round", f"{min(max(self._round, ended), planned or self._round)} of {planned}{doing}")
+            grid.add_row(
+                "round", f"{min(max(self._round, ended), planned or self._round)} of {planned}{doing}"
+            )
             grid.add_row("sites", Text(self._sites()))
             if ended:
                 one = self._fold.rounds[ended]
@@ -228,11 +238,14 @@ class Progress:
                 if (point := self._fold.newest(where)) is not None:
                     grid.add_row(name, Text(_metrics(point)))
             if ended:
-                grid.add_row("bytes", f"{bytes_text(one.bytes_down)} down, {bytes_text(one.bytes_up)} up a round")
+                grid.add_row(
+                    "bytes", f"{bytes_text(one.bytes_down)} down, {bytes_text(one.bytes_up)} up a round"
+                )
             for spent in self._spent():
                 grid.add_row("privacy", Text(spent))
             grid.add_row("time", self._time())
-            bar = ProgressBar(total=max(planned, 1), completed=ended, width=48)
+            bar = Table.grid()  # a bar alone does not end its line
+            bar.add_row(ProgressBar(total=max(planned, 1), completed=ended, width=48))
             name = self._fold.run.name if self._fold.run else ""
             return Group(Text(shown(name), style="bold"), bar, grid)
 
@@ -244,7 +257,9 @@ class Progress:
         now = self._clock()
         since = now - (self._started if self._started is not None else now)
         left = self._left()
-        return f"{seconds_text(round(since, 1))}, " + ("time left not known yet" if left is None else f"about {seconds_text(round(left))} left")
+        return f"{seconds_text(round(since, 1))}, " + (
+            "time left not known yet" if left is None else f"about {seconds_text(round(left))} left"
+        )
 
 
 def _phase(phase: str) -> str:

@@ -176,7 +176,9 @@ class MlflowSink:
     def _check(self) -> None:
         if self._failure is not None:
             raise CloisterError(
-                f"MLflow refused: {type(self._failure).__name__}", remedy="check tracking.mlflow and its server", code="tracking"
+                f"MLflow refused: {type(self._failure).__name__}",
+                remedy="check tracking.mlflow and its server",
+                code="tracking",
             )
 
     def _put(self, event: Mapping[str, Any]) -> None:
@@ -262,7 +264,9 @@ class _SiteFilter:
             self._many = event["sites"] > SITES_TRACKED
 
     def skips(self, event: Mapping[str, Any]) -> bool:
-        own = (event["kind"] == "evaluation" and ":" in event["where"]) or (event["kind"] == "privacy" and event.get("site"))
+        own = (event["kind"] == "evaluation" and ":" in event["where"]) or (
+            event["kind"] == "privacy" and event.get("site")
+        )
         return bool(self._many and own)
 
 

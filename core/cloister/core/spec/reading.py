@@ -142,10 +142,7 @@ def load_federation(path: Path, overrides: Sequence[str] = ()) -> Loaded:
         )
     try:
         document = tomllib.loads(raw.decode())
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # TOMLDecodeError, UnicodeDecodeError, a number with thousands of digits
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a number of thousands of digits
         raise SpecError(
             f"'{path}' is not TOML: {error}", remedy="mend the place that the message names"
         ) from None

@@ -152,10 +152,8 @@ def _should(detail: ErrorDetails, annotation: Any) -> str:
     if kind in _BOUNDS:
         words, name = _BOUNDS[kind]
         return f"{words} {context[name]:g}"
-    if kind in _LENGTHS and context.get("min_length") == 1:
-        return "should not be empty"
     if kind in _LENGTHS:
-        return _LENGTHS[kind].format(**context)
+        return "should not be empty" if context.get("min_length") == 1 else _LENGTHS[kind].format(**context)
     if kind == "literal_error":
         values = [str(value) for value in get_args(_literal(annotation))]
         return f"should be {_any_of([repr(value) for value in values])}" + (

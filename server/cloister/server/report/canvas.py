@@ -19,7 +19,18 @@ __all__ = ["ACCENT", "CATEGORIES", "GRID", "INK", "LOCAL", "MEAN", "MUTED", "Dra
 INK, MUTED, GRID = "#17252e", "#5a6b75", "#e4e9ed"
 ACCENT, MEAN, LOCAL = "#0b6e69", "#2f6fde", "#d9822b"
 #: Okabe and Ito's colours, told apart by colour-blind readers, in an order that reads well, then three more.
-CATEGORIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#7A8790", "#B8A400", "#3B4CC0")
+CATEGORIES = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+    "#8C6BB1",
+    "#7A8790",
+    "#B8A400",
+    "#3B4CC0",
+)
 
 Draw = Callable[["Figure"], None]
 
@@ -79,7 +90,9 @@ def render(name: str, draw: Draw, *, label: str, width: float = 5.6, height: flo
     with _SETTINGS, mpl.rc_context(_STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
         # A letter that the measuring font lacks is drawn by the reader's own font.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
-        warnings.filterwarnings("ignore", message=r"Matplotlib currently does not support .* natively", category=UserWarning)
+        warnings.filterwarnings(
+            "ignore", message=r"Matplotlib currently does not support .* natively", category=UserWarning
+        )
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure)
         figure.savefig(buffer, format="svg", metadata=nothing)
@@ -96,7 +109,6 @@ def tidy(axes: Axes, *, ylabel: str = "", xlabel: str = "") -> None:
 
 def _inline(svg: str, label: str) -> str:
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
     svg = svg.replace("'DejaVu Sans'", _FONT.replace('"', "'"))
     used = set(re.findall(r"url\(#([^)]+)\)", svg)) | set(re.findall(r'href="#([^"]+)"', svg))

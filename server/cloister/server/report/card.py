@@ -37,13 +37,21 @@ def model_card(*, report: Mapping[str, Any], spec: Mapping[str, Any], history: H
         spec: the effective federation file.
         history: what the run's events add up to.
     """
-    task = {key: value for key, value in (report.get("task") or {}).items() if isinstance(value, str) and value}
-    learned, price = verdict(history, protection=report["aggregation"]["protection"], unit=report["privacy"]["unit"])
+    task = {
+        key: value for key, value in (report.get("task") or {}).items() if isinstance(value, str) and value
+    }
+    learned, price = verdict(
+        history, protection=report["aggregation"]["protection"], unit=report["privacy"]["unit"]
+    )
     sections = [
         f"# {_safe(task.get('title') or report['name'])}",
         f"{_safe(learned, _TEXT)}",
         _section("Task", _task(report, task)),
-        _section("Intended use", _safe(task.get("intended_use"), _TEXT) or "The task states none. Decide for yourself whether it fits, and test it on your own records."),
+        _section(
+            "Intended use",
+            _safe(task.get("intended_use"), _TEXT)
+            or "The task states none. Decide for yourself whether it fits, and test it on your own records.",
+        ),
         _section("Data", _data(report, task, history)),
         _section("How it was trained", _training(report, spec)),
         _section("How well it does", _quality(history)),
@@ -64,7 +72,11 @@ def _safe(value: object, limit: int = 64) -> str:
 
 def _task(report: Mapping[str, Any], task: Mapping[str, str]) -> str:
     classes = report.get("classes") or []
-    kind = f"Classification into {plural(len(classes), 'class', 'classes')}: {_safe(listed(classes, 20), _TEXT)}." if classes else "Regression."
+    kind = (
+        f"Classification into {plural(len(classes), 'class', 'classes')}: {_safe(listed(classes, 20), _TEXT)}."
+        if classes
+        else "Regression."
+    )
     shape = f"The model has {count(report.get('parameters'))} parameters."
     return "\n\n".join(part for part in (_safe(task.get("description"), _TEXT), f"{kind} {shape}") if part)
 
@@ -77,7 +89,11 @@ def _data(report: Mapping[str, Any], task: Mapping[str, str], history: History) 
     if site_noun(history.run) != "sites":
         held = held.replace("sites", _safe(site_noun(history.run)), 1)
     lines = [held]
-    lines += [f"- Source: {_safe(task['source'], _TEXT)}"] if "source" in task else ["- Source: not stated by the task"]
+    lines += (
+        [f"- Source: {_safe(task['source'], _TEXT)}"]
+        if "source" in task
+        else ["- Source: not stated by the task"]
+    )
     licence = task.get("licence") or task.get("license")
     lines.append(f"- Licence: {_safe(licence, _TEXT)}" if licence else "- Licence: not stated by the task")
     return lines[0] + "\n\n" + "\n".join(lines[1:])
@@ -97,7 +113,9 @@ def _training(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
         f"- At the server: {_safe(aggregation['rule'])}, then {_safe(server.get('name') if isinstance(server, Mapping) else server)}",
         f"- Protection of the updates: {_safe(aggregation['protection'])}",
         f"- Federation hash: `{_code(report.get('digest'))}`",
-        f"- Seed: {report['seed']}" if report.get("reproducible", True) else "- Seed: drawn from the operating system",
+        f"- Seed: {report['seed']}"
+        if report.get("reproducible", True)
+        else "- Seed: drawn from the operating system",
     ]
     return "\n".join(lines)
 
@@ -114,16 +132,26 @@ def _quality(history: History) -> str:
 
 def _limits(report: Mapping[str, Any], task: Mapping[str, str], history: History) -> str:
     lines = [f"- {_safe(task['limits'], _TEXT)}"] if "limits" in task else []
-    last = {where.removeprefix("site:"): series.last for where, series in history.series.items() if where.startswith("site:")}
+    last = {
+        where.removeprefix("site:"): series.last
+        for where, series in history.series.items()
+        if where.startswith("site:")
+    }
     if line := _worst(last):
         lines.append(line)
     central = history.series.get("central")
     if central is not None and central.last.records:
-        lines.append(f"- Measured on {count(central.last.records)} pooled test records of the same sites: other populations may differ.")
+        lines.append(
+            f"- Measured on {count(central.last.records)} pooled test records of the same sites: other populations may differ."
+        )
     if refused := sum(report["aggregation"]["refused"].values()):
-        lines.append(f"- {plural(refused, 'reply was', 'replies were').capitalize()} refused during training.")
+        lines.append(
+            f"- {plural(refused, 'reply was', 'replies were').capitalize()} refused during training."
+        )
     if report["aggregation"]["missing"]:
-        lines.append(f"- {plural(len(report['aggregation']['missing']), 'site').capitalize()} missed at least one round.")
+        lines.append(
+            f"- {plural(len(report['aggregation']['missing']), 'site').capitalize()} missed at least one round."
+        )
     if report["status"] != "done":
         lines.append(f"- The run is {_safe(report['status'])}: this is not the model that was planned.")
     return "\n".join(lines) or "None are known beyond those of the data."
@@ -142,7 +170,10 @@ def _worst(last: Mapping[str, Measured]) -> str:
 
 
 def _versions(report: Mapping[str, Any]) -> str:
-    return ", ".join(f"{_safe(name)} {_safe(version)}" for name, version in report["versions"].items()) or "Not recorded."
+    return (
+        ", ".join(f"{_safe(name)} {_safe(version)}" for name, version in report["versions"].items())
+        or "Not recorded."
+    )
 
 
 def _markdown(table: TableText, without: frozenset[str] = frozenset()) -> str:
@@ -162,5 +193,3 @@ def _cell(text: str) -> str:
 
 def _code(value: object) -> str:
     return re.sub(r"[^A-Za-z0-9:._-]", "", str(value))[:80] if value is not None else "unknown"
-
-

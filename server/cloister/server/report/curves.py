@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FEW_SITES", "losses", "metric_by_round", "other_metrics", "sites_by_round", "time_by_round", "traffic_by_round"]
+__all__ = [
+    "FEW_SITES",
+    "losses",
+    "metric_by_round",
+    "other_metrics",
+    "sites_by_round",
+    "time_by_round",
+    "traffic_by_round",
+]
 
 #: Up to this many sites each has a line of its own; beyond, the sites are one band.
 FEW_SITES = 8
@@ -61,21 +69,34 @@ def sites_by_round(history: History, metric: str) -> str | None:
     def few(figure: Figure) -> None:
         axes = figure.subplots()
         for index, (name, (rounds, values)) in enumerate(series.items()):
-            _line(axes, rounds, values, label=shown(name, 24), color=CATEGORIES[index % len(CATEGORIES)], width=1.6)
+            _line(
+                axes,
+                rounds,
+                values,
+                label=shown(name, 24),
+                color=CATEGORIES[index % len(CATEGORIES)],
+                width=1.6,
+            )
         _finish(axes, metric)
 
     def many(figure: Figure) -> None:
         axes = figure.subplots()
         rounds, quantiles = _quantiles(series, (0.0, 0.1, 0.25, 0.5, 0.75, 0.9))
         lowest, low, lower, middle, upper, high = quantiles
-        axes.fill_between(rounds, low, high, color=ACCENT, alpha=0.14, linewidth=0, label="Middle 80% of the sites")
+        axes.fill_between(
+            rounds, low, high, color=ACCENT, alpha=0.14, linewidth=0, label="Middle 80% of the sites"
+        )
         axes.fill_between(rounds, lower, upper, color=ACCENT, alpha=0.28, linewidth=0, label="Middle half")
         _line(axes, rounds, middle, label="Median site", color=ACCENT, width=2.0)
         _line(axes, rounds, lowest, label="Lowest site", color=LOCAL, width=1.0, style=":")
         _finish(axes, metric)
 
     draw = few if len(series) <= FEW_SITES else many
-    return render(f"sites-{metric}", draw, label=f"{metric_label(metric)} at each site by round: {listed(list(series), 8)}")
+    return render(
+        f"sites-{metric}",
+        draw,
+        label=f"{metric_label(metric)} at each site by round: {listed(list(series), 8)}",
+    )
 
 
 def other_metrics(history: History, headline: str) -> str | None:
@@ -85,7 +106,11 @@ def other_metrics(history: History, headline: str) -> str | None:
         return None
     names = [name for name in order(list(series.last.metrics)) if name != headline]
     values = {name: _values(series, name) for name in names}
-    values = {name: (rounds, found) for name, (rounds, found) in values.items() if found and min(found) >= 0 and max(found) <= 1}
+    values = {
+        name: (rounds, found)
+        for name, (rounds, found) in values.items()
+        if found and min(found) >= 0 and max(found) <= 1
+    }
     if not values:
         return None
 
@@ -95,16 +120,27 @@ def other_metrics(history: History, headline: str) -> str | None:
             _line(axes, rounds, found, label=metric_label(name), color=CATEGORIES[index])
         _finish(axes, "")
 
-    return render("other-metrics", draw, label="Other metrics by round: " + ", ".join(metric_label(name) for name in values))
+    return render(
+        "other-metrics",
+        draw,
+        label="Other metrics by round: " + ", ".join(metric_label(name) for name in values),
+    )
 
 
 def losses(history: History) -> str | None:
     """Plot the losses by round: training at the sites, central, mean of the sites."""
-    trained = [(one.round, one.loss) for one in history.rounds if one.loss is not None and drawable("loss", one.loss)]
+    trained = [
+        (one.round, one.loss) for one in history.rounds if one.loss is not None and drawable("loss", one.loss)
+    ]
     lines: list[tuple[str, tuple[list[int], list[float]], str, float]] = []
     if trained:
-        lines.append(("Training, mean of the sites", ([r for r, _ in trained], [v for _, v in trained]), LOCAL, 1.6))
-    for name, where, color, width in (("Pooled test records", "central", ACCENT, 2.8), ("Sites' test records, mean", "sites", MEAN, _THIN)):
+        lines.append(
+            ("Training, mean of the sites", ([r for r, _ in trained], [v for _, v in trained]), LOCAL, 1.6)
+        )
+    for name, where, color, width in (
+        ("Pooled test records", "central", ACCENT, 2.8),
+        ("Sites' test records, mean", "sites", MEAN, _THIN),
+    ):
         series = history.series.get(where)
         if series is not None and (found := _values(series, "loss"))[0]:
             lines.append((name, found, color, width))
@@ -128,7 +164,15 @@ def traffic_by_round(history: History) -> str | None:
         "To the sites": [float(one.bytes_down) for one in history.rounds],
         "From the sites": [float(one.bytes_up) for one in history.rounds],
     }
-    return _stacked("traffic", history, parts, (MEAN, ACCENT), ylabel="a round", label="Traffic by round", formatter=bytes_text)
+    return _stacked(
+        "traffic",
+        history,
+        parts,
+        (MEAN, ACCENT),
+        ylabel="a round",
+        label="Traffic by round",
+        formatter=bytes_text,
+    )
 
 
 def time_by_round(history: History) -> str | None:
@@ -137,7 +181,10 @@ def time_by_round(history: History) -> str | None:
     if not phases:
         return None
     names = {phase: phase.capitalize() for phase in PHASES}
-    parts = {names.get(phase, shown(phase)): [one.seconds.get(phase, 0.0) for one in history.rounds] for phase in phases}
+    parts = {
+        names.get(phase, shown(phase)): [one.seconds.get(phase, 0.0) for one in history.rounds]
+        for phase in phases
+    }
     return _stacked("time", history, parts, CATEGORIES, ylabel="seconds", label="Time of each phase by round")
 
 
@@ -161,7 +208,9 @@ def _stacked(
                 axes.bar(rounds, values, bottom=base, width=0.74, color=color, label=part, linewidth=0)
                 base = base + np.asarray(values)
         else:
-            axes.stackplot(rounds, *parts.values(), labels=list(parts), colors=list(colors[: len(parts)]), linewidth=0)
+            axes.stackplot(
+                rounds, *parts.values(), labels=list(parts), colors=list(colors[: len(parts)]), linewidth=0
+            )
         if callable(formatter):
             axes.yaxis.set_major_formatter(lambda value, _: formatter(value))
         axes.set_ylim(bottom=0)
@@ -172,7 +221,10 @@ def _stacked(
 
 def _values(series: Series, metric: str) -> tuple[list[int], list[float]]:
     """Rounds and values where the metric was measured and can be drawn."""
-    found = [(point.round, point.loss if metric == "loss" else point.metrics.get(metric)) for point in series.points]
+    found = [
+        (point.round, point.loss if metric == "loss" else point.metrics.get(metric))
+        for point in series.points
+    ]
     known = [(number, value) for number, value in found if value is not None and drawable(metric, value)]
     return [number for number, _ in known], [value for _, value in known]
 
@@ -189,10 +241,26 @@ def _quantiles(
 
 
 def _line(
-    axes: Axes, rounds: Sequence[int], values: Sequence[float], *, label: str, color: str, width: float = 1.6, style: str = "-"
+    axes: Axes,
+    rounds: Sequence[int],
+    values: Sequence[float],
+    *,
+    label: str,
+    color: str,
+    width: float = 1.6,
+    style: str = "-",
 ) -> None:
     marker = "o" if len(rounds) <= 12 else None
-    axes.plot(rounds, values, label=label, color=color, linewidth=width, linestyle=style, marker=marker, markersize=3.2)
+    axes.plot(
+        rounds,
+        values,
+        label=label,
+        color=color,
+        linewidth=width,
+        linestyle=style,
+        marker=marker,
+        markersize=3.2,
+    )
 
 
 def _style(width: float) -> str:

@@ -56,7 +56,11 @@ def build_report(run_folder: Path, *, spec_effective: Mapping[str, Any], history
 
 def site_series(history: History, prefix: str = "site:") -> dict[str, Series]:
     """Return the series of the sites by name; ``baseline:local:`` as prefix gives those of the sites' own models."""
-    return {where.removeprefix(prefix): series for where, series in history.series.items() if where.startswith(prefix)}
+    return {
+        where.removeprefix(prefix): series
+        for where, series in history.series.items()
+        if where.startswith(prefix)
+    }
 
 
 def _metrics(history: History) -> dict[str, Any]:
@@ -75,7 +79,10 @@ def _metrics(history: History) -> dict[str, Any]:
             "central": _points(history.series.get("central")),
             "sites_mean": _points(history.series.get("sites")),
             "sites": {name: _points(series) for name, series in sites.items()},
-            "training": [{"round": one.round, "loss": one.loss, "update_norm": one.update_norm} for one in history.rounds],
+            "training": [
+                {"round": one.round, "loss": one.loss, "update_norm": one.update_norm}
+                for one in history.rounds
+            ],
         },
     }
 
@@ -107,7 +114,11 @@ def _privacy(history: History, spec: Mapping[str, Any]) -> dict[str, Any]:
         "delta": (most or {}).get("delta", stated.get("delta")),
         "relation": (most or {}).get("relation"),
         "sampling": (most or {}).get("sampling"),
-        "sites": {site: {key: event.get(key) for key in ("epsilon", "allowed", "delta")} for site, event in history.privacy.items() if site},
+        "sites": {
+            site: {key: event.get(key) for key in ("epsilon", "allowed", "delta")}
+            for site, event in history.privacy.items()
+            if site
+        },
         "statement": "No differential privacy: the model may reveal something about single records that it was trained on."
         if unit == "none"
         else f"Differential privacy with unit '{unit}'.",
@@ -123,7 +134,9 @@ def _aggregation(history: History, spec: Mapping[str, Any]) -> dict[str, Any]:
         "rule": stated.get("rule") or (run.rule if run else None),
         "optimizer": stated.get("optimizer") or (run.optimizer if run else None),
         "weighting": stated.get("weighting"),
-        "visible_to": {seer.who: {"sees": seer.sees, "does_not_see": seer.hidden} for seer in who_sees(history, spec)},
+        "visible_to": {
+            seer.who: {"sees": seer.sees, "does_not_see": seer.hidden} for seer in who_sees(history, spec)
+        },
         "refused": history.refused_by_reason,
         "refusals": [_refusal(refused) for refused in history.refused[:_REFUSALS_LISTED]],
         "missing": missing,
@@ -139,9 +152,13 @@ def _traffic(history: History) -> dict[str, Any]:
     return {
         "bytes_down": sum(one.bytes_down for one in history.rounds),
         "bytes_up": sum(one.bytes_up for one in history.rounds),
-        "rounds": [{"round": one.round, "bytes_down": one.bytes_down, "bytes_up": one.bytes_up} for one in history.rounds],
+        "rounds": [
+            {"round": one.round, "bytes_down": one.bytes_down, "bytes_up": one.bytes_up}
+            for one in history.rounds
+        ],
         "sites": {
-            site: {"bytes_down": round(tally.bytes_down), "bytes_up": round(tally.bytes_up)} for site, tally in history.sites.items()
+            site: {"bytes_down": round(tally.bytes_down), "bytes_up": round(tally.bytes_up)}
+            for site, tally in history.sites.items()
         },
         "sites_are": "measured" if history.bytes_measured else "even shares",
     }

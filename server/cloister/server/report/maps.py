@@ -30,13 +30,19 @@ def confusion_matrix(counts: Sequence[Sequence[int]], classes: Sequence[str]) ->
     """Plot (classes, classes) counts, the true class by row, shaded by the share of the row."""
     matrix = np.asarray(counts, dtype=float)
     size = len(matrix)
-    names = [shown(name, 18) for name in classes] if len(classes) == size else [str(number) for number in range(size)]
+    names = (
+        [shown(name, 18) for name in classes]
+        if len(classes) == size
+        else [str(number) for number in range(size)]
+    )
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         corners = np.arange(size + 1) - 0.5
-        edge: dict[str, Any] = {"edgecolor": "white", "linewidth": 1.0} if size <= _WRITTEN else {"rasterized": True}
+        edge: dict[str, Any] = (
+            {"edgecolor": "white", "linewidth": 1.0} if size <= _WRITTEN else {"rasterized": True}
+        )
         image = axes.pcolormesh(corners, corners, shares, cmap=_shades(), vmin=0, vmax=1, **edge)
         axes.set_aspect("auto" if size <= 4 else "equal")
         axes.invert_yaxis()
@@ -63,7 +69,12 @@ def confusion_matrix(counts: Sequence[Sequence[int]], classes: Sequence[str]) ->
             bar.outline.set_visible(False)
             bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
 
-    return render("confusion", draw, label="Confusion matrix: records by true and predicted class", height=3.1 if size <= 4 else 4.6)
+    return render(
+        "confusion",
+        draw,
+        label="Confusion matrix: records by true and predicted class",
+        height=3.1 if size <= 4 else 4.6,
+    )
 
 
 def partition_plot(sites: Mapping[str, Sequence[int]], classes: Sequence[str]) -> str | None:
@@ -73,7 +84,13 @@ def partition_plot(sites: Mapping[str, Sequence[int]], classes: Sequence[str]) -
     width = max(len(row) for row in sites.values())
     matrix = np.array([[*row, *([0] * (width - len(row)))] for row in sites.values()], dtype=float)
     names = [shown(name, 22) for name in sites]
-    labels = [shown(name, 18) for name in classes] if len(classes) == width else ["records"] if width == 1 else [str(n) for n in range(width)]
+    labels = (
+        [shown(name, 18) for name in classes]
+        if len(classes) == width
+        else ["records"]
+        if width == 1
+        else [str(n) for n in range(width)]
+    )
     if len(sites) <= BARS and width <= _BAR_CLASSES:
         return _bars(matrix, names, labels)
     if width == 1:
@@ -98,7 +115,16 @@ def last_by_site(federated: Mapping[str, float], own: Mapping[str, float], metri
         if few:
             axes.hlines(places, 0, 1, color="#eef2f4", linewidth=1, transform=axes.get_yaxis_transform())
             if own:
-                axes.plot(others, places, "o", color=LOCAL, markersize=6, label="Its own model", fillstyle="none", markeredgewidth=1.6)
+                axes.plot(
+                    others,
+                    places,
+                    "o",
+                    color=LOCAL,
+                    markersize=6,
+                    label="Its own model",
+                    fillstyle="none",
+                    markeredgewidth=1.6,
+                )
             axes.plot(values, places, "o", color=ACCENT, markersize=6.5, label="Federated model")
             axes.set_yticks(places, [shown(name, 24) for name in ordered])
             axes.set_ylim(-0.7, len(ordered) - 0.3)
@@ -108,15 +134,24 @@ def last_by_site(federated: Mapping[str, float], own: Mapping[str, float], metri
         else:
             axes.fill_between(places + 1, values.min(), values, color=ACCENT, alpha=0.12, linewidth=0)
             axes.plot(places + 1, values, ".", color=ACCENT, markersize=4.5, label="Federated model")
-            axes.axhline(float(np.median(values)), color=INK, linewidth=1.1, linestyle=(0, (4, 3)), label="Median site")
+            axes.axhline(
+                float(np.median(values)), color=INK, linewidth=1.1, linestyle=(0, (4, 3)), label="Median site"
+            )
             tidy(axes, xlabel="sites, lowest first", ylabel=metric_label(metric))
             scale = axes.yaxis
         if metric == "accuracy":
-            scale.set_major_formatter(PercentFormatter(1.0, decimals=0 if np.nanmax(values) - np.nanmin(values) > 0.04 else 1))
+            scale.set_major_formatter(
+                PercentFormatter(1.0, decimals=0 if np.nanmax(values) - np.nanmin(values) > 0.04 else 1)
+            )
         figure.legend(loc="outside upper left", ncols=2)
 
     height = 1.3 + 0.3 * len(ordered) if few else 3.1
-    return render("last-by-site", draw, label=f"{metric_label(metric)} at each site after the last round", height=max(2.2, height))
+    return render(
+        "last-by-site",
+        draw,
+        label=f"{metric_label(metric)} at each site after the last round",
+        height=max(2.2, height),
+    )
 
 
 def _bars(matrix: npt.NDArray[np.float64], names: Sequence[str], labels: Sequence[str]) -> str:
@@ -124,10 +159,24 @@ def _bars(matrix: npt.NDArray[np.float64], names: Sequence[str], labels: Sequenc
         axes = figure.subplots()
         left = np.zeros(len(matrix))
         for column, label in enumerate(labels):
-            axes.barh(range(len(matrix)), matrix[:, column], left=left, height=0.66, color=CATEGORIES[column], label=label)
+            axes.barh(
+                range(len(matrix)),
+                matrix[:, column],
+                left=left,
+                height=0.66,
+                color=CATEGORIES[column],
+                label=label,
+            )
             left = left + matrix[:, column]
         for row, total in enumerate(left):
-            axes.annotate(count(total), (total, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5)
+            axes.annotate(
+                count(total),
+                (total, row),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8.5,
+            )
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.margins(x=0.1)
@@ -137,7 +186,12 @@ def _bars(matrix: npt.NDArray[np.float64], names: Sequence[str], labels: Sequenc
         if len(labels) > 1:
             figure.legend(loc="outside upper left", ncols=min(5, len(labels)))
 
-    return render("partition", draw, label="Training records of each site by class", height=max(2.2, 1.2 + 0.32 * len(matrix)))
+    return render(
+        "partition",
+        draw,
+        label="Training records of each site by class",
+        height=max(2.2, 1.2 + 0.32 * len(matrix)),
+    )
 
 
 def _sizes(sizes: npt.NDArray[np.float64]) -> str:
@@ -146,14 +200,18 @@ def _sizes(sizes: npt.NDArray[np.float64]) -> str:
         axes.bar(range(1, len(sizes) + 1), np.sort(sizes)[::-1], width=0.9, color=ACCENT)
         tidy(axes, xlabel="sites, largest first", ylabel="training records")
 
-    return render("partition", draw, label="Training records of each site", width=_width(len(sizes)), height=2.6)
+    return render(
+        "partition", draw, label="Training records of each site", width=_width(len(sizes)), height=2.6
+    )
 
 
 def _shares(matrix: npt.NDArray[np.float64], names: Sequence[str], labels: Sequence[str]) -> str:
     """A map of each site's class shares above, its number of records as bars below."""
 
     def draw(figure: Figure) -> None:
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[max(2.0, min(4.0, 0.3 * len(labels))), 1])
+        upper, lower = figure.subplots(
+            2, 1, sharex=True, height_ratios=[max(2.0, min(4.0, 0.3 * len(labels))), 1]
+        )
         totals = matrix.sum(axis=1)
         shares = (matrix / np.maximum(totals, 1)[:, None]).T
         image = upper.imshow(shares, cmap=_shades(), vmin=0, vmax=1, aspect="auto", interpolation="nearest")
@@ -173,7 +231,13 @@ def _shares(matrix: npt.NDArray[np.float64], names: Sequence[str], labels: Seque
             lower.set_xticks(range(len(names)), names, rotation=90)
         lower.margins(x=0)
 
-    return render("partition", draw, label="Share of each class in each site's training records, and their number", width=_width(len(matrix)), height=4.2)
+    return render(
+        "partition",
+        draw,
+        label="Share of each class in each site's training records, and their number",
+        width=_width(len(matrix)),
+        height=4.2,
+    )
 
 
 def _width(sites: int) -> float:

@@ -34,7 +34,9 @@ _TEMPLATES = Path(__file__).with_name("templates")
 _STATUS = {"done": "done", "interrupted": "interrupted", "failed": "failed"}
 
 
-def render_page(*, report: Mapping[str, Any], spec: Mapping[str, Any], origins: Mapping[str, str], history: History) -> str:
+def render_page(
+    *, report: Mapping[str, Any], spec: Mapping[str, Any], origins: Mapping[str, str], history: History
+) -> str:
     """Return the page.
 
     Args:
@@ -47,9 +49,15 @@ def render_page(*, report: Mapping[str, Any], spec: Mapping[str, Any], origins: 
     from markupsafe import Markup
 
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    learned, price = verdict(history, protection=report["aggregation"]["protection"], unit=report["privacy"]["unit"])
+    learned, price = verdict(
+        history, protection=report["aggregation"]["protection"], unit=report["privacy"]["unit"]
+    )
     plots = {key: Markup(svg) for key, svg in _plots(history).items() if svg}  # noqa: S704 - matplotlib escapes its texts
     return environment.get_template("page.html").render(
         style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
@@ -63,7 +71,9 @@ def render_page(*, report: Mapping[str, Any], spec: Mapping[str, Any], origins: 
         sites=sites_table(history),
         plots=plots,
         metric=metric_label(_lead(history) or "loss"),
-        wide_partition=len((history.run.partition or {}).get("sites") or ()) > maps.BARS if history.run else False,
+        wide_partition=len((history.run.partition or {}).get("sites") or ()) > maps.BARS
+        if history.run
+        else False,
         learning=not plots.keys().isdisjoint({"metric", "losses", "others", "confusion"}),
         costs=not plots.keys().isdisjoint({"traffic", "time"}),
         noun=site_noun(history.run),
@@ -74,9 +84,15 @@ def render_page(*, report: Mapping[str, Any], spec: Mapping[str, Any], origins: 
         warnings=[shown(text, 400) for text in (*report.get("notes", ()), *report["warnings"])],
         settings=settings_table(spec, origins),
         reproducible=report.get("reproducible", True),
-        task={key: shown(value, 600) for key, value in (report.get("task") or {}).items() if isinstance(value, str) and value},
+        task={
+            key: shown(value, 600)
+            for key, value in (report.get("task") or {}).items()
+            if isinstance(value, str) and value
+        },
         traffic=f"{bytes_text(report['traffic']['bytes_down'])} to the sites, {bytes_text(report['traffic']['bytes_up'])} from them",
-        time=", ".join(f"{phase} {seconds_text(value)}" for phase, value in history.seconds.items() if value > 0),
+        time=", ".join(
+            f"{phase} {seconds_text(value)}" for phase, value in history.seconds.items() if value > 0
+        ),
     )
 
 
@@ -88,7 +104,11 @@ def _tiles(report: Mapping[str, Any], history: History) -> list[tuple[str, str, 
     if series is not None and (lead := headline(list(series.last.metrics))) is not None:
         last = series.last
         value = last.metrics[lead]
-        where = f"{count(last.records)} pooled test records" if central else f"{count(last.records)} records, mean of the sites"
+        where = (
+            f"{count(last.records)} pooled test records"
+            if central
+            else f"{count(last.records)} records, mean of the sites"
+        )
         if lead == "accuracy" and central and (interval := interval95(value, last.records)):
             where += f"; 95%: {percent(interval[0])} to {percent(interval[1])}"
         tiles.append((metric_label(lead), metric_text(lead, value), where))
@@ -97,13 +117,29 @@ def _tiles(report: Mapping[str, Any], history: History) -> list[tuple[str, str, 
             gap = value - pooled.last.metrics[lead]
             sign = "±" if round(1000 * gap) == 0 else "+" if gap > 0 else "−"
             reference = percent(pooled.last.metrics[lead])
-            tiles.append(("Against pooled", f"{sign}{points(gap).removesuffix(' points')}", f"points; training on the pooled data reaches {reference}"))
+            tiles.append(
+                (
+                    "Against pooled",
+                    f"{sign}{points(gap).removesuffix(' points')}",
+                    f"points; training on the pooled data reaches {reference}",
+                )
+            )
     planned = report["rounds_planned"]
-    tiles.append(("Rounds", count(report["rounds"]), f"of {count(planned)}" if planned != report["rounds"] else "all that were planned"))
+    tiles.append(
+        (
+            "Rounds",
+            count(report["rounds"]),
+            f"of {count(planned)}" if planned != report["rounds"] else "all that were planned",
+        )
+    )
     answered = sum(one.answered for one in history.rounds)
     asked = sum(one.cohort for one in history.rounds)
     tiles.append(
-        (site_noun(history.run).capitalize(), count(report.get("sites")), f"{count(answered)} of {count(asked)} updates used")
+        (
+            site_noun(history.run).capitalize(),
+            count(report.get("sites")),
+            f"{count(answered)} of {count(asked)} updates used",
+        )
     )
     total = report["traffic"]["bytes_down"] + report["traffic"]["bytes_up"]
     each = total / report["rounds"] if report["rounds"] else None
@@ -113,7 +149,13 @@ def _tiles(report: Mapping[str, Any], history: History) -> list[tuple[str, str, 
     tiles.append(("Time", seconds_text(seconds), f"{seconds_text(pace)} a round"))
     private = report["privacy"]
     if private["unit"] != "none":
-        tiles.append(("Privacy", f"ε = {number(private['epsilon'])}", f"unit: {private['unit']}, δ = {number(private['delta'])}"))
+        tiles.append(
+            (
+                "Privacy",
+                f"ε = {number(private['epsilon'])}",
+                f"unit: {private['unit']}, δ = {number(private['delta'])}",
+            )
+        )
     return tiles
 
 
@@ -128,20 +170,30 @@ def _plots(history: History) -> dict[str, str | None]:
         "time": curves.time_by_round(history),
     }
     if lead is not None:
-        last = {name: series.last for name, series in sites.items() if drawable(lead, series.last.metrics.get(lead))}
+        last = {
+            name: series.last
+            for name, series in sites.items()
+            if drawable(lead, series.last.metrics.get(lead))
+        }
         own = site_series(history, "baseline:local:")
         alike = {
             name: own[name].last.metrics[lead]
             for name, point in last.items()
-            if name in own and drawable(lead, own[name].last.metrics.get(lead)) and own[name].last.records == point.records
+            if name in own
+            and drawable(lead, own[name].last.metrics.get(lead))
+            and own[name].last.records == point.records
         }
         plots["metric"] = curves.metric_by_round(history, lead)
         plots["others"] = curves.other_metrics(history, lead)
         plots["sites"] = curves.sites_by_round(history, lead)
         if len(last) > curves.FEW_SITES:  # fewer stand in the table
-            plots["last"] = maps.last_by_site({name: point.metrics[lead] for name, point in last.items()}, alike, lead)
+            plots["last"] = maps.last_by_site(
+                {name: point.metrics[lead] for name, point in last.items()}, alike, lead
+            )
     if measured is not None and measured.last.confusion is not None:
-        plots["confusion"] = maps.confusion_matrix(measured.last.confusion, history.run.classes if history.run else ())
+        plots["confusion"] = maps.confusion_matrix(
+            measured.last.confusion, history.run.classes if history.run else ()
+        )
     if partition and partition.get("sites"):
         plots["partition"] = maps.partition_plot(partition["sites"], partition.get("classes") or ())
     return plots
@@ -157,7 +209,9 @@ def _missing(history: History) -> str:
     """Who did not answer, the most absent first."""
     absent = {site: tally for site, tally in history.sites.items() if tally.missing}
     ordered = sorted(absent, key=lambda site: (-absent[site].missing, site))
-    return listed([f"{shown(site)} ({absent[site].missing} of {absent[site].asked} rounds)" for site in ordered], 8)
+    return listed(
+        [f"{shown(site)} ({absent[site].missing} of {absent[site].asked} rounds)" for site in ordered], 8
+    )
 
 
 def _facts(report: Mapping[str, Any], history: History) -> list[tuple[str, str]]:
@@ -171,10 +225,19 @@ def _facts(report: Mapping[str, Any], history: History) -> list[tuple[str, str]]
         ("Model", f"{count(report.get('parameters'))} parameters"),
         ("Partition", partition.get("by")),
         ("Seed", report["seed"] if report.get("reproducible", True) else "drawn from the operating system"),
-        ("Engine", f"{report['engine']}, {report['workers']} workers" if report.get("engine") and report.get("workers") else report.get("engine")),
+        (
+            "Engine",
+            f"{report['engine']}, {report['workers']} workers"
+            if report.get("engine") and report.get("workers")
+            else report.get("engine"),
+        ),
         ("Federation hash", report.get("digest")),
         ("Layout hash", report.get("layout")),
         ("Versions", ", ".join(f"{key} {value}" for key, value in report["versions"].items())),
         ("Resumed after round", ", ".join(map(str, history.resumed_from))),
     ]
-    return [(key, shown(value, 120 if key != "Versions" else 400)) for key, value in facts if value not in (None, "")]
+    return [
+        (key, shown(value, 120 if key != "Versions" else 400))
+        for key, value in facts
+        if value not in (None, "")
+    ]

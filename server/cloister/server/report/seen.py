@@ -52,14 +52,22 @@ def who_sees(history: History, spec: Mapping[str, Any]) -> tuple[Seer, ...]:
         Seer(
             who="who holds the model",
             sees="the model's parameters; "
-            + ("what they reveal of a record is bounded by ε" if private else "without differential privacy they may reveal single records"),
+            + (
+                "what they reveal of a record is bounded by ε"
+                if private
+                else "without differential privacy they may reveal single records"
+            ),
             hidden="the records themselves",
         ),
     )
 
 
 def _server(protection: str, *, capped: bool) -> Seer:
-    weights = "the number of records it states (used up to a public cap)" if capped else "the number of records it states"
+    weights = (
+        "the number of records it states (used up to a public cap)"
+        if capped
+        else "the number of records it states"
+    )
     if protection == "plain":
         return Seer(
             who="server",

@@ -68,12 +68,25 @@ def side_by_side(history: History) -> TableText | None:
     where = "" if central else ", mean of the sites"
 
     def row(head: str, point: Measured, *, kind: str = "", share: bool = True) -> Row:
-        return Row(head=head, cells=_cells(point, names, base if share and not kind else None, share=share), kind=kind)
+        return Row(
+            head=head,
+            cells=_cells(point, names, base if share and not kind else None, share=share),
+            kind=kind,
+        )
 
     # The mean of the sites weighs each site alike: it is no share of records and has no interval.
-    rows = [row(f"Federated, round {series.last.round}{where}", series.last, kind="strong", share=central is not None)]
+    rows = [
+        row(
+            f"Federated, round {series.last.round}{where}",
+            series.last,
+            kind="strong",
+            share=central is not None,
+        )
+    ]
     if series.best.round != series.last.round:
-        rows.append(row(f"Federated, best round ({series.best.round}){where}", series.best, share=central is not None))
+        rows.append(
+            row(f"Federated, best round ({series.best.round}){where}", series.best, share=central is not None)
+        )
     if central and mean and mean.last.records:
         rows.append(row("Federated, mean of the sites' own tests", mean.last, share=False))
     if pooled := history.series.get("baseline:pooled"):
@@ -81,15 +94,23 @@ def side_by_side(history: History) -> TableText | None:
     rows += _local_rows(history, names, base, lead)
     columns = ["Model"]
     for name in names:
-        columns += ["Accuracy\n95% interval", "Against federated\nin points"] if name == "accuracy" else [metric_label(name)]
-    return TableText(columns=(*columns, "Loss", "Test records"), rows=tuple(rows), note=_note(history, central is not None))
+        columns += (
+            ["Accuracy\n95% interval", "Against federated\nin points"]
+            if name == "accuracy"
+            else [metric_label(name)]
+        )
+    return TableText(
+        columns=(*columns, "Loss", "Test records"), rows=tuple(rows), note=_note(history, central is not None)
+    )
 
 
 def sites_table(history: History) -> TableText | None:
     """Return each site's records, the federated model on its own test records, and how it took part; long lists are cut."""
     sites = site_series(history)
     partition = _partition(history)
-    known = list(dict.fromkeys([*(history.run.site_names if history.run else ()), *partition, *history.sites, *sites]))
+    known = list(
+        dict.fromkeys([*(history.run.site_names if history.run else ()), *partition, *history.sites, *sites])
+    )
     if not known:
         return None
     found = {name for series in sites.values() for name in series.last.metrics}
@@ -115,7 +136,9 @@ def sites_table(history: History) -> TableText | None:
     chosen, cut = _ends(known, values)
     rows = [row(site) for site in chosen]
     if cut:
-        rows.insert(ENDS, Row(head=f"{count(cut)} sites between them", cells=("",) * (len(columns) - 1), kind="rest"))
+        rows.insert(
+            ENDS, Row(head=f"{count(cut)} sites between them", cells=("",) * (len(columns) - 1), kind="rest")
+        )
     note = "" if history.bytes_measured else "Received and sent are even shares of each round's traffic. "
     cut_note = f"The {ENDS} lowest and the {ENDS} highest of {count(len(known))} sites. " if cut else ""
     return TableText(columns=tuple(columns), rows=tuple(rows), note=cut_note + note)
@@ -142,11 +165,17 @@ def settings_table(spec: Mapping[str, Any], origins: Mapping[str, str]) -> Table
 
 
 def _took_part(tally: SiteTally) -> str:
-    failed = [f"{amount} {word}" for amount, word in ((tally.refused, "refused"), (tally.missing, "missing")) if amount]
+    failed = [
+        f"{amount} {word}"
+        for amount, word in ((tally.refused, "refused"), (tally.missing, "missing"))
+        if amount
+    ]
     return f"{tally.answered} of {tally.asked}" + ("\n" + ", ".join(failed) if failed else "")
 
 
-def _cells(point: Measured, names: Sequence[str], base: float | None, *, share: bool = True) -> tuple[str, ...]:
+def _cells(
+    point: Measured, names: Sequence[str], base: float | None, *, share: bool = True
+) -> tuple[str, ...]:
     cells = []
     for name in names:
         value = point.metrics.get(name)
@@ -172,7 +201,9 @@ def _local_rows(history: History, names: Sequence[str], base: float | None, lead
     chosen, cut = _ends(list(local), {site: _lead(series, lead) for site, series in local.items()})
     rows = [Row(head=f"{shown(site)} alone", cells=_cells(local[site].last, names, base)) for site in chosen]
     if cut:
-        found = {name: [s.last.metrics[name] for s in local.values() if name in s.last.metrics] for name in names}
+        found = {
+            name: [s.last.metrics[name] for s in local.values() if name in s.last.metrics] for name in names
+        }
         middle = {name: statistics.median(values) for name, values in found.items() if values}
         losses = [series.last.loss for series in local.values() if series.last.loss is not None]
         records = {series.last.records for series in local.values()}
@@ -183,16 +214,27 @@ def _local_rows(history: History, names: Sequence[str], base: float | None, lead
             confusion=None,
             records=next(iter(records)) if len(records) == 1 else None,
         )
-        rows.insert(ENDS, Row(head=f"median of {count(len(local))} sites alone", cells=_cells(point, names, base), kind="rest"))
+        rows.insert(
+            ENDS,
+            Row(
+                head=f"median of {count(len(local))} sites alone",
+                cells=_cells(point, names, base),
+                kind="rest",
+            ),
+        )
     return rows
 
 
 def _note(history: History, central: bool) -> str:
     parts = []
     if not central and "sites" in history.series:
-        parts.append("The model was not measured centrally: figures are means over the sites' own test records.")
+        parts.append(
+            "The model was not measured centrally: figures are means over the sites' own test records."
+        )
     if not any(where.startswith("baseline:") for where in history.series):
-        parts.append('No baselines were trained; ask for them with evaluation.baselines = ["pooled", "local"].')
+        parts.append(
+            'No baselines were trained; ask for them with evaluation.baselines = ["pooled", "local"].'
+        )
     return " ".join(parts)
 
 

@@ -27,7 +27,9 @@ def verdict(history: History, *, protection: str, unit: str) -> tuple[str, str]:
         protection: ``aggregation.protection`` of the effective file.
         unit: ``privacy.unit`` of the effective file.
     """
-    return " ".join(part for part in (_happened(history), _quality(history)) if part), _privacy(protection, unit, history)
+    return " ".join(part for part in (_happened(history), _quality(history)) if part), _privacy(
+        protection, unit, history
+    )
 
 
 def site_noun(run: Run | None) -> str:
@@ -93,8 +95,15 @@ def _compared(history: History, last: Measured) -> str:
     if pooled is not None and (reference := _accuracy(pooled, last.records)) is not None:
         gap = accuracy - reference
         against = f"training on the pooled data ({percent(reference)})"
-        parts.append(f"as often as {against}" if round(1000 * abs(gap)) == 0 else f"{points(gap)} {'more' if gap > 0 else 'less'} than {against}")
-    own = {name: _accuracy(series, last.records) for name, series in site_series(history, "baseline:local:").items()}
+        parts.append(
+            f"as often as {against}"
+            if round(1000 * abs(gap)) == 0
+            else f"{points(gap)} {'more' if gap > 0 else 'less'} than {against}"
+        )
+    own = {
+        name: _accuracy(series, last.records)
+        for name, series in site_series(history, "baseline:local:").items()
+    }
     known = {name: value for name, value in own.items() if value is not None}
     if known:
         best = max(known, key=lambda name: known[name])
@@ -103,8 +112,11 @@ def _compared(history: History, last: Measured) -> str:
         if not better:
             parts.append(f"no site's own model does better (best: {told})")
         else:
-            parts.append(f"{plural(better, 'site')} would do better with its own model alone (best: {told})" if better == 1
-                         else f"{plural(better, 'site')} would do better with their own models alone (best: {told})")
+            parts.append(
+                f"{plural(better, 'site')} would do better with its own model alone (best: {told})"
+                if better == 1
+                else f"{plural(better, 'site')} would do better with their own models alone (best: {told})"
+            )
     return "".join(f"{', ' if index == 0 else '; '}{part}" for index, part in enumerate(parts))
 
 
@@ -121,5 +133,9 @@ def _privacy(protection: str, unit: str, history: History) -> str:
     )
     if unit == "none":
         return f"{seen}, and no differential privacy was applied."
-    spent = [float(event["epsilon"]) for event in history.privacy.values() if event.get("epsilon") is not None]
-    return f"{seen}; differential privacy with unit '{shown(unit)}'" + (f", ε = {number(max(spent))} spent." if spent else ".")
+    spent = [
+        float(event["epsilon"]) for event in history.privacy.values() if event.get("epsilon") is not None
+    ]
+    return f"{seen}; differential privacy with unit '{shown(unit)}'" + (
+        f", ε = {number(max(spent))} spent." if spent else "."
+    )

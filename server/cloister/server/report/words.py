@@ -37,7 +37,18 @@ NAME_LIMIT = 48
 #: The metric that speaks for a model, the first that there is.
 HEADLINES = ("accuracy", "r2", "mae", "mse")
 
-_SHARES = frozenset({"accuracy", "balanced_accuracy", "precision", "recall", "f1", "sensitivity", "specificity", "top5_accuracy"})
+_SHARES = frozenset(
+    {
+        "accuracy",
+        "balanced_accuracy",
+        "precision",
+        "recall",
+        "f1",
+        "sensitivity",
+        "specificity",
+        "top5_accuracy",
+    }
+)
 _UNIT_RANGE = frozenset({"auroc", "calibration_error", "ece", "r2", "mcc"})
 _LABELS = {
     "accuracy": "Accuracy",
@@ -55,7 +66,21 @@ _LABELS = {
     "loss": "Loss",
 }
 _LARGEST = 1e9
-_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_WORDS = (
+    "no",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
 
 
 def shown(text: object, limit: int = NAME_LIMIT) -> str:
@@ -150,7 +175,11 @@ def seconds_text(value: float | None) -> str:
     if value < 99.95:
         return f"{number(value)} s"
     whole = round(value)
-    return f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return (
+        f"{whole // 60} min {whole % 60:02d} s"
+        if whole < 3600
+        else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    )
 
 
 def plural(amount: int, noun: str, nouns: str | None = None) -> str:
@@ -174,5 +203,7 @@ def interval95(share: float | None, records: int | None) -> tuple[float, float] 
         return None
     z = 1.959964
     middle = (share + z * z / (2 * records)) / (1 + z * z / records)
-    half = z / (1 + z * z / records) * math.sqrt(share * (1 - share) / records + z * z / (4 * records * records))
+    half = (
+        z / (1 + z * z / records) * math.sqrt(share * (1 - share) / records + z * z / (4 * records * records))
+    )
     return max(0.0, middle - half), min(1.0, middle + half)

@@ -41,10 +41,14 @@ def write_report(folder: Path) -> ReportPaths:
     history = Fold.of(read_events(folder / "events.jsonl")).history()
     if history.run is None:
         raise IntegrityError(
-            f"the events of '{folder}' have no 'run' event: there is nothing to report", remedy="check that it is a run folder", code="events"
+            f"the events of '{folder}' have no 'run' event: there is nothing to report",
+            remedy="check that it is a run folder",
+            code="events",
         )
     report = build_report(folder, spec_effective=spec, history=history)
-    page = render_page(report=report, spec=spec, origins=_read_origins(folder / "origins.json"), history=history)
+    page = render_page(
+        report=report, spec=spec, origins=_read_origins(folder / "origins.json"), history=history
+    )
     card = model_card(report=report, spec=spec, history=history)
     paths = ReportPaths(folder / "report.json", folder / "report.html", folder / "model-card.md")
     write_whole(paths.json, json.dumps(report, allow_nan=False, ensure_ascii=False, indent=1) + "\n")
@@ -58,10 +62,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise IntegrityError(
-            f"cannot read '{path}': {error.strerror}", remedy="check that it is a run folder", code="run-folder"
+            f"cannot read '{path}': {error.strerror}",
+            remedy="check that it is a run folder",
+            code="run-folder",
         ) from None
     except ValueError as error:
-        raise IntegrityError(f"'{path}' is not TOML: {error}", remedy="restore the file of the run", code="run-folder") from None
+        raise IntegrityError(
+            f"'{path}' is not TOML: {error}", remedy="restore the file of the run", code="run-folder"
+        ) from None
 
 
 def _read_origins(path: Path) -> dict[str, str]:
@@ -70,7 +78,15 @@ def _read_origins(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError):
-        raise IntegrityError(f"cannot read '{path}' as JSON", remedy="restore the file of the run, or remove it", code="run-folder") from None
+        raise IntegrityError(
+            f"cannot read '{path}' as JSON",
+            remedy="restore the file of the run, or remove it",
+            code="run-folder",
+        ) from None
     if not isinstance(found, dict):
-        raise IntegrityError(f"'{path}' does not hold a table", remedy="restore the file of the run, or remove it", code="run-folder")
+        raise IntegrityError(
+            f"'{path}' does not hold a table",
+            remedy="restore the file of the run, or remove it",
+            code="run-folder",
+        )
     return {str(key): str(value) for key, value in found.items()}

@@ -1,0 +1,36 @@
+"""One federation file, two engines: the in-process grid and Flower's own on Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+
+@pytest.mark.slow
+def test_rays_result_is_the_local_one_to_floating_point(make_file: Callable[..., Path], cloister: Any, answer: Any, tmp_path: Path) -> None:
+    path = make_file(federation={"rounds": 3}, training={"scaffold": True})
+    made = {}
+    for engine in ("local", "ray"):
+        done = cloister("simulate", path, "--json", "--engine", engine, "--workers", "2", "--out", tmp_path / engine, timeout=300)
+        assert done.returncode == 0, done.stderr
+        run = Path(answer(done)["run"])
+        events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+        cohorts = [event["site"] for event in events if event["kind"] == "site" and event["phase"] == "train"]
+        made[engine] = (load_file(run / "model.safetensors"), cohorts)
+    assert made["local"][1] == made["ray"][1], "the same sites take part in the same rounds"
+    for name, array in made["local"][0].items():
+        np.testing.assert_allclose(made["ray"][0][name], array, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_all_sites_lost_over_ray_exits_6(make_file: Callable[..., Path], cloister: Any, answer: Any) -> None:
+    path = make_file(training={"optimizer": {"name": "sgd", "lr": 1e38}})
+    done = cloister("simulate", path, "--json", "--engine", "ray", "--workers", "2", timeout=300)
+    assert done.returncode == 6, done.stderr
+    assert answer(done)["error"]["code"] == "peers-missing"
