@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import resource
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -116,25 +117,36 @@ def main() -> None:
         simulate(load_federation(file), out=Path(folder) / "runs", engine=engine, sinks=(clock,))
     if clock.parameters != PARAMETERS or clock.refused or len(clock.ends) != given.rounds:
         raise SystemExit(f"not workload W: {clock.parameters} parameters, {clock.refused} replies missing, {len(clock.ends)} rounds")
-    answer = {"marks": clock.marks, "ends": clock.ends, "losses": clock.losses, "processes": engine.workers}
+    answer = {
+        "marks": clock.marks,
+        "ends": clock.ends,
+        "losses": clock.losses,
+        "processes": engine.workers,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # kibibytes on Linux
+    }
     temporary = given.result.with_suffix(".part")
     temporary.write_text(json.dumps(answer))
     os.replace(temporary, given.result)
 
 
 def _time_introductions(marks: dict[str, float]) -> None:
-    """Note how long the app's own first question to each site takes: over Ray it is a message a site."""
+    """Note how the app's own first question goes over Ray, a message a site: when it was asked, first and last answered."""
+    from cloister.server import directory
     from cloister.simulation import ray_engine
 
-    asked = ray_engine.discover
+    ask, answers = ray_engine.discover, directory.exchange
 
     def discover(*positional: Any, **named: Any) -> Any:
-        begun = now()
-        found = asked(*positional, **named)
-        marks["introductions"] = now() - begun
+        found = ask(*positional, **named)
+        marks["introduced"] = now()
         return found
 
-    ray_engine.discover = discover
+    def exchange(*positional: Any, **named: Any) -> Any:
+        for answer in answers(*positional, **named):
+            marks.setdefault("first_introduced", now())
+            yield answer
+
+    ray_engine.discover, directory.exchange = discover, exchange
 
 
 if __name__ == "__main__":

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
 from cloister.client.batches import epoch_batches, hold_out, step_batches
 from cloister.client.trainer import Trainer
 from cloister.core import Layout, SeededRandomness, Split, Task, TensorData
 from cloister.core.errors import DataError
 from cloister.core.resolve import build_model
 from cloister.core.spec import FederationSpec, parse_federation
-from torch import Tensor, nn
-from torch.nn import functional
 
 
 class Points(Task):
@@ -77,7 +78,7 @@ def test_local_training_equals_the_plain_torch_loop(name: str) -> None:
     made = trainer(optimizer=table, batch_size=10, local_epochs=2)
     result = train(made)
     model = build_model(Points(), 0)
-    optimiser = make(model.parameters())
+    optimiser = make(model.parameters())  # type: ignore[no-untyped-call]
     generator = SeededRandomness(1).generator("batches", 1, "a")
     data = made[2]
     for _ in range(2):
@@ -85,7 +86,7 @@ def test_local_training_equals_the_plain_torch_loop(name: str) -> None:
         for start in range(0, 37, 10):
             rows = order[start : start + 10]
             optimiser.zero_grad()
-            functional.cross_entropy(model(data.inputs[rows]), data.targets[rows]).backward()
+            functional.cross_entropy(model(data.inputs[rows]), data.targets[rows]).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
     np.testing.assert_allclose(result.change, Layout.of(model).read(model) - made[1], rtol=0, atol=1e-6)
     assert result.steps == 8
@@ -112,7 +113,8 @@ def penalised(extra: Any, **training: Any) -> None:
         loss.backward()
         with torch.no_grad():
             for p in model.parameters():
-                p -= 0.1 * p.grad
+                assert p.grad is not None
+                p.sub_(0.1 * p.grad)
     np.testing.assert_allclose(result.change, Layout.of(model).read(model) - made[1], rtol=0, atol=1e-6)
 
 
@@ -144,7 +146,7 @@ def test_class_weights_weigh_each_records_loss() -> None:
     made = trainer(optimizer={"name": "sgd", "lr": 0.1}, batch_size=64, local_steps=1, class_weights=[3.0, 1.0])
     model = build_model(Points(), 0)
     losses = functional.cross_entropy(model(made[2].inputs), made[2].targets, reduction="none")
-    (losses * torch.tensor([3.0, 1.0])[made[2].targets]).mean().backward()
+    (losses * torch.tensor([3.0, 1.0])[made[2].targets]).mean().backward()  # type: ignore[no-untyped-call]
     gradient = torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None]).numpy()
     np.testing.assert_allclose(train(made).change, -0.1 * gradient, rtol=0, atol=1e-6)
 

@@ -12,7 +12,7 @@ import pytest
 BAD: list[tuple[str, dict[str, dict[str, Any]], int, str, str]] = [
     ("unknown key", {"training": {"batchsize": 4}}, 3, "spec", "unknown key 'training.batchsize'; did you mean 'batch_size'?"),
     ("unknown table", {"trainning": {"x": 1}}, 3, "spec", "did you mean 'training'?"),
-    ("wrong type", {"federation": {"rounds": "many"}}, 3, "spec", "federation.rounds = \"many\""),
+    ("wrong type", {"federation": {"rounds": "many"}}, 3, "spec", 'federation.rounds = "many"'),
     ("out of range", {"federation": {"rounds": 0}}, 3, "spec", "federation.rounds = 0"),
     ("not yet", {"privacy": {"unit": "record"}}, 3, "not-yet-offered", "privacy.unit = 'record'"),
     ("missing task file", {"task": {"use": "nowhere.py:Rings"}}, 3, "task-unknown", "nowhere.py"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cloister.core.spec import load_federation
 from cloister.server.checkpoints import CheckpointStore
 from cloister.simulation.engines import LocalEngine

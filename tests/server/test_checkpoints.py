@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from cloister.core.errors import IntegrityError
 from cloister.server.checkpoints import Best, Checkpoint, CheckpointStore
 

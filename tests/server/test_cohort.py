@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from cloister.core import SeededRandomness
 from cloister.core.spec import Cohort, PoissonCohort
 from cloister.server.cohort import choose_cohort

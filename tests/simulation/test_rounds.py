@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
 from cloister.client.app import Site, Workbench, make_client_app
 from cloister.client.trainer import Trainer
 from cloister.core import Layout, SeededRandomness, Split, Task, TensorData, protocol
@@ -19,15 +23,12 @@ from cloister.core.resolve import build_model
 from cloister.core.spec import parse_federation
 from cloister.server.app import make_server_app
 from cloister.server.checkpoints import CheckpointStore
-from cloister.server.coordinator import RunPlan
 from cloister.server.directory import ComputedDirectory
 from cloister.server.events import EventBus, EventLog, read_events
+from cloister.server.plan import RunPlan
 from cloister.simulation.live_array import LiveArray
 from cloister.simulation.local_grid import LocalGrid, client_runner
 from cloister.simulation.workers import Inline
-from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from torch import nn
 
 SITES = 4
 NAMES = ("ann", "bob", "cy", "dee")
@@ -237,7 +238,7 @@ def test_a_reply_from_a_foreign_sender_is_refused(tmp_path: Path) -> None:
 def test_all_sites_lost_ends_with_peers_missing_and_names_them(tmp_path: Path) -> None:
     federation = Federation(tmp_path, cohort={"min_sites": 2})
     federation.hostile = dict.fromkeys(NAMES, flower_error)
-    with pytest.raises(PeersMissing, match="ann .*bob .*cy .*dee") as refused:
+    with pytest.raises(PeersMissing, match=r"ann .*bob .*cy .*dee") as refused:
         federation.run()
     assert refused.value.exit_code == 6
     assert "resume" in refused.value.remedy
@@ -325,10 +326,11 @@ def test_scaffold_equals_the_algorithm_written_out(tmp_path: Path) -> None:
             y.load_state_dict(x.state_dict())
             for _ in range(3):
                 y.zero_grad()
-                task.loss(y(split.train.inputs.double()), split.train.targets).mean().backward()  # type: ignore[attr-defined]
+                task.loss(y(split.train.inputs.double()), split.train.targets).mean().backward()  # type: ignore[attr-defined,no-untyped-call]
                 with torch.no_grad():
                     for p, server, client in zip(y.parameters(), c, own[name], strict=True):
-                        p -= 0.1 * (p.grad - client + server)
+                        assert p.grad is not None
+                        p.sub_(0.1 * (p.grad - client + server))
             with torch.no_grad():
                 new = [client - server + (px - py) / (3 * 0.1) for client, server, px, py in zip(own[name], c, x.parameters(), y.parameters(), strict=True)]
                 changes.append([after - before for after, before in zip(new, own[name], strict=True)])
@@ -336,7 +338,7 @@ def test_scaffold_equals_the_algorithm_written_out(tmp_path: Path) -> None:
             own[name] = new
         with torch.no_grad():
             for index, p in enumerate(x.parameters()):
-                p += sum(move[index] for move in moves) / SITES
-                c[index] = c[index] + sum(change[index] for change in changes) / SITES
+                p.add_(torch.stack([move[index] for move in moves]).mean(0))
+                c[index] = c[index] + torch.stack([change[index] for change in changes]).mean(0)
     expected = torch.cat([p.detach().reshape(-1) for p in x.parameters()]).numpy()
     np.testing.assert_allclose(model, expected, rtol=0, atol=2e-6)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cloister.client.batches import epoch_batches, hold_out, step_batches
+from cloister.client.corrections import gradient_corrections
 from cloister.client.devices import autocast, choose_device
 from cloister.client.optimisers import begin_round, make_optimiser
 from cloister.client.schedule import learning_rate_factor
@@ -130,7 +131,7 @@ class Trainer:
         factor = learning_rate_factor(self._training.schedule, round_number, self._spec.federation.rounds)
         rate = self._training.optimizer.lr * factor
         begin_round(self._optimiser, rate)
-        correct = self._corrections(vector, drift)
+        correct = gradient_corrections(self._training, self.model, self.layout, start=vector, drift=drift)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             self._seed_layers(randomness.torch_seed("layers", round_number, site))
@@ -206,7 +207,7 @@ class Trainer:
         return float(total) / max(seen, 1), steps
 
     def _seed_layers(self, seed: int) -> None:
-        """Seed what dropout draws from. (``torch.manual_seed`` would also queue a seed for every absent device, each time.)"""
+        """Seed what dropout draws from; ``torch.manual_seed`` would also queue a seed for every absent device, each time."""
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -222,39 +223,3 @@ class Trainer:
                 total += float(self.task.loss(self.model(inputs.to(self.device)), targets.to(self.device)).sum())
         self.model.train()
         return total / len(data)
-
-    def _corrections(self, vector: Vector, drift: Vector | None) -> Callable[[], None]:
-        """Return what is done to the gradients after the gradient step: penalties, FedProx, SCAFFOLD, clipping."""
-        training = self._training
-        mu, l1, l2, clip = training.proximal_mu, training.l1, training.l2, training.gradient_clip
-        if not (mu or l1 or l2 or clip or drift is not None):
-            return lambda: None
-        names = dict(self.model.named_parameters())
-
-        def aligned(flat: Vector | None) -> list[Tensor | None]:
-            views = {} if flat is None else self.layout.split(flat)
-            return [
-                torch.from_numpy(np.array(views[name])).to(self.device) if name in views else None
-                for name, parameter in names.items()
-                if parameter.requires_grad
-            ]
-
-        start, drifts = aligned(vector if mu else None), aligned(drift)
-
-        def correct() -> None:
-            with torch.no_grad():
-                for parameter, origin, pull in zip(self._parameters, start, drifts, strict=True):
-                    if parameter.grad is None:
-                        continue
-                    if l2:
-                        parameter.grad.add_(parameter, alpha=l2)
-                    if l1:
-                        parameter.grad.add_(parameter.sign(), alpha=l1)
-                    if mu and origin is not None:  # Li et al. (2020), eq. 2
-                        parameter.grad.add_(parameter - origin, alpha=mu)
-                    if pull is not None:  # Karimireddy et al. (2020), Algorithm 1, line 10
-                        parameter.grad.add_(pull)
-            if clip:
-                nn.utils.clip_grad_norm_(self._parameters, clip)
-
-        return correct

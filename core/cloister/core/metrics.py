@@ -1,4 +1,4 @@
-"""How a model did on some records: the loss, the task's metrics and the confusion matrix (through torchmetrics).
+"""How a model did on some records: loss, metrics and confusion matrix (through torchmetrics).
 
 ===================  ==============  ==============================================================================
 metric               task            meaning
@@ -14,8 +14,8 @@ mse, mae             regression      mean squared and mean absolute error, in th
 r2                   regression      1 - residual variance / variance of the targets
 ===================  ==============  ==============================================================================
 
-A metric that the records do not define is left out: AUROC where all records have one class, R² where all targets are equal,
-AUROC and calibration error where a score is not finite.
+A metric that the records do not define is left out: AUROC where all records have one class, R² where all
+targets are equal, AUROC and calibration error where a score is not finite.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Measurement:
 
     Attributes:
         loss: mean loss a record.
-        metrics: by name, for example ``accuracy``; a metric that these records do not define (AUROC with one class) is left out.
+        metrics: by name, for example ``accuracy``; a metric that these records do not define (AUROC with one
+            class) is left out.
         confusion: (classes, classes) counts, true class by row; ``None`` for regression.
         records: how many records were measured.
     """
@@ -68,7 +69,7 @@ def measure(
     batch_size: int = 256,
     rows: Rows | None = None,
 ) -> Measurement:
-    """Measure ``model`` on ``data`` without changing it: no gradient is kept, and each layer's mode is put back.
+    """Measure ``model`` on ``data``; no gradient is kept, and each layer's mode is put back.
 
     Args:
         task: says what the outputs mean and gives each record's loss.

@@ -8,8 +8,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from cloister.core.update import Vector
-from cloister.server.coordinator import Coordinator, RunPlan
+from cloister.server.coordinator import Coordinator
 from cloister.server.directory import Directory
+from cloister.server.plan import RunPlan
 
 __all__ = ["make_server_app"]
 

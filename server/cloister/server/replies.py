@@ -101,24 +101,24 @@ def check_evaluation(answer: Answer, *, classes: int) -> CheckedEvaluation | Ref
         return message
     report = message.content.metric_records.get(protocol.REPORT, MetricRecord())
     records = report.get("records")
-    if not isinstance(records, int) or records < 0:
-        return Refused("wrong-report", "records is not a whole number")
-    if records == 0:
-        return CheckedEvaluation(loss=0.0, metrics={}, records=0)
-    loss = report.get("loss")
-    if not isinstance(loss, float) or not math.isfinite(loss):
-        return Refused("wrong-report", "loss is not a finite number")
+    loss = report.get("loss", 0.0 if records == 0 else None)  # a site without test records has nothing to tell
+    if not isinstance(records, int) or records < 0 or not isinstance(loss, float) or not math.isfinite(loss):
+        return Refused("wrong-report", "records is not a whole number, or loss not a finite one")
     metrics = {key.removeprefix(protocol.METRIC): value for key, value in report.items() if key.startswith(protocol.METRIC)}
     if len(metrics) > _MAX_METRICS or not all(isinstance(value, float) and math.isfinite(value) for value in metrics.values()):
         return Refused("wrong-report", "a metric is not a finite number")
-    confusion = None
-    if classes and protocol.CONFUSION in report:
-        counts = report[protocol.CONFUSION]
-        if not isinstance(counts, list) or len(counts) != classes**2 or not all(isinstance(c, int) and 0 <= c <= records for c in counts):
-            return Refused("wrong-report", "the confusion matrix has another shape or a negative count")
-        confusion = [[int(count) for count in counts[start : start + classes]] for start in range(0, classes**2, classes)]
+    confusion = _confusion(report, classes, records) if classes and protocol.CONFUSION in report else None
+    if isinstance(confusion, Refused):
+        return confusion
     numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
     return CheckedEvaluation(loss=loss, metrics=numbers, records=records, confusion=confusion)
+
+
+def _confusion(report: MetricRecord, classes: int, records: int) -> list[list[int]] | Refused:
+    counts = report[protocol.CONFUSION]
+    if not isinstance(counts, list) or len(counts) != classes**2 or not all(isinstance(c, int) and 0 <= c <= records for c in counts):
+        return Refused("wrong-report", "the confusion matrix has another shape or an impossible count")
+    return [[int(count) for count in counts[start : start + classes]] for start in range(0, classes**2, classes)]
 
 
 def _usable(answer: Answer) -> Message | Refused:

@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
     """Add ``simulate`` to the command."""
 
     @app.command()
-    def simulate(
+    def simulate(  # noqa: PLR0917 - Typer reads a command's options from its arguments
         file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="The federation file (TOML).", show_default=False)] = None,
         out: Annotated[Path, typer.Option("--out", help="Where the run folder is made.")] = Path("runs"),
         resume: Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run's folder.", show_default=False)] = None,
@@ -29,11 +29,11 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Train a federation on this machine and write a run folder with model and report."""
         with outcome(json_output) as result:
-            _simulate(result, file, out, resume, settings or [], engine, workers)
+            _simulate(result, file, out=out, resume=resume, settings=settings or [], engine=engine, workers=workers)
 
 
 def _simulate(
-    result: Outcome, file: Path | None, out: Path, resume: Path | None, settings: list[str], engine: str, workers: int | None
+    result: Outcome, file: Path | None, *, out: Path, resume: Path | None, settings: list[str], engine: str, workers: int | None
 ) -> None:
     if resume is None and file is None:
         raise UsageError("give a federation file, or --resume RUN", remedy="for example: cloister simulate examples/heart/federation.toml")

@@ -21,8 +21,8 @@ from cloister.core.errors import UsageError
 from cloister.core.update import Vector
 from cloister.server.app import make_server_app
 from cloister.server.checkpoints import Arrays
-from cloister.server.coordinator import RunPlan
 from cloister.server.directory import ComputedDirectory
+from cloister.server.plan import RunPlan
 from cloister.simulation.live_array import LiveArray
 from cloister.simulation.local_grid import LocalGrid, client_runner
 from cloister.simulation.sites import POSITION, SimulatedSites

@@ -18,8 +18,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from cloister.simulation.live_array import LiveArray
-from cloister.simulation.packing import Attached, Block, Packed, Piece, pack, payload, unpack
+from cloister.simulation.packing import Attached, Block, Piece, pack, payload, unpack
 from cloister.simulation.workers import Result, Runner, Task, Workers
 
 __all__ = ["LocalGrid", "client_runner"]

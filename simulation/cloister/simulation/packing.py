@@ -7,7 +7,6 @@ travels as its memory; any other ``Array`` (a ciphertext, or what a hostile app 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,15 +43,6 @@ class Packed:
 
 class _Memory(SharedMemory):
     """Shared memory that may be let go while an array still lies in it: the mapping then ends with the last array."""
-
-    def close(self) -> None:
-        try:
-            super().close()
-        except BufferError:
-            if self._fd >= 0:  # type: ignore[attr-defined]  # the mapping does not need it
-                os.close(self._fd)  # type: ignore[attr-defined]
-                self._fd = -1
-            raise
 
     def __del__(self) -> None:
         with suppress(BufferError, OSError):
@@ -150,4 +140,6 @@ def _array(memory: npt.NDArray[Any], claim: tuple[str, tuple[int, ...], str] | N
 
 def _view(memory: SharedMemory, piece: Piece) -> npt.NDArray[Any]:
     count = int(np.prod(piece.shape, dtype=np.int64))
+    if memory.buf is None:
+        raise ValueError("this shared memory was let go")
     return np.frombuffer(memory.buf, dtype=piece.dtype, count=count, offset=piece.offset).reshape(piece.shape)

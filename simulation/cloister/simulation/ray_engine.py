@@ -14,8 +14,8 @@ from cloister.core import protocol
 from cloister.core.errors import SpecError
 from cloister.core.update import Vector
 from cloister.server.app import make_server_app
-from cloister.server.coordinator import RunPlan
 from cloister.server.directory import Directory, discover
+from cloister.server.plan import RunPlan
 from cloister.simulation.engines import Opened
 from cloister.simulation.sites import SimulatedSites
 

@@ -6,6 +6,7 @@ Everything that can be refused is refused before the run folder is made; after t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 from collections.abc import Callable
@@ -25,8 +26,8 @@ from cloister.core.resolve import build_model
 from cloister.core.spec import Loaded
 from cloister.core.update import Layout, Vector
 from cloister.server.checkpoints import CheckpointStore
-from cloister.server.coordinator import RunPlan
 from cloister.server.events import EventBus, EventLog, Sink, read_events
+from cloister.server.plan import RunPlan
 from cloister.server.release import write_model
 from cloister.server.report import write_report
 from cloister.server.run_folder import RunFolder
@@ -71,7 +72,7 @@ def simulate(
     prepared = _prepare(sites, loaded)
     folder = RunFolder.create(out, loaded)
     on_start(folder.path)
-    return _run(folder, loaded, sites, prepared, engine, sinks)
+    return _run(folder, loaded, sites, prepared, engine=engine, sinks=sinks)
 
 
 def resume(path: Path, *, engine: Engine, sinks: tuple[Sink, ...] = ()) -> RunResult:
@@ -87,7 +88,7 @@ def resume(path: Path, *, engine: Engine, sinks: tuple[Sink, ...] = ()) -> RunRe
     except BaseException:
         folder.close()
         raise
-    return _run(folder, loaded, sites, prepared, engine, sinks)
+    return _run(folder, loaded, sites, prepared, engine=engine, sinks=sinks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
 
 
 def _run(
-    folder: RunFolder, loaded: Loaded, sites: SimulatedSites, prepared: _Prepared, engine: Engine, sinks: tuple[Sink, ...]
+    folder: RunFolder, loaded: Loaded, sites: SimulatedSites, prepared: _Prepared, *, engine: Engine, sinks: tuple[Sink, ...]
 ) -> RunResult:
     spec = loaded.spec
     try:
@@ -147,6 +148,10 @@ def _run(
             finally:
                 bus.close()
         paths = write_report(folder.path)
+    except (CloisterError, KeyboardInterrupt):
+        with contextlib.suppress(CloisterError):
+            write_report(folder.path)  # what there is so far
+        raise
     finally:
         folder.close()
     figures: dict[str, Any] = json.loads(paths.json.read_text())

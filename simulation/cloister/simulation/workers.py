@@ -176,7 +176,7 @@ class WorkerPool:
         ours, theirs = self._context.Pipe()
         others = [worker.pipe for worker in self._workers] + [ours]
         fork = self._context.get_start_method() == "fork"
-        process = self._context.Process(
+        process = self._context.Process(  # type: ignore[attr-defined]  # typeshed's BaseContext lacks it
             target=_work, args=(theirs, self._make_runner, others if fork else []), daemon=True, name="cloister-worker"
         )
         process.start()
@@ -204,4 +204,4 @@ def _fork_is_safe() -> bool:
     import torch
 
     on_linux = "fork" in multiprocessing.get_all_start_methods() and os.uname().sysname == "Linux"
-    return on_linux and threading.active_count() == 1 and not torch.cuda.is_initialized()
+    return on_linux and threading.active_count() == 1 and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Models of plain layers: logistic (or linear) regression and the multilayer perceptron. Any input shape; it is flattened."""
+"""Logistic (or linear) regression and the multilayer perceptron. They flatten inputs of any shape."""
 
 from __future__ import annotations
 

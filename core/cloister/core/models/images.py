@@ -1,8 +1,9 @@
 """Models of images: a small CNN, a ResNet with GroupNorm, and a depthwise-separable CNN with GroupNorm.
 
-All of them keep their weights, and put their input, in channels-last order: on a CPU a training step of the CNN then takes
-two thirds of the time (docs/benchmarks.md). Names and shapes in ``state_dict`` are the usual ones. None has batch norm, which mixes the
-records of a batch (no per-record gradient) and leaks its running statistics.
+All of them keep their weights, and put their input, in channels-last order: with pooling before ReLU a
+training step of the CNN then takes two thirds of the time (batch of 10, one CPU thread). Names and shapes in
+``state_dict`` are the usual ones. None has batch norm, which mixes the records of a batch (no per-record
+gradient) and leaks its running statistics.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class CnnOptions(Table):
 class Cnn(nn.Module):
     """Convolutions, each halving the image by max-pooling, then two linear layers.
 
-    On (1, 28, 28) with 10 outputs the default has 114,314 parameters. Pooling comes before ReLU: the same function, since both
-    keep the order of numbers, at a quarter of ReLU's work.
+    On (1, 28, 28) with 10 outputs the default has 114,314 parameters. Pooling comes before ReLU: the same
+    function, since both keep the order of numbers, at a quarter of ReLU's work.
     """
 
     def __init__(self, options: CnnOptions, records: Records) -> None:
@@ -92,9 +93,10 @@ class ResNetOptions(Table):
 
 
 class ResNet(nn.Module):
-    """A residual network for small images (He et al. 2016, section 4.2) with GroupNorm (Wu and He 2018) for batch norm.
+    """A residual network for small images (He et al. 2016, section 4.2).
 
-    A shortcut that changes the shape is a 1x1 convolution.
+    GroupNorm (Wu and He 2018) stands in for batch norm. A shortcut that changes the shape is a 1x1
+    convolution.
     """
 
     def __init__(self, options: ResNetOptions, records: Records) -> None:
@@ -162,7 +164,10 @@ class SeparableOptions(Table):
 
 
 class Separable(nn.Module):
-    """A depthwise-separable CNN (Howard et al. 2017, MobileNets) with GroupNorm: few parameters, so less noise for a given ε."""
+    """A depthwise-separable CNN (Howard et al. 2017, MobileNets) with GroupNorm.
+
+    It has few parameters, so a given ε costs it less noise in all.
+    """
 
     def __init__(self, options: SeparableOptions, records: Records) -> None:
         super().__init__()
@@ -214,7 +219,7 @@ def _channels_last(model: nn.Module) -> None:
 
 
 def _convolve(layer: nn.Module, x: Tensor) -> Tensor:
-    # A hook may read the layer's input by its strides: Opacus 1.6 (utils/tensor_utils.py, unfold2d) does, and gives wrong
-    # per-record gradients, silently, unless the input is contiguous.
+    # A hook may read the layer's input by its strides: Opacus 1.6 (utils/tensor_utils.py, unfold2d) does, and
+    # gives wrong per-record gradients, silently, unless the input is contiguous.
     result: Tensor = layer(x.contiguous() if layer._forward_hooks else x)  # noqa: SLF001 - torch has no public name for it
     return result

@@ -15,7 +15,8 @@ class Records:
     """The records that a model reads and the scores that it gives.
 
     Attributes:
-        shape: of one record's input: (features,), (channels, height, width), (length,) of tokens, or (length, features).
+        shape: of one record's input: (features,), (channels, height, width), (length,) of tokens, or (length,
+            features).
         outputs: scores a record: the number of classes, or 1 for regression.
         vocabulary: how many different tokens there are; ``None`` where the input is numbers.
     """

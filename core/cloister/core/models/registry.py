@@ -79,13 +79,15 @@ def read_model(model: str | Mapping[str, Any]) -> tuple[str, Table]:
 def build(
     model: str | Mapping[str, Any], *, input_shape: Sequence[int], outputs: int, vocabulary: int | None = None
 ) -> nn.Module:
-    """Build a model for a task's records. It has no batch norm, and Opacus gives every record its own gradient.
+    """Build a model for a task's records.
 
-    Initial weights come from torch's generator, which Cloister seeds before a task builds its model.
+    It has no batch norm, and Opacus gives every record its own gradient. Initial weights come from torch's
+    generator, which Cloister seeds before a task builds its model.
 
     Args:
         model: a name, or a table with ``name`` and the model's options.
-        input_shape: of one record: (features,), (channels, height, width), (length,) of tokens, or (length, features).
+        input_shape: of one record: (features,), (channels, height, width), (length,) of tokens, or (length,
+            features).
         outputs: scores a record: the number of classes, or 1 for regression.
         vocabulary: how many different tokens there are, where the input is int64 tokens.
 

@@ -1,10 +1,12 @@
 """Models of sequences: GRU, LSTM and a small Transformer encoder, over tokens or over steps of numbers.
 
-Every one of them gives each record its own gradient under Opacus: the recurrent ones are Opacus's own layers, since it refuses
-``nn.GRU`` and ``nn.LSTM``; attention is written with plain linear layers, since it refuses ``nn.MultiheadAttention``.
+Every one of them gives each record its own gradient under Opacus: the recurrent ones are Opacus's own layers,
+since it refuses ``nn.GRU`` and ``nn.LSTM``; attention is written with plain linear layers, since it refuses
+``nn.MultiheadAttention``.
 
-``padding`` names the token that fills short sequences on the right. A recurrent model then answers from the last real step, the
-Transformer attends to and averages over real steps only; so an answer does not depend on how far a record was filled.
+``padding`` names the token that fills short sequences on the right. A recurrent model then answers from the
+last real step, the Transformer attends to and averages over real steps only; so an answer does not depend on
+how far a record was filled.
 """
 
 from __future__ import annotations
@@ -82,9 +84,10 @@ class TransformerOptions(Table):
 
 
 class Transformer(nn.Module):
-    """A Transformer encoder (Vaswani et al. 2017) with the norm first (Xiong et al. 2020); the mean of the steps is scored.
+    """A Transformer encoder (Vaswani et al. 2017) with the norm first (Xiong et al. 2020).
 
-    Positions are the fixed sines of Vaswani et al., section 3.5: no parameter, so no noise is spent on them.
+    The mean of the steps is scored. Positions are the fixed sines of Vaswani et al., section 3.5: no
+    parameter, so no noise is spent on them.
     """
 
     positions: Tensor

@@ -157,7 +157,7 @@ class Schedule(Table):
     name: Literal["constant", "step", "exponential", "cosine"] = "constant"
     every: Count | None = Field(default=None, description="step: rounds between two drops")
     gamma: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, description="step and exponential: factor of each drop")
-    floor: Annotated[float, Field(ge=0, le=1)] = Field(default=0.0, description="cosine: the last factor")
+    floor: Annotated[float, Field(ge=0, le=1)] = Field(default=0.0, description="cosine: the factor that the curve ends on, just after the last round")
     warmup: Annotated[int, Field(ge=0)] = Field(default=0, description="rounds of linear warm-up before any of them")
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""What a table's columns mean, declared in public: so that no statistic of anybody's data is needed to read them.
+"""What a table's columns mean, declared in public, so that no statistic of the data is needed to read them.
 
 A schema is a TOML or JSON file (or an inline table) with one table a column::
 
@@ -15,8 +15,8 @@ A schema is a TOML or JSON file (or an inline table) with one table a column::
     [columns.smoker]
     kind = "boolean"
 
-A column that the schema does not name is not read. Inputs follow the columns' names in alphabetical order, whatever the order
-of the file, so that every site means the same by the same number.
+A column that the schema does not name is not read. Inputs follow the columns' names in alphabetical order,
+whatever the order of the file, so that every site means the same by the same number.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def canonical(value: Any) -> str:
-    """Return a category as text, the same for 1, "1", " 1" and 1.0 (a whole number becomes 1.0 where others are missing)."""
+    """Return a category as text: the same for 1, "1", " 1" and 1.0, which 1 becomes where others are missing."""
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     return _WHOLE.sub(r"\1", str(value).strip())

@@ -20,7 +20,7 @@ _SPLIT_SEED = 0
 
 
 class Digits(Task):
-    """The 1797 handwritten digits of scikit-learn's ``load_digits``: (1, 8, 8) images with pixels from 0 to 1.
+    """The 1797 digits of scikit-learn's ``load_digits``: (1, 8, 8) images with pixels from 0 to 1.
 
     Args:
         model: a model's name, or a table with its name and options.

@@ -1,7 +1,10 @@
-"""Heart disease at four hospitals (the UCI Heart Disease data of Janosi, Steinbrunn, Pfisterer and Detrano, 1988; CC BY 4.0).
+"""Heart disease at four hospitals.
 
-Each hospital is an owner. Disease is ``num > 0``. Ten of the thirteen findings are read; ``slope``, ``ca`` and ``thal`` are empty for most
-records outside Cleveland. A record that lacks one of the ten is left out, which leaves 303, 261, 46 and 130.
+The data are the UCI Heart Disease data of Janosi, Steinbrunn, Pfisterer and Detrano (1988), CC BY 4.0.
+
+Each hospital is an owner. Disease is ``num > 0``. Ten of the thirteen findings are read; ``slope``, ``ca``
+and ``thal`` are empty for most records outside Cleveland. A record that lacks one of the ten is left out,
+which leaves 303, 261, 46 and 130.
 """
 
 from __future__ import annotations
@@ -27,10 +30,11 @@ __all__ = ["HOSPITALS", "Heart", "heart_data"]
 #: The owners, in their order.
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "long-beach-va")
 
-# Public constants only, so that no statistic of a hospital's records enters a model: ages of adult patients; serum cholesterol (mg/dl) from
-# 0, which two hospitals wrote where it was not measured, to severe hypercholesterolaemia; heart rate from rest to 220 a minute, the usual
-# bound 220 - age at birth; blood pressure (mmHg) from hypotension to hypertensive crisis; ST depression (mm), of which 2 and more is
-# marked. In alphabetical order, as `Schema.inputs` keeps them.
+# Public constants only, so that no statistic of a hospital's records enters a model: ages of adult patients;
+# serum cholesterol (mg/dl) from 0, which two hospitals wrote where it was not measured, to severe
+# hypercholesterolaemia; heart rate from rest to 220 a minute, the usual bound 220 - age at birth; blood
+# pressure (mmHg) from hypotension to hypertensive crisis; ST depression (mm), of which 2 and more is marked.
+# In alphabetical order, as `Schema.inputs` keeps them.
 _COLUMNS: dict[str, Column] = {
     "age": NumericColumn(low=20, high=80),
     "chol": NumericColumn(low=0, high=400),
@@ -44,8 +48,9 @@ _COLUMNS: dict[str, Column] = {
     "trestbps": NumericColumn(low=80, high=200),
 }
 _TEST_FRACTION = 0.34
-# Of two constants looked at (0 and 2026) the one whose test part is kinder: a pooled logistic regression is right for 0.78 and 0.81 of it.
-# Over 40 other splits the mean is 0.795 with a standard deviation of 0.02: one split's figure is good to a few hundredths only.
+# Of two constants looked at (0 and 2026) the one whose test part is kinder: a pooled logistic regression is
+# right for 0.78 and 0.81 of it. Over 40 other splits the mean is 0.795 with a standard deviation of 0.02: one
+# split's figure is good to a few hundredths only.
 _SPLIT_SEED = 2026
 
 
@@ -89,7 +94,9 @@ class Heart(Task):
 
 
 def heart_data() -> Path:
-    """Return the folder of the four files: beside this module where Cloister was installed from a wheel, else in ``examples``.
+    """Return the folder of the four files.
+
+    It is beside this module where Cloister was installed from a wheel, else in ``examples``.
 
     Raises:
         DataError: neither is there.

@@ -1,7 +1,8 @@
-"""A data set of the Hugging Face Hub, divided by flwr-datasets: evenly at random, or by a column that names each record's owner.
+"""A data set of the Hugging Face Hub, divided by flwr-datasets: at random, or by a column that names owners.
 
-An extra: ``pip install "cloister[hub]"``. Records are fetched when they are first needed, and kept in the cache of ``datasets``; no code of a
-data set is run. flwr-datasets reports its use to its makers unless told not to: it is told not to.
+An extra: ``pip install "cloister[hub]"``. Records are fetched when they are first needed, and kept in the
+cache of ``datasets``; no code of a data set is run. flwr-datasets reports its use to its makers unless told
+not to: it is told not to.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from cloister.core.tasks.splitting import split_rows
 __all__ = ["INFERRED_CLASSES", "Hub"]
 
 #: What `Hub.notes` says where neither the task nor the data set names the classes.
-INFERRED_CLASSES = "the classes were taken from the values of the target column: declare `classes` to fix them and their order"
+INFERRED_CLASSES = (
+    "the classes were taken from the target's values: declare `classes` to fix them and their order"
+)
 
 Side = Annotated[int, Field(ge=1, le=4096)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -44,19 +47,23 @@ class Hub(Task):
     Args:
         dataset: a name on the Hub, or a format (``csv``, ``json``, ``parquet``) with ``data_files``.
         target: the column of classes.
-        inputs: a column of pictures (then give ``size``), a column of lists of numbers, or several columns of numbers.
-        owners: how many owners the records are dealt to at random, or the column that names each record's owner.
+        inputs: a column of pictures (then give ``size``), a column of lists of numbers, or several columns of
+            numbers.
+        owners: how many owners the records are dealt to at random, or the column that names each record's
+            owner.
         model: a model's name, or a table with its name and options.
         subset: the data set's configuration, where it has several.
         split: the part to divide among owners.
-        test_split: a part to test on, dealt to the owners at random; without it each owner keeps some of its own records.
+        test_split: a part to test on, dealt to the owners at random; without it each owner keeps some of its
+            own records.
         revision: the Hub's commit or tag; name one, and a run can be repeated.
         data_files: a local file in place of the Hub's.
         cache: the folder that fetched data is kept in.
         size: (height, width) of pictures, or one number for both.
         channels: 1 for grey, 3 for colour pictures.
         classes: the target's values in the order of their numbers; without it the data set's own names.
-        mean: public constant taken from each input (a pixel is 0 to 1), for all or one for each channel or column.
+        mean: public constant taken from each input (a pixel is 0 to 1), for all or one for each channel or
+            column.
         std: public constant that the rest is divided by.
         test_fraction: share that an owner keeps for testing where there is no ``test_split``.
         split_seed: seed of both divisions; a federation's own seed does not change them.
@@ -116,7 +123,8 @@ class Hub(Task):
         """Return each owner's records.
 
         Raises:
-            DataError: the data set cannot be had, or lacks a split or a column, or a value is no class, number or picture.
+            DataError: the data set cannot be had, or lacks a split or a column, or a value is no class,
+                number or picture.
         """
         self._load(self._split)
         partitioner = self._guard(lambda: self._federated.partitioners[self._split])

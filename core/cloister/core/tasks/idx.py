@@ -1,4 +1,7 @@
-"""IDX files, the form in which MNIST and its kin are distributed (Y. LeCun, "THE MNIST DATABASE", file formats), plain or gzip."""
+"""IDX files, plain or gzip: the form in which MNIST and its kin are distributed.
+
+The format is described at the end of Y. LeCun, C. Cortes, C. Burges, "The MNIST database".
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ _MAX_BYTES = 1 << 34
 
 
 def find_idx(folder: Path, part: str, *, images: bool) -> Path | None:
-    """Return the IDX file of a part (``train`` or ``t10k``) in ``folder``, under any of the names in use; ``None``: there is none."""
+    """Return the IDX file of a part (``train`` or ``t10k``), under any of the names in use; ``None``: none."""
     what = "images{}idx3-ubyte" if images else "labels{}idx1-ubyte"
     for mark in ("-", "."):
         for ending in ("", ".gz"):
@@ -37,7 +40,8 @@ def read_idx(path: Path, *, dimensions: int) -> npt.NDArray[np.uint8]:
         dimensions: how many the array must have: 3 for images, 1 for labels.
 
     Raises:
-        DataError: the file is not IDX, holds other numbers, has other dimensions, or is longer or shorter than its header says.
+        DataError: the file is not IDX, holds other numbers, has other dimensions, or is longer or shorter
+            than its header says.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:

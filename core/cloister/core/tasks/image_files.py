@@ -1,4 +1,4 @@
-"""Labelled images from IDX files, an NPZ file, or a folder of class folders, all as (n, channels, height, width) bytes."""
+"""Labelled images from IDX files, an NPZ file or class folders, all as (n, channels, height, width) bytes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def read_images(
     """Read the images that ``data`` names, whatever their form.
 
     Args:
-        data: an NPZ file, a folder of IDX files, or a folder of class folders (with ``train`` and ``test`` above them or not).
+        data: an NPZ file, a folder of IDX files, or a folder of class folders (with ``train`` and ``test``
+            above them or not).
         size: (height, width) that pictures are brought to; needed for a folder of pictures.
         channels: 1 for grey or 3 for colour, for a folder of pictures.
         classes: the class folders' names in the order of their numbers; alphabetical without it.

@@ -1,4 +1,4 @@
-"""Images with labels: IDX files (MNIST and its kin), an NPZ file, or a folder with one folder of pictures for each class."""
+"""Images with labels: IDX files (MNIST and its kin), an NPZ file, or one folder of pictures for each class."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from cloister.core.tasks.splitting import split_rows
 __all__ = ["INFERRED_CLASSES", "Images"]
 
 #: What `Images.notes` says where the classes were not declared.
-INFERRED_CLASSES = "the classes were taken from the data: declare `classes` before using it over real sites, where one site may not hold them all"
+INFERRED_CLASSES = (
+    "the classes were taken from the data: declare `classes` before using it over real sites, where one site "
+    "may not hold them all"
+)
 
 Side = Annotated[int, Field(ge=1, le=4096)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -31,15 +34,20 @@ Spread = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Images(Task):
     """Which class an image belongs to.
 
-    A party without any data (a server) builds the same model where ``classes``, ``size`` and ``channels`` are declared.
+    A party without any data (a server) builds the same model where ``classes``, ``size`` and ``channels`` are
+    declared.
 
     Args:
-        data: a folder of IDX files under MNIST's names (plain or gzip), an NPZ file (arrays x and y, or x_train, y_train, x_test and
-            y_test), or a folder of class folders of PNG and JPEG pictures, with or without ``train`` and ``test`` above them.
+        data: a folder of IDX files under MNIST's names (plain or gzip), an NPZ file (arrays x and y, or
+            x_train, y_train, x_test and y_test), or a folder of class folders of PNG and JPEG pictures, with
+            or without ``train`` and ``test`` above them.
         model: a model's name, or a table with its name and options.
-        size: (height, width), or one number for both: pictures are brought to it; IDX and NPZ images must have it already.
-        channels: 1 for grey, 3 for colour (4 in NPZ); pictures are brought to it (3 without it), other files must have it already.
-        classes: the classes' names in the order of their numbers, or how many there are; for pictures their folders' names.
+        size: (height, width), or one number for both: pictures are brought to it; IDX and NPZ images must
+            have it already.
+        channels: 1 for grey, 3 for colour (4 in NPZ); pictures are brought to it (3 without it), other files
+            must have it already.
+        classes: the classes' names in the order of their numbers, or how many there are; for pictures their
+            folders' names.
         mean: public constant taken from each pixel (0 to 1), for all channels or one each.
         std: public constant that the rest is divided by.
         test_fraction: share kept for testing where the source sets no test images apart.
@@ -83,7 +91,8 @@ class Images(Task):
         """Return the images: the source's own parts, or split by class with the task's own seed.
 
         Raises:
-            DataError: nothing readable is there, or the images are not of the declared size, channels or classes.
+            DataError: nothing readable is there, or the images are not of the declared size, channels or
+                classes.
             TaskError: ``mean`` or ``std`` does not go with the channels.
         """
         for name, constant in (("mean", self._mean), ("std", self._std)):

@@ -1,7 +1,8 @@
-"""A first schema, guessed from the data itself: to try a table out on one's own machine and to start a public schema from.
+"""A first schema, guessed from the data: to try a table out, and to start a public schema from.
 
-Its ranges and its lists of values are statistics of the records that it was guessed from. Over real sites they would tell
-something of each record, and differ from site to site; so a task that uses a guessed schema says so in its ``notes``.
+Its ranges and its lists of values are statistics of the records that it was guessed from. Over real sites
+they would tell something of each record, and differ from site to site; so a task that uses a guessed schema
+says so in its ``notes``.
 """
 
 from __future__ import annotations

@@ -16,8 +16,9 @@ def split_rows(
 ) -> tuple[Rows, Rows]:
     """Split rows so that each stratum gives the same share to the test part.
 
-    The split depends on the seed, the owner's name and the strata only: never on a federation's seed or on how many draws came
-    before. A stratum gives its share rounded to the nearest row and always keeps one row to train on.
+    The split depends on the seed, the owner's name and the strata only: never on a federation's seed or on
+    how many draws came before. A stratum gives its share rounded to the nearest row and always keeps one row
+    to train on.
 
     Args:
         strata: (n,) each row's class; all zero to split without regard to classes.

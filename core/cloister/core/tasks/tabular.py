@@ -48,16 +48,20 @@ _INFERRED_TARGET = (
 class Tabular(Task):
     """A target column of a table, predicted from its other columns.
 
-    Inputs are made by a public schema (`cloister.core.tasks.columns`). Where the schema, the kind and the classes are declared, a party
-    without any data (a server) builds the very same model; where they are not, they are guessed from the data and `notes` says so.
+    Inputs are made by a public schema (`cloister.core.tasks.columns`). Where the schema, the kind and the
+    classes are declared, a party without any data (a server) builds the very same model; where they are not,
+    they are guessed from the data and `notes` says so.
 
     Args:
-        data: a CSV, TSV or Parquet file, or a folder of them: then each file is one owner's, named like the file.
+        data: a CSV, TSV or Parquet file, or a folder of them: then each file is one owner's, named like the
+            file.
         target: the column to predict.
         model: a model's name, or a table with its name and options.
-        kind: what the target is; ``auto`` follows its declaration in the schema, then `classes`, then the data.
-        schema: a TOML or JSON file, or a table. The target may be declared in it too: categorical or boolean gives the classes, numeric the
-            public range that targets are scaled by, so that errors are in units of half that range (``unit``: of the whole range).
+        kind: what the target is; ``auto`` follows its declaration in the schema, then `classes`, then the
+            data.
+        schema: a TOML or JSON file, or a table. The target may be declared in it too: categorical or boolean
+            gives the classes, numeric the public range that targets are scaled by, so that errors are in
+            units of half that range (``unit``: of the whole range).
         classes: the target's values, in the order of their numbers.
         test_fraction: share of each owner's records kept for testing.
         split_seed: seed of that split; a federation's own seed does not change it.
@@ -83,7 +87,8 @@ class Tabular(Task):
         self.allows_single_class = allow_single_class
         #: What a user should know before running it; empty where everything was declared.
         self.notes: list[str] = []
-        #: How many rows of each owner lack a value that is needed; known once `data` was called. It stays with the owner.
+        #: How many rows of each owner lack a value that is needed; known once `data` was called. It stays
+        #: with the owner.
         self.dropped: dict[str, int] = {}
         declared = None if schema is None else read_schema(schema)
         self._missing_values = declared.missing_values if declared else MISSING
@@ -110,13 +115,14 @@ class Tabular(Task):
         """Return each owner's records, split by the task's own seed (by class, for classification).
 
         Raises:
-            DataError: a file is missing or unreadable, a column is missing, a value is not of its column's kind, or no row is left.
+            DataError: a file is missing or unreadable, a column is missing, a value is not of its column's
+                kind, or no row is left.
         """
         splits = {owner: self._split(owner, table) for owner, table in self._tables.items()}
         return splits if self._data.is_dir() else next(iter(splits.values()))
 
     def inferred_schema(self, out: Path | None = None) -> dict[str, Any]:
-        """Return a schema guessed from the data, as plain data; write it to ``out`` (TOML) as a start for a public one."""
+        """Return a schema guessed from the data; write it to ``out`` (TOML) as a start for a public one."""
         document = infer_schema(list(self._tables.values())).as_document()
         if out is not None:
             head = "# Guessed from data: its ranges and values are statistics of it. Replace them by public ones before use over real sites.\n\n"

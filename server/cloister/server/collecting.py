@@ -1,0 +1,180 @@
+"""One message to each site of a cohort, and what comes back: checked, told, added up as it arrives.
+
+Updates are added to running sums in the cohort's order and then dropped, so memory grows with the model and not with the
+cohort (under a rule that needs no rows).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from cloister.core import protocol
+from cloister.core.update import Vector
+from cloister.server.directory import Directory
+from cloister.server.exchange import Answer, exchange
+from cloister.server.plan import RunPlan
+from cloister.server.replies import CheckedEvaluation, CheckedUpdate, Refused, check_evaluation, check_update
+from cloister.strategies.mean import Direction
+from cloister.strategies.rules import rule_from
+
+__all__ = ["Collected", "Collector"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """What one attempt at a round brought.
+
+    Attributes:
+        asked: size of the cohort.
+        missing: who did not answer in time.
+        refused: whose reply was not used, and why.
+        losses: the mean training loss of each site that was used.
+        directions: by array, the rule's answer; empty when no reply was used.
+        bytes_down: payload sent to the cohort.
+        bytes_up: payload of the replies that were used.
+    """
+
+    asked: int
+    missing: list[str]
+    refused: list[dict[str, str]]
+    losses: list[float]
+    directions: dict[str, Direction]
+    bytes_down: int
+    bytes_up: int
+
+    @property
+    def answered(self) -> int:
+        """How many replies were used."""
+        return len(self.losses)
+
+    def summary(self) -> str:
+        """Say who did not answer, by name, and why replies were refused; at most five of each."""
+        parts = [f"{self.answered} of {self.asked} answered"]
+        if self.missing:
+            parts.append("missing: " + _some(self.missing))
+        if self.refused:
+            parts.append("refused: " + _some([f"{one['site']} ({one['reason']})" for one in self.refused]))
+        return "; ".join(parts)
+
+
+class Collector:
+    """Talks to the sites of one federation."""
+
+    def __init__(self, plan: RunPlan, grid: Grid, directory: Directory) -> None:
+        self._plan = plan
+        self._spec = plan.loaded.spec
+        self._grid = grid
+        self._directory = directory
+        self._rule = rule_from(self._spec.aggregation)
+        self._federation = json.dumps(plan.loaded.effective())
+
+    def train(self, number: int, cohort: list[int], vectors: dict[str, Vector]) -> Collected:
+        """Have the cohort train on ``vectors`` and add up what it answers.
+
+        Args:
+            number: the round.
+            cohort: positions in the directory, ascending.
+            vectors: the model, and what goes with it; a site answers with as many arrays under the same names.
+        """
+        size = self._plan.layout.size
+        nbytes = sum(vector.nbytes for vector in vectors.values())
+        accumulators = {name: self._rule.start(size) for name in vectors}
+        missing: list[str] = []
+        refused: list[dict[str, str]] = []
+        losses: list[float] = []
+        for name, answer in self._exchange("train", number, cohort, vectors):
+            checked = check_update(answer, size=size, names=tuple(vectors))
+            self._tell(number, "train", name, answer=answer, checked=checked, nbytes=nbytes)
+            if isinstance(checked, CheckedUpdate):
+                for array, vector in checked.arrays.items():
+                    # Control variates are averaged uniformly, as SCAFFOLD defines them.
+                    accumulators[array].add(vector, self._weight(checked) if array == protocol.VECTOR else 1.0)
+                losses.append(checked.loss)
+            elif answer.reply is None:
+                missing.append(name)
+            else:
+                refused.append({"site": name, "reason": str(checked)})
+        return Collected(
+            asked=len(cohort),
+            missing=missing,
+            refused=refused,
+            losses=losses,
+            directions={name: accumulator.result() for name, accumulator in accumulators.items()} if losses else {},
+            bytes_down=len(cohort) * (nbytes + len(self._federation)),
+            bytes_up=len(losses) * nbytes,
+        )
+
+    def measure(self, number: int, cohort: list[int], model: Vector) -> CheckedEvaluation | None:
+        """Have the cohort measure ``model`` on its own test records; return the uniform mean, ``None`` if nobody could."""
+        found = []
+        for name, answer in self._exchange("evaluate", number, cohort, {protocol.VECTOR: model}):
+            checked = check_evaluation(answer, classes=self._plan.classes)
+            self._tell(number, "evaluate", name, answer=answer, checked=checked, nbytes=model.nbytes)
+            if isinstance(checked, CheckedEvaluation) and checked.records:
+                self._plan.bus.emit("evaluation", number, where=f"site:{name}", **vars(checked))
+                found.append(checked)
+        if not found:
+            return None
+        shared = set.intersection(*(set(one.metrics) for one in found))
+        mean = CheckedEvaluation(
+            loss=float(np.mean([one.loss for one in found])),
+            metrics={name: float(np.mean([one.metrics[name] for one in found])) for name in sorted(shared)},
+            records=sum(one.records for one in found),
+        )
+        self._plan.bus.emit("evaluation", number, where="sites", **vars(mean))
+        return mean
+
+    def _weight(self, checked: CheckedUpdate) -> float:
+        weighting = self._spec.aggregation.weighting
+        return 1.0 if weighting == "uniform" else float(min(checked.records, weighting.records_cap))
+
+    def _exchange(self, kind: str, number: int, cohort: list[int], vectors: dict[str, Vector]) -> Iterator[tuple[str, Answer]]:
+        """Send one message to each site of the cohort and yield (name, answer) in the cohort's order."""
+        job = ConfigRecord(
+            {"protocol": protocol.PROTOCOL, "round": number, "federation": self._federation, "layout": self._plan.layout.digest}
+        )
+        arrays = ArrayRecord()  # filled item by item: its constructor would copy and serialise each array
+        arrays.update({name: self._plan.make_array(vector) for name, vector in vectors.items()})
+        content = RecordDict({protocol.JOB: job, protocol.MODEL: arrays})
+        wait_s = self._spec.cohort.wait_s
+        messages = [
+            Message(content, self._directory.node(position), kind, ttl=wait_s, group_id=str(number)) for position in cohort
+        ]
+        names = [self._directory.name(position) for position in cohort]
+        self._plan.bus.announce("asked", number, phase=kind, sites=names)
+        for answer in exchange(self._grid, messages, wait_s=wait_s):
+            yield names[answer.position], answer
+
+    def _tell(
+        self,
+        number: int,
+        phase: str,
+        name: str,
+        *,
+        answer: Answer,
+        checked: CheckedUpdate | CheckedEvaluation | Refused,
+        nbytes: int,
+    ) -> None:
+        refused = isinstance(checked, Refused)
+        self._plan.bus.emit(
+            "site",
+            number,
+            site=name,
+            phase=phase,
+            status="missing" if answer.reply is None else "refused" if refused else "answered",
+            reason=str(checked) if refused else None,
+            seconds=round(answer.seconds, 4),
+            loss=None if isinstance(checked, Refused) else checked.loss,
+            bytes_down=nbytes + len(self._federation),
+            bytes_up=nbytes if isinstance(checked, CheckedUpdate) else 0,
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,61 @@
+"""What one run needs, before any grid is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from flwr.app import Array
+
+from cloister.core.metrics import Measurement
+from cloister.core.randomness import Randomness
+from cloister.core.spec import Loaded
+from cloister.core.update import Layout, Vector
+from cloister.server.checkpoints import Arrays, Checkpoint, CheckpointStore
+from cloister.server.events import EventBus
+
+__all__ = ["RunPlan", "SiteMemory"]
+
+
+class SiteMemory(Protocol):
+    """What virtual sites keep between rounds, where an engine holds it for them."""
+
+    def arrays(self) -> Arrays:
+        """Return it as named arrays for a checkpoint."""
+        ...
+
+    def restore(self, arrays: Arrays) -> None:
+        """Put it back."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """All that one run needs.
+
+    Attributes:
+        loaded: the federation file.
+        layout: what lies where in the model's vector.
+        initial: (size,) the model as it was built.
+        classes: number of classes (0: regression).
+        randomness: seeded in simulation, the operating system's in deployment.
+        bus: where events go.
+        store: where checkpoints go.
+        central: measures a model at the server, or ``None``.
+        memory: what virtual sites keep, or ``None``.
+        make_array: how a flat vector becomes a Flower ``Array``.
+        resume: the checkpoint to go on from.
+    """
+
+    loaded: Loaded
+    layout: Layout
+    initial: Vector
+    classes: int
+    randomness: Randomness
+    bus: EventBus
+    store: CheckpointStore
+    central: Callable[[Vector], Measurement] | None
+    memory: SiteMemory | None = None
+    make_array: Callable[[Vector], Array] = Array
+    resume: Checkpoint | None = None
