@@ -92,8 +92,9 @@ def main() -> None:
 
     clock = Clock()
     engine = make_engine(given.engine, given.workers)
-    if given.engine == "ray":  # what Flower and Ray import by themselves later is imported before the call, too
-        import flwr.simulation
+    if (
+        given.engine == "ray"
+    ):  # what Flower and Ray import by themselves later is imported before the call, too
         import ray  # noqa: F401
 
         logging.getLogger("ray").setLevel(logging.ERROR)
@@ -116,7 +117,9 @@ def main() -> None:
         clock.marks["called"] = now()
         simulate(load_federation(file), out=Path(folder) / "runs", engine=engine, sinks=(clock,))
     if clock.parameters != PARAMETERS or clock.refused or len(clock.ends) != given.rounds:
-        raise SystemExit(f"not workload W: {clock.parameters} parameters, {clock.refused} replies missing, {len(clock.ends)} rounds")
+        raise SystemExit(
+            f"not workload W: {clock.parameters} parameters, {clock.refused} replies missing, {len(clock.ends)} rounds"
+        )
     answer = {
         "marks": clock.marks,
         "ends": clock.ends,

@@ -46,7 +46,10 @@ def main() -> None:
     for process in started:
         process.join()
     # The same attempt ran everywhere at once: its rates add up. Then the best attempt counts.
-    rates = {name: max(sum(attempt) for attempt in zip(*(one[name] for one in found), strict=True)) for name in found[0]}
+    rates = {
+        name: max(sum(attempt) for attempt in zip(*(one[name] for one in found), strict=True))
+        for name in found[0]
+    }
     flops = flops_of_a_round()
     peak = max(rate for name, rate in rates.items() if not name.startswith("linear"))
     answer = {
@@ -88,11 +91,21 @@ def _operations(batch: int) -> dict[str, Callable[[], Any]]:
     def last(tensor: Tensor) -> Tensor:
         return tensor.contiguous(memory_format=torch.channels_last)
 
-    first_in, first_weights, first_out = last(random(batch, 1, 28, 28)), last(random(16, 1, 5, 5)), last(random(batch, 16, 28, 28))
-    second_in, second_weights, second_out = last(random(batch, 16, 14, 14)), last(random(32, 16, 5, 5)), last(random(batch, 32, 14, 14))
+    first_in, first_weights, first_out = (
+        last(random(batch, 1, 28, 28)),
+        last(random(16, 1, 5, 5)),
+        last(random(batch, 16, 28, 28)),
+    )
+    second_in, second_weights, second_out = (
+        last(random(batch, 16, 14, 14)),
+        last(random(32, 16, 5, 5)),
+        last(random(batch, 32, 14, 14)),
+    )
     linear_in, linear_weights, linear_out = random(batch, 1568), random(64, 1568), random(batch, 64)
 
-    def backward(out: Tensor, given: Tensor, weights: Tensor, mask: tuple[bool, bool, bool]) -> Callable[[], Any]:
+    def backward(
+        out: Tensor, given: Tensor, weights: Tensor, mask: tuple[bool, bool, bool]
+    ) -> Callable[[], Any]:
         return lambda: torch.ops.aten.convolution_backward(
             out, given, weights, None, [1, 1], [2, 2], [1, 1], False, [0, 0], 1, list(mask)
         )

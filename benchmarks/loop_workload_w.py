@@ -12,7 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from plain_w import BATCH, CLIENTS, COHORT, LEARNING_RATE, MODELS, PARAMETERS, RECORDS, clients, now, read_mnist
+from plain_w import (
+    BATCH,
+    CLIENTS,
+    COHORT,
+    LEARNING_RATE,
+    MODELS,
+    PARAMETERS,
+    RECORDS,
+    clients,
+    now,
+    read_mnist,
+)
 from torch.nn import functional
 
 

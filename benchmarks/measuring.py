@@ -18,7 +18,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Noise", "Ratio", "Run", "cores", "hand_in", "machine", "median", "options", "ratio", "run", "say", "table"]
+__all__ = [
+    "Noise",
+    "Ratio",
+    "Run",
+    "cores",
+    "hand_in",
+    "machine",
+    "median",
+    "options",
+    "ratio",
+    "run",
+    "say",
+    "table",
+]
 
 _HERE = Path(__file__).resolve().parent
 _SAMPLE_S = 0.5
@@ -42,7 +55,9 @@ class Run:
 
     def rounds(self, warm: int) -> list[float]:
         """Return the seconds of each round after the first ``warm``."""
-        return [after - before for before, after in zip(self.ends[warm - 1 :], self.ends[warm:], strict=False)]
+        return [
+            after - before for before, after in zip(self.ends[warm - 1 :], self.ends[warm:], strict=False)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,15 +89,29 @@ class Noise:
     def report(self) -> dict[str, Any]:
         """Return the samples and whether they spoil the figures."""
         busy = median(self.samples) if self.samples else None
-        return {"busy_before": [round(sample, 3) for sample in self.samples], "unreliable": busy is None or busy > _QUIET}
+        return {
+            "busy_before": [round(sample, 3) for sample in self.samples],
+            "unreliable": busy is None or busy > _QUIET,
+        }
 
 
 def options(description: str | None, *, repetitions: int) -> argparse.ArgumentParser:
     """Return a parser with the options that every benchmark takes."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    parser.add_argument("--repetitions", type=int, default=repetitions, help=f"times that each contestant runs, in turn ({repetitions})")
-    parser.add_argument("--seed", type=int, default=1, help="seed of the first repetition; the next has the next (1)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output, everything else on standard error")
+    parser.add_argument(
+        "--repetitions",
+        type=int,
+        default=repetitions,
+        help=f"times that each contestant runs, in turn ({repetitions})",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, help="seed of the first repetition; the next has the next (1)"
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object on standard output, everything else on standard error",
+    )
     parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
     return parser
 
@@ -113,7 +142,11 @@ def run(
         with said.open("wb") as output:
             spawned = time.monotonic()
             process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}, start_new_session=True
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,
             )
             try:
                 process.wait(limit_s)
@@ -121,10 +154,14 @@ def run(
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 if isinstance(error, subprocess.TimeoutExpired):
-                    raise SystemExit(f"{script} {' '.join(arguments)}: no answer after {limit_s:g} s\n{_end_of(said)}") from None
+                    raise SystemExit(
+                        f"{script} {' '.join(arguments)}: no answer after {limit_s:g} s\n{_end_of(said)}"
+                    ) from None
                 raise
         if process.returncode or not result.exists():
-            raise SystemExit(f"{script} {' '.join(arguments)}: exit status {process.returncode}\n{_end_of(said)}")
+            raise SystemExit(
+                f"{script} {' '.join(arguments)}: exit status {process.returncode}\n{_end_of(said)}"
+            )
         answer = json.loads(result.read_text())
     return Run(spawned=spawned, ends=answer.get("ends", []), answer=answer)
 
@@ -153,7 +190,8 @@ def machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "commit": _git("rev-parse", "HEAD"),
         "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "versions": {name: _version(name) for name in ("cloister", "flwr", "ray", "torch", "numpy")} | {"python": platform.python_version()},
+        "versions": {name: _version(name) for name in ("cloister", "flwr", "ray", "torch", "numpy")}
+        | {"python": platform.python_version()},
     }
 
 
@@ -162,10 +200,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
-        padded = [cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width) in enumerate(zip(cells, widths, strict=True))]
+        padded = [
+            cell.ljust(width) if not column else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
         return "| " + " | ".join(padded) + " |"
 
-    rule = "|" + "|".join("-" * (width + 2) if not column else "-" * (width + 1) + ":" for column, width in enumerate(widths)) + "|"
+    rule = (
+        "|"
+        + "|".join(
+            "-" * (width + 2) if not column else "-" * (width + 1) + ":"
+            for column, width in enumerate(widths)
+        )
+        + "|"
+    )
     return "\n".join([line(header), rule, *(line(row) for row in rows)])
 
 
@@ -174,7 +222,9 @@ def say(text: str, *, end: str = "\n") -> None:
     print(text, file=sys.stderr, end=end, flush=True)
 
 
-def hand_in(given: argparse.Namespace, answer: Mapping[str, Any], text: str, *, missed: Sequence[str]) -> None:
+def hand_in(
+    given: argparse.Namespace, answer: Mapping[str, Any], text: str, *, missed: Sequence[str]
+) -> None:
     """Print the result and, with ``--check``, exit with 1 when a target was missed."""
     if given.json:
         say(text)
@@ -199,7 +249,10 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
 
 
 def _git(*arguments: str) -> str:

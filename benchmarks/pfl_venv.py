@@ -42,6 +42,8 @@ def python_of(folder: Path) -> Path:
         [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted],
     ):
         if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
-            raise SystemExit(f"could not make the environment for pfl: {' '.join(command)}\nremedy: leave pfl out with --without pfl pfl-tuned")
+            raise SystemExit(
+                f"could not make the environment for pfl: {' '.join(command)}\nremedy: leave pfl out with --without pfl pfl-tuned"
+            )
     done.write_text("\n".join(wanted))
     return python

@@ -17,7 +17,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-from plain_w import BATCH, CLIENTS, COHORT, LEARNING_RATE, MODELS, PARAMETERS, PlainCnn, clients, now, read_mnist
+from plain_w import (
+    BATCH,
+    CLIENTS,
+    COHORT,
+    LEARNING_RATE,
+    MODELS,
+    PARAMETERS,
+    PlainCnn,
+    clients,
+    now,
+    read_mnist,
+)
 
 
 def main() -> None:
@@ -56,7 +67,9 @@ def main() -> None:
     class Clock(TrainingProcessCallback):  # type: ignore[misc]  # pfl is not installed where this is type-checked
         """Notes when each round ends."""
 
-        def after_central_iteration(self, aggregate_metrics: Any, model: Any, *, central_iteration: int) -> tuple[bool, Any]:  # noqa: ARG002
+        def after_central_iteration(
+            self, aggregate_metrics: Any, model: Any, *, central_iteration: int
+        ) -> tuple[bool, Any]:
             ends.append(now())
             return False, Metrics()
 
@@ -72,7 +85,10 @@ def main() -> None:
     network: PlainCnn = Network()
     if sum(p.numel() for p in network.parameters()) != PARAMETERS:
         raise SystemExit("the network is not workload W's")
-    datasets = [Dataset(pair, user_id=str(user)) for user, pair in enumerate(clients(*read_mnist(given.data), given.seed))]
+    datasets = [
+        Dataset(pair, user_id=str(user))
+        for user, pair in enumerate(clients(*read_mnist(given.data), given.seed))
+    ]
     users = FederatedDataset(datasets.__getitem__, get_user_sampler("random", list(range(CLIENTS))))
     model = PyTorchModel(network, torch.optim.SGD, torch.optim.SGD(network.parameters(), lr=1.0))
     before = [p.detach().clone() for p in network.parameters()]
@@ -81,9 +97,14 @@ def main() -> None:
         backend=SimulatedBackend(users, users),
         model=model,
         algorithm_params=NNAlgorithmParams(
-            central_num_iterations=given.rounds, evaluation_frequency=10 * given.rounds, train_cohort_size=COHORT, val_cohort_size=None
+            central_num_iterations=given.rounds,
+            evaluation_frequency=10 * given.rounds,
+            train_cohort_size=COHORT,
+            val_cohort_size=None,
         ),
-        model_train_params=NNTrainHyperParams(local_num_epochs=1, local_learning_rate=LEARNING_RATE, local_batch_size=BATCH),
+        model_train_params=NNTrainHyperParams(
+            local_num_epochs=1, local_learning_rate=LEARNING_RATE, local_batch_size=BATCH
+        ),
         callbacks=[Clock()],
         send_metrics_to_platform=False,
     )
@@ -94,7 +115,12 @@ def main() -> None:
         from importlib.metadata import version
 
         versions = {name: version(name) for name in ("pfl", "torch", "numpy")}
-        answer = {"marks": marks, "ends": ends, "processes": pytorch_ops.distributed.world_size, "versions": versions}
+        answer = {
+            "marks": marks,
+            "ends": ends,
+            "processes": pytorch_ops.distributed.world_size,
+            "versions": versions,
+        }
         temporary = given.result.with_suffix(".part")
         temporary.write_text(json.dumps(answer))
         os.replace(temporary, given.result)

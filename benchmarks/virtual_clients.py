@@ -22,7 +22,9 @@ def main() -> None:
     parser = options(__doc__, repetitions=5)
     parser.add_argument("--data", type=Path, required=True, help="folder with MNIST's four IDX files")
     parser.add_argument("--rounds", type=int, default=20, help="timed rounds of each run (20)")
-    parser.add_argument("--clients", type=int, nargs="+", default=[100_000, 1_000_000], help="populations beside 1,000")
+    parser.add_argument(
+        "--clients", type=int, nargs="+", default=[100_000, 1_000_000], help="populations beside 1,000"
+    )
     given = parser.parse_args()
 
     populations = [CLIENTS, *given.clients]
@@ -33,17 +35,32 @@ def main() -> None:
         for population in populations[turn:] + populations[:turn]:
             say(f"repetition {repetition + 1} of {given.repetitions}: {population:,} clients ...", end=" ")
             noise.sample()
-            arguments = ["--data", str(given.data.expanduser().resolve()), "--rounds", str(given.rounds + WARM)]
+            arguments = [
+                "--data",
+                str(given.data.expanduser().resolve()),
+                "--rounds",
+                str(given.rounds + WARM),
+            ]
             arguments += ["--seed", str(given.seed + repetition), "--sites", str(population)]
             one = run("cloister_workload_w.py", arguments)
             found[population].append(one)
             say(f"{median(one.rounds(WARM)):.3f} s a round")
     seconds = {population: [median(one.rounds(WARM)) for one in runs] for population, runs in found.items()}
     ratios = {population: ratio(figures, seconds[CLIENTS]) for population, figures in seconds.items()}
-    first = {population: [one.ends[0] - one.answer["marks"]["called"] for one in runs] for population, runs in found.items()}
-    memory = {population: [one.answer["peak_rss_bytes"] for one in runs] for population, runs in found.items()}
+    first = {
+        population: [one.ends[0] - one.answer["marks"]["called"] for one in runs]
+        for population, runs in found.items()
+    }
+    memory = {
+        population: [one.answer["peak_rss_bytes"] for one in runs] for population, runs in found.items()
+    }
     targets = [
-        {"what": f"a round of {population:,} clients over one of {CLIENTS:,}", "target": f"<= {TARGET}", "found": one.median, "met": one.median <= TARGET}
+        {
+            "what": f"a round of {population:,} clients over one of {CLIENTS:,}",
+            "target": f"<= {TARGET}",
+            "found": one.median,
+            "met": one.median <= TARGET,
+        }
         for population, one in ratios.items()
         if population != CLIENTS
     ]
@@ -54,7 +71,10 @@ def main() -> None:
         "seeds": [given.seed + repetition for repetition in range(given.repetitions)],
         "warm_rounds": WARM,
         **noise.report(),
-        "seconds_a_round": {population: median([s for one in runs for s in one.rounds(WARM)]) for population, runs in found.items()},
+        "seconds_a_round": {
+            population: median([s for one in runs for s in one.rounds(WARM)])
+            for population, runs in found.items()
+        },
         "ratios": {population: vars(one) for population, one in ratios.items()},
         "first_round_seconds": first,
         "peak_rss_bytes": memory,
@@ -71,10 +91,17 @@ def main() -> None:
         ]
         for population in populations
     ]
-    text = table(["clients", "s a round", "ratio (by repetition)", "first round after, s", "server's peak MiB"], rows)
+    text = table(
+        ["clients", "s a round", "ratio (by repetition)", "first round after, s", "server's peak MiB"], rows
+    )
     if answer["unreliable"]:
         text += "\n\nUNRELIABLE: other programs used the cores between the runs."
-    hand_in(given, answer, f"{COHORT} clients a round out of a population, local engine\n\n{text}", missed=[t["what"] for t in targets if not t["met"]])
+    hand_in(
+        given,
+        answer,
+        f"{COHORT} clients a round out of a population, local engine\n\n{text}",
+        missed=[t["what"] for t in targets if not t["met"]],
+    )
 
 
 if __name__ == "__main__":

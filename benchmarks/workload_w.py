@@ -33,9 +33,22 @@ TITLES = {
 def main() -> None:
     parser = options(__doc__, repetitions=3)
     parser.add_argument("--data", type=Path, required=True, help="folder with MNIST's four IDX files")
-    parser.add_argument("--rounds", type=int, default=12, help="timed rounds of each contestant in each repetition (12)")
-    parser.add_argument("--pfl-venv", type=Path, default=default_folder(), help="pfl's environment; made there when it is missing")
-    parser.add_argument("--without", nargs="*", choices=[name for name in TITLES if name not in ("local", "peak")], default=[], help="leave these out")
+    parser.add_argument(
+        "--rounds", type=int, default=12, help="timed rounds of each contestant in each repetition (12)"
+    )
+    parser.add_argument(
+        "--pfl-venv",
+        type=Path,
+        default=default_folder(),
+        help="pfl's environment; made there when it is missing",
+    )
+    parser.add_argument(
+        "--without",
+        nargs="*",
+        choices=[name for name in TITLES if name not in ("local", "peak")],
+        default=[],
+        help="leave these out",
+    )
     given = parser.parse_args()
 
     contestants = _contestants(given)
@@ -49,9 +62,18 @@ def main() -> None:
             noise.sample()
             one = contestants[name](given.seed + repetition)
             found[name].append(one)
-            say(f"{median(one.rounds(WARM)):.3f} s a round" if one.ends else f"{one.answer['own']:.3f} s a round")
+            say(
+                f"{median(one.rounds(WARM)):.3f} s a round"
+                if one.ends
+                else f"{one.answer['own']:.3f} s a round"
+            )
     answer = _answer(given, found, noise)
-    hand_in(given, answer, _text(answer), missed=[target["what"] for target in answer["targets"] if not target["met"]])
+    hand_in(
+        given,
+        answer,
+        _text(answer),
+        missed=[target["what"] for target in answer["targets"] if not target["met"]],
+    )
 
 
 def _contestants(given: argparse.Namespace) -> dict[str, Callable[[int], Run]]:
@@ -66,7 +88,12 @@ def _contestants(given: argparse.Namespace) -> dict[str, Callable[[int], Run]]:
 
     def pfl(seed: int, model: str) -> Run:
         arguments = [*data, *rounds, "--seed", str(seed), "--model", model]
-        return run("pfl_workload_w.py", arguments, python=torchrun, environment={"OMP_NUM_THREADS": "1", "PFL_PYTORCH_DEVICE": "cpu"})
+        return run(
+            "pfl_workload_w.py",
+            arguments,
+            python=torchrun,
+            environment={"OMP_NUM_THREADS": "1", "PFL_PYTORCH_DEVICE": "cpu"},
+        )
 
     def loop(seed: int, model: str) -> Run:
         return run("loop_workload_w.py", [*data, *rounds, "--seed", str(seed), "--model", model])
@@ -83,8 +110,14 @@ def _contestants(given: argparse.Namespace) -> dict[str, Callable[[int], Run]]:
 
 
 def _answer(given: argparse.Namespace, found: dict[str, list[Run]], noise: Noise) -> dict[str, Any]:
-    seconds = {name: [median(one.rounds(WARM)) for one in runs] for name, runs in found.items() if name != "limit"}
-    pooled = {name: median([second for one in runs for second in one.rounds(WARM)]) for name, runs in found.items() if name != "limit"}
+    seconds = {
+        name: [median(one.rounds(WARM)) for one in runs] for name, runs in found.items() if name != "limit"
+    }
+    pooled = {
+        name: median([second for one in runs for second in one.rounds(WARM)])
+        for name, runs in found.items()
+        if name != "limit"
+    }
     for limit, key in (("limit", "own"), ("peak", "peak")):
         if "limit" in found:
             seconds[limit] = [one.answer[key] for one in found["limit"]]
@@ -97,12 +130,19 @@ def _answer(given: argparse.Namespace, found: dict[str, list[Run]], noise: Noise
         for name, runs in found.items()
         if name in ("local", "ray")
     }
-    introductions = [one.answer["marks"]["introduced"] - one.answer["marks"]["first_introduced"] for one in found.get("ray", [])]
-    speed = {name: vars(ratio(figures, seconds["local"])) for name, figures in seconds.items() if name != "local"}
+    introductions = [
+        one.answer["marks"]["introduced"] - one.answer["marks"]["first_introduced"]
+        for one in found.get("ray", [])
+    ]
+    speed = {
+        name: vars(ratio(figures, seconds["local"])) for name, figures in seconds.items() if name != "local"
+    }
     first = {}
     if "ray" in started:
         first = {how: vars(ratio(started["local"][how], started["ray"][how])) for how in started["local"]}
-        bare = [whole - part for whole, part in zip(started["ray"]["without_imports"], introductions, strict=True)]
+        bare = [
+            whole - part for whole, part in zip(started["ray"]["without_imports"], introductions, strict=True)
+        ]
         first["without_imports_or_introductions"] = vars(ratio(started["local"]["without_imports"], bare))
     return {
         "benchmark": "workload-w",
@@ -125,23 +165,40 @@ def _answer(given: argparse.Namespace, found: dict[str, list[Run]], noise: Noise
         "introductions_seconds": introductions,
         "first_round_ratio": first,
         "targets": _targets(speed, first),
-        "timings": {name: [one.rounds(WARM) for one in runs] for name, runs in found.items() if name != "limit"},
+        "timings": {
+            name: [one.rounds(WARM) for one in runs] for name, runs in found.items() if name != "limit"
+        },
         "limits": [one.answer for one in found.get("limit", [])],
     }
 
 
 def _targets(speed: dict[str, Any], first: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the issue's targets, each with what was found."""
-    wanted = [("ray", "rounds per second over Flower's Ray engine", 3.5), ("pfl", f"rounds per second over pfl {PFL} with {cores()} processes", 1.2)]
+    wanted = [
+        ("ray", "rounds per second over Flower's Ray engine", 3.5),
+        ("pfl", f"rounds per second over pfl {PFL} with {cores()} processes", 1.2),
+    ]
     targets = [
-        {"what": what, "target": f">= {least}", "found": speed[name]["median"], "met": speed[name]["median"] >= least}
+        {
+            "what": what,
+            "target": f">= {least}",
+            "found": speed[name]["median"],
+            "met": speed[name]["median"] >= least,
+        }
         for name, what, least in wanted
         if name in speed
     ]
     for how, words in (("with_imports", "imports included"), ("without_imports", "imports excluded")):
         if how in first:
             share = first[how]["median"]
-            targets.append({"what": f"first round over Ray's, {words}", "target": "<= 0.2", "found": share, "met": share <= 0.2})
+            targets.append(
+                {
+                    "what": f"first round over Ray's, {words}",
+                    "target": "<= 0.2",
+                    "found": share,
+                    "met": share <= 0.2,
+                }
+            )
     return targets
 
 
@@ -153,7 +210,9 @@ def _text(answer: dict[str, Any]) -> str:
             TITLES[name],
             f"{seconds[name]:.3f}",
             f"{1 / seconds[name]:.2f}",
-            "1" if name == "local" else f"{speed[name]['median']:.2f} ({speed[name]['least']:.2f} to {speed[name]['most']:.2f})",
+            "1"
+            if name == "local"
+            else f"{speed[name]['median']:.2f} ({speed[name]['least']:.2f} to {speed[name]['most']:.2f})",
         ]
         for name in shown
     ]
@@ -167,7 +226,15 @@ def _text(answer: dict[str, Any]) -> str:
     parts.append(
         table(
             ["target", "wanted", "found", ""],
-            [[target["what"], target["target"], f"{target['found']:.2f}", "met" if target["met"] else "MISSED"] for target in answer["targets"]],
+            [
+                [
+                    target["what"],
+                    target["target"],
+                    f"{target['found']:.2f}",
+                    "met" if target["met"] else "MISSED",
+                ]
+                for target in answer["targets"]
+            ],
         )
     )
     if "limit" in seconds:
@@ -176,17 +243,34 @@ def _text(answer: dict[str, Any]) -> str:
             f"and at {seconds['peak'] / seconds['local']:.0%} of the fastest convolution's rate."
         )
     if answer["unreliable"]:
-        parts.append(f"UNRELIABLE: other programs used {median(answer['busy_before']):.0%} of the cores between the contestants." if answer["busy_before"] else "UNRELIABLE: this system does not tell how busy it is.")
+        parts.append(
+            f"UNRELIABLE: other programs used {median(answer['busy_before']):.0%} of the cores between the contestants."
+            if answer["busy_before"]
+            else "UNRELIABLE: this system does not tell how busy it is."
+        )
     return "\n\n".join(parts)
 
 
 def _first_rounds(answer: dict[str, Any]) -> str:
     started, shares = answer["first_round_seconds"], answer["first_round_ratio"]
     rows = [
-        [words, f"{median(started['local'][how]):.1f}", f"{median(started['ray'][how]):.1f}", f"{shares[how]['median']:.3f}"]
-        for how, words in (("with_imports", "from the start of the process"), ("without_imports", "from the call, everything imported"))
+        [
+            words,
+            f"{median(started['local'][how]):.1f}",
+            f"{median(started['ray'][how]):.1f}",
+            f"{shares[how]['median']:.3f}",
+        ]
+        for how, words in (
+            ("with_imports", "from the start of the process"),
+            ("without_imports", "from the call, everything imported"),
+        )
     ]
-    without = median([w - i for w, i in zip(started["ray"]["without_imports"], answer["introductions_seconds"], strict=True)])
+    without = median(
+        [
+            w - i
+            for w, i in zip(started["ray"]["without_imports"], answer["introductions_seconds"], strict=True)
+        ]
+    )
     rows.append(
         [
             f"from the call, without asking the other {CLIENTS - 1} sites for their names",

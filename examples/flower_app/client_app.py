@@ -19,12 +19,16 @@ def train(message: Message, context: Context) -> Message:
     inputs, targets = problem.site_data(*_place(context))
     reply = RecordDict()
     if "control" in message.content:
-        end, change = _train_with_scaffold(start, _numpy(message.content["control"]), inputs, targets, context)
+        end, change = _train_with_scaffold(
+            start, _numpy(message.content["control"]), inputs, targets, context
+        )
         reply["control"] = _record(change)
     else:
         end = problem.train(start, inputs, targets)
     reply["arrays"] = _record(end)
-    reply["metrics"] = MetricRecord({"num-examples": len(targets), "train-accuracy": problem.accuracy(end, inputs, targets)})
+    reply["metrics"] = MetricRecord(
+        {"num-examples": len(targets), "train-accuracy": problem.accuracy(end, inputs, targets)}
+    )
     return Message(reply, reply_to=message)
 
 
@@ -33,7 +37,10 @@ def evaluate(message: Message, context: Context) -> Message:
     """Measure the model that came on this site's records."""
     inputs, targets = problem.site_data(*_place(context))
     measured = problem.accuracy(_numpy(message.content["arrays"]), inputs, targets)
-    return Message(RecordDict({"metrics": MetricRecord({"num-examples": len(targets), "accuracy": measured})}), reply_to=message)
+    return Message(
+        RecordDict({"metrics": MetricRecord({"num-examples": len(targets), "accuracy": measured})}),
+        reply_to=message,
+    )
 
 
 def _train_with_scaffold(
@@ -41,12 +48,21 @@ def _train_with_scaffold(
 ) -> tuple[problem.Arrays, problem.Arrays]:
     """Return the trained model and the change of this site's control, which stays in ``context.state``."""
     kept = context.state.get("control")
-    client = _numpy(kept) if kept is not None else {name: np.zeros_like(array) for name, array in server.items()}
-    end = problem.train(start, inputs, targets, {name: scaffold.correction(server[name], client[name]) for name in server})
+    client = (
+        _numpy(kept) if kept is not None else {name: np.zeros_like(array) for name, array in server.items()}
+    )
+    end = problem.train(
+        start, inputs, targets, {name: scaffold.correction(server[name], client[name]) for name in server}
+    )
     following, change = {}, {}
     for name in server:
         following[name], change[name] = scaffold.client_control(
-            client=client[name], server=server[name], start=start[name], end=end[name], steps=problem.STEPS, lr=problem.LEARNING_RATE
+            client=client[name],
+            server=server[name],
+            start=start[name],
+            end=end[name],
+            steps=problem.STEPS,
+            lr=problem.LEARNING_RATE,
         )
     context.state["control"] = _record(following)
     return end, change

@@ -24,9 +24,18 @@ def main() -> None:
     parser.add_argument("--sites", type=int, default=10)
     given = parser.parse_args()
     results: list[Result] = []
-    run_simulation(make_app(given.strategy, given.rounds, results.append), client_app, num_supernodes=given.sites)
+    run_simulation(
+        make_app(given.strategy, given.rounds, results.append), client_app, num_supernodes=given.sites
+    )
     measured = results[0].evaluate_metrics_serverapp
-    print(json.dumps({"strategy": given.strategy, "accuracy": {number: metrics["accuracy"] for number, metrics in measured.items()}}))
+    print(
+        json.dumps(
+            {
+                "strategy": given.strategy,
+                "accuracy": {number: metrics["accuracy"] for number, metrics in measured.items()},
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ def torch_factors(name: str, warmup: int) -> list[float]:
         factors.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The epoch parameter", category=UserWarning)  # torch's own SequentialLR
+            warnings.filterwarnings(
+                "ignore", message="The epoch parameter", category=UserWarning
+            )  # torch's own SequentialLR
             scheduler.step()
     return factors
 
@@ -73,16 +75,22 @@ def test_the_first_round_after_the_warm_up_has_factor_one(name: str) -> None:
 
 def test_the_warm_up_rises_in_equal_steps() -> None:
     schedule = Schedule(warmup=4)
-    assert [learning_rate_factor(schedule, number, 9) for number in range(1, 7)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    assert [learning_rate_factor(schedule, number, 9) for number in range(1, 7)] == pytest.approx(
+        [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
+    )
 
 
 def test_a_warm_up_longer_than_the_run_never_reaches_one() -> None:
-    assert [learning_rate_factor(Schedule(warmup=9), number, 3) for number in (1, 2, 3)] == pytest.approx([0.1, 0.2, 0.3])
+    assert [learning_rate_factor(Schedule(warmup=9), number, 3) for number in (1, 2, 3)] == pytest.approx(
+        [0.1, 0.2, 0.3]
+    )
 
 
 def test_a_step_drops_after_every_so_many_rounds() -> None:
     schedule = Schedule(name="step", every=2, gamma=0.1)
-    assert [learning_rate_factor(schedule, number, 5) for number in range(1, 6)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    assert [learning_rate_factor(schedule, number, 5) for number in range(1, 6)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01]
+    )
 
 
 def test_cosine_ends_just_above_its_floor_and_wastes_no_round() -> None:
@@ -94,7 +102,12 @@ def test_cosine_ends_just_above_its_floor_and_wastes_no_round() -> None:
 
 @pytest.mark.parametrize(
     "schedule",
-    [Schedule(name="cosine", floor=1.0), Schedule(name="step", every=1, gamma=1.0), Schedule(name="exponential", gamma=1.0), Schedule()],
+    [
+        Schedule(name="cosine", floor=1.0),
+        Schedule(name="step", every=1, gamma=1.0),
+        Schedule(name="exponential", gamma=1.0),
+        Schedule(),
+    ],
 )
 def test_a_schedule_that_cannot_fall_stays_at_one(schedule: Schedule) -> None:
     assert {learning_rate_factor(schedule, number, 6) for number in range(1, 7)} == {1.0}
@@ -120,7 +133,12 @@ def test_a_round_outside_the_run_is_refused_by_number(number: int) -> None:
     data=st.data(),
 )
 def test_the_factor_is_positive_at_most_one_and_never_rises_after_the_warm_up(
-    name: Literal["constant", "step", "exponential", "cosine"], rounds: int, warmup: int, gamma: float, floor: float, data: st.DataObject
+    name: Literal["constant", "step", "exponential", "cosine"],
+    rounds: int,
+    warmup: int,
+    gamma: float,
+    floor: float,
+    data: st.DataObject,
 ) -> None:
     schedule = Schedule(
         name=name,

@@ -55,9 +55,18 @@ def trainer(task: Task | None = None, **training: Any) -> tuple[Trainer, np.ndar
     return Trainer(spec(**training), task, model, layout), layout.read(model), split.train
 
 
-def train(made: tuple[Trainer, Any, TensorData], *, seed: int = 1, site: str = "a", round_number: int = 1, **more: Any) -> Any:
+def train(
+    made: tuple[Trainer, Any, TensorData],
+    *,
+    seed: int = 1,
+    site: str = "a",
+    round_number: int = 1,
+    **more: Any,
+) -> Any:
     engine, vector, data = made
-    return engine.train(vector, data, site=site, round_number=round_number, randomness=SeededRandomness(seed), **more)
+    return engine.train(
+        vector, data, site=site, round_number=round_number, randomness=SeededRandomness(seed), **more
+    )
 
 
 OPTIMISERS = {
@@ -66,9 +75,18 @@ OPTIMISERS = {
         {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
         lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
     ),
-    "adam": ({"name": "adam", "lr": 0.01, "betas": [0.8, 0.95]}, lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.8, 0.95))),
-    "adamw": ({"name": "adamw", "lr": 0.01, "weight_decay": 0.1}, lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1)),
-    "rmsprop": ({"name": "rmsprop", "lr": 0.01, "momentum": 0.5}, lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5, eps=1e-8)),
+    "adam": (
+        {"name": "adam", "lr": 0.01, "betas": [0.8, 0.95]},
+        lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.8, 0.95)),
+    ),
+    "adamw": (
+        {"name": "adamw", "lr": 0.01, "weight_decay": 0.1},
+        lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    ),
+    "rmsprop": (
+        {"name": "rmsprop", "lr": 0.01, "momentum": 0.5},
+        lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5, eps=1e-8),
+    ),
 }
 
 
@@ -108,7 +126,9 @@ def penalised(extra: Any, **training: Any) -> None:
     start = [p.detach().clone() for p in model.parameters()]
     data = made[2]
     for _ in range(2):
-        loss = functional.cross_entropy(model(data.inputs), data.targets) + extra(list(model.parameters()), start)
+        loss = functional.cross_entropy(model(data.inputs), data.targets) + extra(
+            list(model.parameters()), start
+        )
         model.zero_grad()
         loss.backward()
         with torch.no_grad():
@@ -127,7 +147,10 @@ def test_l1_is_the_absolute_sum_in_the_loss() -> None:
 
 
 def test_proximal_term_is_half_mu_times_the_squared_distance_to_the_rounds_model() -> None:
-    penalised(lambda ps, start: 0.5 * 2.0 * sum(((p - s) ** 2).sum() for p, s in zip(ps, start, strict=True)), proximal_mu=2.0)
+    penalised(
+        lambda ps, start: 0.5 * 2.0 * sum(((p - s) ** 2).sum() for p, s in zip(ps, start, strict=True)),
+        proximal_mu=2.0,
+    )
 
 
 def test_scaffold_correction_is_added_to_every_gradient() -> None:
@@ -143,7 +166,9 @@ def test_gradient_clip_bounds_each_step() -> None:
 
 
 def test_class_weights_weigh_each_records_loss() -> None:
-    made = trainer(optimizer={"name": "sgd", "lr": 0.1}, batch_size=64, local_steps=1, class_weights=[3.0, 1.0])
+    made = trainer(
+        optimizer={"name": "sgd", "lr": 0.1}, batch_size=64, local_steps=1, class_weights=[3.0, 1.0]
+    )
     model = build_model(Points(), 0)
     losses = functional.cross_entropy(model(made[2].inputs), made[2].targets, reduction="none")
     (losses * torch.tensor([3.0, 1.0])[made[2].targets]).mean().backward()  # type: ignore[no-untyped-call]
@@ -157,7 +182,9 @@ def test_change_depends_on_seed_site_and_round_and_on_nothing_else() -> None:
     torch.manual_seed(99)
     before = torch.random.get_rng_state()
     assert np.array_equal(train(made).change, first)
-    assert torch.equal(torch.random.get_rng_state(), before), "the process's own generator must be left as it was"
+    assert torch.equal(torch.random.get_rng_state(), before), (
+        "the process's own generator must be left as it was"
+    )
     for other in (train(made, seed=2), train(made, site="b"), train(made, round_number=2)):
         assert not np.array_equal(other.change, first)
 
@@ -176,7 +203,13 @@ def test_local_steps_take_exactly_as_many_batches() -> None:
 
 def test_early_stop_keeps_the_model_with_the_best_validation_loss() -> None:
     task = Points()
-    made = trainer(task, optimizer={"name": "sgd", "lr": 3.0}, local_epochs=40, batch_size=4, early_stop={"patience": 2, "validation": 0.3})
+    made = trainer(
+        task,
+        optimizer={"name": "sgd", "lr": 3.0},
+        local_epochs=40,
+        batch_size=4,
+        early_stop={"patience": 2, "validation": 0.3},
+    )
     result = train(made)
     full = 40 * int(np.ceil((37 - 11) / 4))
     assert result.steps < full
@@ -190,7 +223,9 @@ def test_early_stop_keeps_the_model_with_the_best_validation_loss() -> None:
             return float(functional.cross_entropy(engine.model(data.inputs[held]), data.targets[held]))
 
     without = train(trainer(task, optimizer={"name": "sgd", "lr": 3.0}, local_epochs=40, batch_size=4))
-    assert validation_loss(result.change) <= min(validation_loss(np.zeros_like(vector)), validation_loss(without.change))
+    assert validation_loss(result.change) <= min(
+        validation_loss(np.zeros_like(vector)), validation_loss(without.change)
+    )
 
 
 def test_training_that_diverges_is_refused_and_names_the_site() -> None:

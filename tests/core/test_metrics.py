@@ -26,7 +26,7 @@ class Scores(Task):
     def __init__(
         self, classes: int = 3, kind: Literal["classification", "regression"] = "classification"
     ) -> None:
-        self.kind = kind  # type: ignore[misc]
+        self.kind = kind
         self.classes = tuple(str(number) for number in range(classes))
 
     def model(self) -> nn.Module:

@@ -78,10 +78,20 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def cloister(tmp_path: Path) -> Command:
     """Run the installed command as a user would, from a folder outside the repository."""
 
-    def run(*arguments: object, timeout: float = 120, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: object, timeout: float = 120, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).with_name("cloister")), *map(str, arguments)]
         environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state"), **(env or {})}
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False, env=environment)
+        return subprocess.run(
+            command,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env=environment,
+        )
 
     return run
 

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 BAD: list[tuple[str, dict[str, dict[str, Any]], int, str, str]] = [
-    ("unknown key", {"training": {"batchsize": 4}}, 3, "spec", "unknown key 'training.batchsize'; did you mean 'batch_size'?"),
+    (
+        "unknown key",
+        {"training": {"batchsize": 4}},
+        3,
+        "spec",
+        "unknown key 'training.batchsize'; did you mean 'batch_size'?",
+    ),
     ("unknown table", {"trainning": {"x": 1}}, 3, "spec", "did you mean 'training'?"),
     ("wrong type", {"federation": {"rounds": "many"}}, 3, "spec", 'federation.rounds = "many"'),
     ("out of range", {"federation": {"rounds": 0}}, 3, "spec", "federation.rounds = 0"),
@@ -23,19 +29,39 @@ BAD: list[tuple[str, dict[str, dict[str, Any]], int, str, str]] = [
     ("batch norm", {"task": {"fault": "batch-norm"}}, 3, "batch-norm", "layer '1' is BatchNorm1d"),
     ("model raises", {"task": {"fault": "model"}}, 3, "task-raised", "raised RuntimeError in model()"),
     ("data raises", {"task": {"fault": "data"}}, 3, "task-raised", "raised ValueError in data()"),
-    ("loss raises", {"task": {"fault": "loss"}}, 3, "task-raised", "raised RuntimeError in its model or loss"),
+    (
+        "loss raises",
+        {"task": {"fault": "loss"}},
+        3,
+        "task-raised",
+        "raised RuntimeError in its model or loss",
+    ),
     ("wrong output", {"task": {"fault": "shape"}}, 3, "task-model", "returned (2, 3) for 2 records"),
     ("loss not finite", {"task": {"fault": "nan"}}, 3, "task-loss", "not finite"),
     ("more sites than records", {"cohort": {"sites": 500, "partition": {"by": "iid"}}}, 3, "", "500"),
     ("no owners", {"cohort": {"sites": 5, "partition": {"by": "site"}}}, 3, "", "partition"),
     ("class weights", {"training": {"class_weights": [1.0, 2.0, 3.0]}}, 3, "", "class_weights"),
-    ("diverges", {"training": {"optimizer": {"name": "sgd", "lr": 1e38}}}, 6, "peers-missing", "update-not-finite"),
+    (
+        "diverges",
+        {"training": {"optimizer": {"name": "sgd", "lr": 1e38}}},
+        6,
+        "peers-missing",
+        "update-not-finite",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("tables", "exit_code", "code", "says"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+@pytest.mark.parametrize(
+    ("tables", "exit_code", "code", "says"), [case[1:] for case in BAD], ids=[case[0] for case in BAD]
+)
 def test_bad_input_is_refused_with_its_code_and_a_remedy(
-    make_file: Callable[..., Path], cloister: Any, tmp_path: Path, tables: Any, exit_code: int, code: str, says: str
+    make_file: Callable[..., Path],
+    cloister: Any,
+    tmp_path: Path,
+    tables: Any,
+    exit_code: int,
+    code: str,
+    says: str,
 ) -> None:
     done = cloister("simulate", make_file(**tables), "--json", "--workers", "0")
     assert done.returncode == exit_code, done.stderr
@@ -65,7 +91,9 @@ def test_usage_errors_exit_2(cloister: Any, make_file: Callable[..., Path]) -> N
     assert cloister("simulate", make_file(), "--workers", "-1").returncode == 2
 
 
-def test_an_unwritable_place_is_refused(cloister: Any, make_file: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_unwritable_place_is_refused(
+    cloister: Any, make_file: Callable[..., Path], tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     done = cloister("simulate", make_file(), "--out", tmp_path / "file")
     assert done.returncode == 2
@@ -75,18 +103,29 @@ def test_an_unwritable_place_is_refused(cloister: Any, make_file: Callable[..., 
 def test_a_users_task_in_one_file_works_from_outside_the_repository(
     make_file: Callable[..., Path], cloister: Any, answer: Any, tmp_path: Path
 ) -> None:
-    done = cloister("simulate", make_file(), "--json", "--set", "federation.rounds=25", "--set", "training.local_epochs=4")
+    done = cloister(
+        "simulate", make_file(), "--json", "--set", "federation.rounds=25", "--set", "training.local_epochs=4"
+    )
     assert done.returncode == 0, done.stderr
     found = answer(done)
     assert set(found) >= {"run", "report", "metrics", "privacy"}
     assert found["metrics"]["central"]["last"]["accuracy"] > 0.75
     run = tmp_path / found["run"]
-    for name in ("federation.toml", "events.jsonl", "model.safetensors", "report.html", "report.json", "checkpoints"):
+    for name in (
+        "federation.toml",
+        "events.jsonl",
+        "model.safetensors",
+        "report.html",
+        "report.json",
+        "checkpoints",
+    ):
         assert (run / name).exists()
     assert "rounds = 25" in (run / "federation.toml").read_text()
 
 
-def test_the_plain_command_ends_with_the_paths_and_the_next_step(make_file: Callable[..., Path], cloister: Any) -> None:
+def test_the_plain_command_ends_with_the_paths_and_the_next_step(
+    make_file: Callable[..., Path], cloister: Any
+) -> None:
     done = cloister("simulate", make_file())
     assert done.returncode == 0, done.stderr
     assert "report.html" in done.stdout
@@ -100,7 +139,9 @@ def csv_federation(folder: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
         (folder / "data" / f"{name}.csv").write_text(text)
     path = folder / "federation.toml"
-    path.write_text("[federation]\nname = 'csv'\nrounds = 1\n[task]\nuse = 'tabular'\ndata = 'data'\ntarget = 'sick'\nallow_single_class = false\n")
+    path.write_text(
+        "[federation]\nname = 'csv'\nrounds = 1\n[task]\nuse = 'tabular'\ndata = 'data'\ntarget = 'sick'\nallow_single_class = false\n"
+    )
     return path
 
 
@@ -115,7 +156,9 @@ CSV = {
 
 
 @pytest.mark.parametrize(("files", "says"), CSV.values(), ids=list(CSV))
-def test_a_sites_bad_table_exits_4_and_names_file_and_place_but_no_value(cloister: Any, tmp_path: Path, files: Any, says: str) -> None:
+def test_a_sites_bad_table_exits_4_and_names_file_and_place_but_no_value(
+    cloister: Any, tmp_path: Path, files: Any, says: str
+) -> None:
     done = cloister("simulate", csv_federation(tmp_path, files), "--json", "--workers", "0")
     assert done.returncode == 4, done.stdout + done.stderr
     error = json.loads(done.stdout)["error"]
@@ -127,5 +170,7 @@ def test_a_sites_bad_table_exits_4_and_names_file_and_place_but_no_value(cloiste
 
 
 def test_a_folder_of_tables_trains(cloister: Any, tmp_path: Path) -> None:
-    done = cloister("simulate", csv_federation(tmp_path, {"north": GOOD, "south": GOOD}), "--json", "--workers", "0")
+    done = cloister(
+        "simulate", csv_federation(tmp_path, {"north": GOOD, "south": GOOD}), "--json", "--workers", "0"
+    )
     assert done.returncode == 0, done.stdout

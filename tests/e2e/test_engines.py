@@ -13,11 +13,24 @@ from safetensors.numpy import load_file
 
 
 @pytest.mark.slow
-def test_rays_result_is_the_local_one_to_floating_point(make_file: Callable[..., Path], cloister: Any, answer: Any, tmp_path: Path) -> None:
+def test_rays_result_is_the_local_one_to_floating_point(
+    make_file: Callable[..., Path], cloister: Any, answer: Any, tmp_path: Path
+) -> None:
     path = make_file(federation={"rounds": 3}, training={"scaffold": True})
     made = {}
     for engine in ("local", "ray"):
-        done = cloister("simulate", path, "--json", "--engine", engine, "--workers", "2", "--out", tmp_path / engine, timeout=300)
+        done = cloister(
+            "simulate",
+            path,
+            "--json",
+            "--engine",
+            engine,
+            "--workers",
+            "2",
+            "--out",
+            tmp_path / engine,
+            timeout=300,
+        )
         assert done.returncode == 0, done.stderr
         run = Path(answer(done)["run"])
         events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]

@@ -33,7 +33,9 @@ def fingerprint(run: Path) -> tuple[bytes, list[str]]:
     for line in (run / "events.jsonl").read_text().splitlines():
         event = json.loads(line)
         if event["kind"] in ("round", "evaluation"):
-            lines.append(json.dumps({key: value for key, value in event.items() if key not in ("time", "seconds")}))
+            lines.append(
+                json.dumps({key: value for key, value in event.items() if key not in ("time", "seconds")})
+            )
     return (run / "model.safetensors").read_bytes(), lines
 
 
@@ -41,7 +43,9 @@ def finish(path: Path, out: Path, workers: int = 0) -> tuple[bytes, list[str]]:
     return fingerprint(simulate(load_federation(path), out=out, engine=LocalEngine(workers)).run)
 
 
-def test_any_number_of_workers_gives_the_same_result_to_the_bit(make_file: Callable[..., Path], tmp_path: Path) -> None:
+def test_any_number_of_workers_gives_the_same_result_to_the_bit(
+    make_file: Callable[..., Path], tmp_path: Path
+) -> None:
     path = make_file(**STATEFUL)
     results = [finish(path, tmp_path / f"runs{workers}", workers) for workers in (0, 1, 2, 3)]
     for other in results[1:]:
@@ -51,7 +55,9 @@ def test_any_number_of_workers_gives_the_same_result_to_the_bit(make_file: Calla
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 3, 5])
-def test_a_run_stopped_after_any_round_resumes_to_the_same_result(make_file: Callable[..., Path], tmp_path: Path, stop_after: int) -> None:
+def test_a_run_stopped_after_any_round_resumes_to_the_same_result(
+    make_file: Callable[..., Path], tmp_path: Path, stop_after: int
+) -> None:
     path = make_file(**STATEFUL)
     unbroken = finish(path, tmp_path / "unbroken")
 
@@ -76,7 +82,15 @@ def test_a_finished_run_resumes_to_itself(make_file: Callable[..., Path], tmp_pa
 
 
 def start(path: Path, out: Path) -> subprocess.Popen[str]:
-    command = [str(Path(sys.executable).with_name("cloister")), "simulate", str(path), "--out", str(out), "--workers", "2"]
+    command = [
+        str(Path(sys.executable).with_name("cloister")),
+        "simulate",
+        str(path),
+        "--out",
+        str(out),
+        "--workers",
+        "2",
+    ]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
 
 
@@ -92,12 +106,16 @@ def wait_for(out: Path, round_number: int, process: subprocess.Popen[str]) -> Pa
     raise AssertionError(f"no checkpoint of round {round_number}; exit {process.poll()}")
 
 
-def test_sigkill_leaves_a_folder_that_resumes_and_no_worker_behind(make_file: Callable[..., Path], tmp_path: Path) -> None:
+def test_sigkill_leaves_a_folder_that_resumes_and_no_worker_behind(
+    make_file: Callable[..., Path], tmp_path: Path
+) -> None:
     path = make_file(**STATEFUL | {"federation": {"rounds": 40}})
     unbroken = finish(path, tmp_path / "unbroken")
     process = start(path, tmp_path / "runs")
     run = wait_for(tmp_path / "runs", 2, process)
-    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    children = [
+        int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ]
     process.send_signal(signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + 10
@@ -109,7 +127,9 @@ def test_sigkill_leaves_a_folder_that_resumes_and_no_worker_behind(make_file: Ca
 
 
 @pytest.mark.slow
-def test_sigkill_at_any_moment_leaves_a_folder_that_resumes(make_file: Callable[..., Path], tmp_path: Path) -> None:
+def test_sigkill_at_any_moment_leaves_a_folder_that_resumes(
+    make_file: Callable[..., Path], tmp_path: Path
+) -> None:
     """Killed at twelve moments spread over the run, then again while it resumes."""
     path = make_file(**STATEFUL | {"federation": {"rounds": 30}})
     unbroken = finish(path, tmp_path / "unbroken")
@@ -131,9 +151,17 @@ def test_sigkill_at_any_moment_leaves_a_folder_that_resumes(make_file: Callable[
         assert fingerprint(resume(run, engine=LocalEngine(0)).run) == unbroken
 
 
-def test_interrupted_by_the_user_exits_130_and_says_how_to_go_on(make_file: Callable[..., Path], tmp_path: Path) -> None:
+def test_interrupted_by_the_user_exits_130_and_says_how_to_go_on(
+    make_file: Callable[..., Path], tmp_path: Path
+) -> None:
     path = make_file(federation={"rounds": 2000})
-    command = [str(Path(sys.executable).with_name("cloister")), "simulate", str(path), "--out", str(tmp_path / "runs")]
+    command = [
+        str(Path(sys.executable).with_name("cloister")),
+        "simulate",
+        str(path),
+        "--out",
+        str(tmp_path / "runs"),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     run = wait_for(tmp_path / "runs", 2, process)
     process.send_signal(signal.SIGINT)
@@ -143,7 +171,9 @@ def test_interrupted_by_the_user_exits_130_and_says_how_to_go_on(make_file: Call
     assert json.loads((run / "events.jsonl").read_text().splitlines()[-1])["status"] == "interrupted"
 
 
-def test_two_processes_cannot_write_to_one_run(make_file: Callable[..., Path], tmp_path: Path, cloister: Any) -> None:
+def test_two_processes_cannot_write_to_one_run(
+    make_file: Callable[..., Path], tmp_path: Path, cloister: Any
+) -> None:
     process = start(make_file(federation={"rounds": 2000}), tmp_path / "runs")
     run = wait_for(tmp_path / "runs", 1, process)
     second = cloister("simulate", "--resume", run, "--json")
@@ -153,7 +183,9 @@ def test_two_processes_cannot_write_to_one_run(make_file: Callable[..., Path], t
     assert json.loads(second.stdout)["error"]["code"] == "run-locked"
 
 
-def test_a_checkpoint_of_another_file_is_refused(make_file: Callable[..., Path], tmp_path: Path, cloister: Any) -> None:
+def test_a_checkpoint_of_another_file_is_refused(
+    make_file: Callable[..., Path], tmp_path: Path, cloister: Any
+) -> None:
     made = simulate(load_federation(make_file()), out=tmp_path / "runs", engine=LocalEngine(0))
     text = (made.run / "federation.toml").read_text()
     (made.run / "federation.toml").write_text(text.replace("lr = 0.1", "lr = 0.2"))
@@ -175,7 +207,9 @@ def test_the_last_checkpoint_is_the_released_model(make_file: Callable[..., Path
         "3.weight": (2, 16),
         "3.bias": (2,),
     }
-    assert sorted(flat.tolist()) == sorted(x for array in tensors.values() for x in array.reshape(-1).tolist())
+    assert sorted(flat.tolist()) == sorted(
+        x for array in tensors.values() for x in array.reshape(-1).tolist()
+    )
 
 
 def _alive(pid: int) -> bool:

@@ -14,7 +14,9 @@ from cloister.server.checkpoints import Best, Checkpoint, CheckpointStore
 def checkpoint(number: int, best: int | None = None) -> Checkpoint:
     arrays = {"model": np.full(5, number, dtype=np.float32), "optimiser.momentum": np.arange(5.0)}
     found = None if best is None else Best(round_number=best, by="accuracy", value=0.5)
-    return Checkpoint(round_number=number, digest="d", layout="l", events_offset=10 * number, arrays=arrays, best=found)
+    return Checkpoint(
+        round_number=number, digest="d", layout="l", events_offset=10 * number, arrays=arrays, best=found
+    )
 
 
 def names(folder: Path) -> list[str]:
@@ -26,7 +28,11 @@ def test_what_is_saved_comes_back_with_every_bit(tmp_path: Path) -> None:
     store.save(checkpoint(3, best=2))
     found = store.newest(digest="d", layout="l")
     assert found is not None
-    assert (found.round_number, found.events_offset, found.best) == (3, 30, Best(round_number=2, by="accuracy", value=0.5))
+    assert (found.round_number, found.events_offset, found.best) == (
+        3,
+        30,
+        Best(round_number=2, by="accuracy", value=0.5),
+    )
     assert found.arrays["model"].dtype == np.float32
     assert found.arrays["optimiser.momentum"].dtype == np.float64
     for name, array in checkpoint(3).arrays.items():
@@ -37,7 +43,11 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     for number in range(8):
         store.save(checkpoint(number, best=min(number, 2)))
-    assert names(tmp_path) == ["round-000002.safetensors", "round-000006.safetensors", "round-000007.safetensors"]
+    assert names(tmp_path) == [
+        "round-000002.safetensors",
+        "round-000006.safetensors",
+        "round-000007.safetensors",
+    ]
     assert store.load(2).arrays["model"][0] == 2
 
 
@@ -45,8 +55,12 @@ def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
     assert CheckpointStore(tmp_path).newest(digest="d", layout="l") is None
 
 
-@pytest.mark.parametrize(("digest", "layout", "what"), [("other", "l", "federation file"), ("d", "other", "model layout")])
-def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, digest: str, layout: str, what: str) -> None:
+@pytest.mark.parametrize(
+    ("digest", "layout", "what"), [("other", "l", "federation file"), ("d", "other", "model layout")]
+)
+def test_a_checkpoint_of_something_else_is_refused(
+    tmp_path: Path, digest: str, layout: str, what: str
+) -> None:
     store = CheckpointStore(tmp_path)
     store.save(checkpoint(1))
     with pytest.raises(IntegrityError, match=f"another {what}") as refused:

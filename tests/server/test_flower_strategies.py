@@ -52,12 +52,18 @@ Tamper = Callable[[int, Message, Message], Iterable[Message]]
 class HereGrid(Grid):
     """A Flower Grid that calls a ClientApp in this process; contexts persist a node, replies arrive in reverse order."""
 
-    def __init__(self, client_app: Callable[[Message, Context], Message], nodes: int = SITES, tamper: Tamper | None = None) -> None:
+    def __init__(
+        self,
+        client_app: Callable[[Message, Context], Message],
+        nodes: int = SITES,
+        tamper: Tamper | None = None,
+    ) -> None:
         self.client_app = client_app
         self.nodes = list(range(1, nodes + 1))
         self.tamper = tamper or (lambda node, asked, reply: [reply])
         self.contexts = {
-            node: Context(1, node, {"partition-id": node - 1, "num-partitions": nodes}, RecordDict(), {}) for node in range(1, 20)
+            node: Context(1, node, {"partition-id": node - 1, "num-partitions": nodes}, RecordDict(), {})
+            for node in range(1, 20)
         }
         self.asked: list[list[int]] = []
 
@@ -80,7 +86,9 @@ class HereGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         return self.nodes
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
         sent = list(messages)
         self.asked.append([message.metadata.dst_node_id for message in sent])
         replies: list[Message] = []
@@ -121,7 +129,9 @@ def flat(arrays: Arrays) -> npt.NDArray[np.float32]:
 
 
 def close(one: Arrays, other: Arrays) -> bool:
-    return list(one) == list(other) and all(np.allclose(one[name], other[name], rtol=1e-5, atol=1e-6) for name in one)
+    return list(one) == list(other) and all(
+        np.allclose(one[name], other[name], rtol=1e-5, atol=1e-6) for name in one
+    )
 
 
 # The example, against our pure functions -------------------------------------------------------------------------------------
@@ -148,13 +158,26 @@ def scaffold_by_pure_functions(problem: Any, rounds: int) -> npt.NDArray[np.floa
         for site in range(SITES):
             pull = correction(state.sent(), controls[site])
             named = {"weight": model[:640].reshape(64, 10), "bias": model[640:]}
-            end = flat(problem.train(named, *problem.site_data(site, SITES), {"weight": pull[:640].reshape(64, 10), "bias": pull[640:]}))
+            end = flat(
+                problem.train(
+                    named,
+                    *problem.site_data(site, SITES),
+                    {"weight": pull[:640].reshape(64, 10), "bias": pull[640:]},
+                )
+            )
             controls[site], change = client_control(
-                client=controls[site], server=state.sent(), start=model, end=end, steps=problem.STEPS, lr=problem.LEARNING_RATE
+                client=controls[site],
+                server=state.sent(),
+                start=model,
+                end=end,
+                steps=problem.STEPS,
+                lr=problem.LEARNING_RATE,
             )
             updates.add(end - model)
             changes.add(change)
-        model, state = server_step(model, updates.result(), state, changes.result(), cohort=SITES, population=SITES)
+        model, state = server_step(
+            model, updates.result(), state, changes.result(), cohort=SITES, population=SITES
+        )
     return model
 
 
@@ -176,9 +199,15 @@ def run_example(example: Any, strategy: str, rounds: int = ROUNDS) -> Any:
         ("scaffold", None),
     ],
 )
-def test_the_example_app_learns_what_the_pure_functions_learn(example: Any, name: str, optimiser: ServerOptimiser | None) -> None:
+def test_the_example_app_learns_what_the_pure_functions_learn(
+    example: Any, name: str, optimiser: ServerOptimiser | None
+) -> None:
     result = run_example(example, name)
-    expected = scaffold_by_pure_functions(example.problem, ROUNDS) if optimiser is None else by_pure_functions(example.problem, optimiser, ROUNDS)
+    expected = (
+        scaffold_by_pure_functions(example.problem, ROUNDS)
+        if optimiser is None
+        else by_pure_functions(example.problem, optimiser, ROUNDS)
+    )
     # FedAdam's √v can be tiny: float32's last digit of a direction shows more there.
     assert np.allclose(flat(numpy_of(result.arrays)), expected, rtol=1e-4, atol=1e-5)
     accuracies = [metrics["accuracy"] for metrics in result.evaluate_metrics_serverapp.values()]
@@ -186,16 +215,29 @@ def test_the_example_app_learns_what_the_pure_functions_learn(example: Any, name
 
 
 def test_the_examples_strategies_all_answer_differently(example: Any) -> None:
-    answers = [flat(numpy_of(run_example(example, name, rounds=2).arrays)) for name in example.server_app.STRATEGIES]
+    answers = [
+        flat(numpy_of(run_example(example, name, rounds=2).arrays)) for name in example.server_app.STRATEGIES
+    ]
     assert len({answer.tobytes() for answer in answers}) == 6
-    assert min(np.abs(one - other).max() for i, one in enumerate(answers) for other in answers[:i]) > 1e-4  # ten times the tolerance above
+    assert (
+        min(np.abs(one - other).max() for i, one in enumerate(answers) for other in answers[:i]) > 1e-4
+    )  # ten times the tolerance above
 
 
 @pytest.mark.slow
 def test_the_example_runs_on_flowers_own_simulation_engine() -> None:
     pytest.importorskip("ray")
     environment = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [sys.executable, str(EXAMPLE / "run.py"), "--strategy", "scaffold", "--rounds", "3", "--sites", str(SITES)]
+    command = [
+        sys.executable,
+        str(EXAMPLE / "run.py"),
+        "--strategy",
+        "scaffold",
+        "--rounds",
+        "3",
+        "--sites",
+        str(SITES),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=True)
     answer = json.loads(done.stdout.splitlines()[-1])
     assert answer["strategy"] == "scaffold"
@@ -221,8 +263,16 @@ def adding_app(metrics: Callable[[int], dict[str, Any]] | None = None) -> Client
     def train(message: Message, context: Context) -> Message:
         node = context.node_id
         arrays = numpy_of(message.content["arrays"])
-        arrays = {name: array + np.asarray(node if array.dtype.kind == "f" else 1, array.dtype) for name, array in arrays.items()}
-        reply = RecordDict({"arrays": record_of(arrays), "metrics": MetricRecord(metrics(node) if metrics else {"num-examples": 10 * node})})
+        arrays = {
+            name: array + np.asarray(node if array.dtype.kind == "f" else 1, array.dtype)
+            for name, array in arrays.items()
+        }
+        reply = RecordDict(
+            {
+                "arrays": record_of(arrays),
+                "metrics": MetricRecord(metrics(node) if metrics else {"num-examples": 10 * node}),
+            }
+        )
         if "control" in message.content:
             control = numpy_of(message.content["control"])
             reply["control"] = record_of({name: np.full_like(array, node) for name, array in control.items()})
@@ -230,18 +280,26 @@ def adding_app(metrics: Callable[[int], dict[str, Any]] | None = None) -> Client
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        return Message(RecordDict({"metrics": MetricRecord({"num-examples": 1, "loss": float(context.node_id)})}), reply_to=message)
+        return Message(
+            RecordDict({"metrics": MetricRecord({"num-examples": 1, "loss": float(context.node_id)})}),
+            reply_to=message,
+        )
 
     return app
 
 
-def federate(strategy: CloisterStrategy, tamper: Tamper | None = None, rounds: int = 1, **options: Any) -> Arrays:
+def federate(
+    strategy: CloisterStrategy, tamper: Tamper | None = None, rounds: int = 1, **options: Any
+) -> Arrays:
     grid = HereGrid(adding_app(**options), tamper=tamper)
     return numpy_of(strategy.start(grid, record_of(START), num_rounds=rounds).arrays)
 
 
 def moved_by(amount: float) -> Arrays:
-    return {name: array + np.asarray(amount, array.dtype) if array.dtype.kind == "f" else array for name, array in START.items()}
+    return {
+        name: array + np.asarray(amount, array.dtype) if array.dtype.kind == "f" else array
+        for name, array in START.items()
+    }
 
 
 def test_every_array_returns_in_its_own_name_shape_and_type_and_counters_stay_the_servers() -> None:
@@ -255,7 +313,9 @@ def test_every_array_returns_in_its_own_name_shape_and_type_and_counters_stay_th
 
 def test_what_a_client_claims_in_num_examples_counts_for_nothing() -> None:
     claims = {1: 1e9, 2: -9, 3: 0, 4: float("nan")}
-    assert close(federate(CloisterStrategy(), metrics=lambda node: {"num-examples": claims[node]}), moved_by(2.5))
+    assert close(
+        federate(CloisterStrategy(), metrics=lambda node: {"num-examples": claims[node]}), moved_by(2.5)
+    )
 
 
 def test_no_num_examples_at_all_is_no_fault() -> None:
@@ -269,7 +329,10 @@ def test_weights_are_the_servers_by_node() -> None:
 
 def test_the_order_of_arrival_does_not_change_a_bit() -> None:
     # In float64, 2**60 + 1 is 2**60: the sum of these depends on their order.
-    noise = {node: np.full((2, 3), value, np.float32) for node, value in enumerate([2.0**60, 1.0, -(2.0**60), 1.0], start=1)}
+    noise = {
+        node: np.full((2, 3), value, np.float32)
+        for node, value in enumerate([2.0**60, 1.0, -(2.0**60), 1.0], start=1)
+    }
 
     def answer(order: list[int]) -> bytes:
         strategy = CloisterStrategy()
@@ -277,7 +340,12 @@ def test_the_order_of_arrival_does_not_change_a_bit() -> None:
         sent = list(strategy.configure_train(1, record_of(START), ConfigRecord(), grid))
         replies = {
             message.metadata.dst_node_id: Message(
-                RecordDict({"arrays": record_of({**START, "weight": noise[message.metadata.dst_node_id]}), "metrics": MetricRecord()}),
+                RecordDict(
+                    {
+                        "arrays": record_of({**START, "weight": noise[message.metadata.dst_node_id]}),
+                        "metrics": MetricRecord(),
+                    }
+                ),
                 reply_to=message,
             )
             for message in sent
@@ -312,7 +380,9 @@ def with_weight(array: Array) -> Callable[[Message, Message], Message]:
 
 
 def with_arrays(arrays: Arrays) -> Callable[[Message, Message], Message]:
-    return lambda asked, reply: Message(RecordDict({**reply.content, "arrays": record_of(arrays)}), reply_to=asked)
+    return lambda asked, reply: Message(
+        RecordDict({**reply.content, "arrays": record_of(arrays)}), reply_to=asked
+    )
 
 
 def raw(data: bytes, stype: str = "numpy.ndarray") -> Array:
@@ -330,7 +400,10 @@ LIES: dict[str, tuple[Callable[[Message, Message], Message], str]] = {
     "NaN": (with_weight(Array(np.full((2, 3), np.nan, np.float32))), "not finite"),
     "infinity": (with_weight(Array(np.full((2, 3), -np.inf, np.float32))), "not finite"),
     "beyond float32": (with_weight(Array(np.full((2, 3), 1e39))), "not finite"),
-    "another shape": (with_weight(Array(np.zeros((3, 2), np.float32))), r"'weight' has shape (3, 2), expected (2, 3)"),
+    "another shape": (
+        with_weight(Array(np.zeros((3, 2), np.float32))),
+        r"'weight' has shape (3, 2), expected (2, 3)",
+    ),
     "broadcastable": (with_weight(Array(np.zeros((1, 3), np.float32))), r"'weight' has shape (1, 3)"),
     "integers": (with_weight(Array(np.zeros((2, 3), np.int32))), "'weight' is int32"),
     "complex": (with_weight(Array(np.zeros((2, 3), np.complex64))), "'weight' is complex64"),
@@ -342,24 +415,43 @@ LIES: dict[str, tuple[Callable[[Message, Message], Message], str]] = {
     "half an array": (with_weight(raw(npy(GOOD)[:-4])), "cannot be read"),
     "a header that claims a petabyte": (with_weight(raw(huge_header())), "cannot be read"),
     "another encoding": (with_weight(raw(npy(GOOD), "masked")), "cannot be read"),
-    "metadata that lies of the shape": (with_weight(Array("float32", (2, 3), "numpy.ndarray", npy(np.zeros(7, np.float32)))), "has shape (7,)"),
-    "an array too few": (with_arrays({name: array for name, array in START.items() if name != "bias"}), "'bias' is missing"),
+    "metadata that lies of the shape": (
+        with_weight(Array("float32", (2, 3), "numpy.ndarray", npy(np.zeros(7, np.float32)))),
+        "has shape (7,)",
+    ),
+    "an array too few": (
+        with_arrays({name: array for name, array in START.items() if name != "bias"}),
+        "'bias' is missing",
+    ),
     "an array too many": (with_arrays({**START, "SECRET": np.zeros(1)}), "1 unknown array"),
     "no array at all": (with_arrays({}), "'weight' is missing"),
     "a counter of another type": (with_arrays({**START, "steps": np.array(5.0)}), "'steps' is float64"),
     "another record's name": (
-        lambda asked, reply: Message(RecordDict({"model": reply.content["arrays"], "metrics": reply.content["metrics"]}), reply_to=asked),
+        lambda asked, reply: Message(
+            RecordDict({"model": reply.content["arrays"], "metrics": reply.content["metrics"]}),
+            reply_to=asked,
+        ),
         "there is no ArrayRecord 'arrays'",
     ),
-    "an empty reply": (lambda asked, reply: Message(RecordDict(), reply_to=asked), "there is no ArrayRecord 'arrays'"),
+    "an empty reply": (
+        lambda asked, reply: Message(RecordDict(), reply_to=asked),
+        "there is no ArrayRecord 'arrays'",
+    ),
 }
 
 
 @pytest.mark.parametrize("lie", LIES, ids=list(LIES))
-def test_a_lie_is_refused_with_its_reason_and_the_round_goes_on_without_it(lie: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lie_is_refused_with_its_reason_and_the_round_goes_on_without_it(
+    lie: str, caplog: pytest.LogCaptureFixture
+) -> None:
     make, reason = LIES[lie]
     with caplog.at_level(logging.INFO, logger="flwr"):
-        answer = federate(CloisterStrategy(), tamper=lambda node, asked, reply: [make(asked, reply) if node == 4 and "arrays" in reply.content else reply])
+        answer = federate(
+            CloisterStrategy(),
+            tamper=lambda node, asked, reply: [
+                make(asked, reply) if node == 4 and "arrays" in reply.content else reply
+            ],
+        )
     assert close(answer, moved_by(2.0))  # the mean of nodes 1, 2, 3
     refused = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
     assert len(refused) == 1
@@ -397,7 +489,10 @@ def test_below_min_replies_the_model_stays_as_it_is(caplog: pytest.LogCaptureFix
     lost: dict[Any, list[int]] = {2: [1, 3, 4]}  # in round 2 only node 2 answers
     grid = HereGrid(adding_app())
     grid.tamper = lambda node, asked, reply: (
-        [] if node in lost.get(asked.content.config_records["config"]["server-round"], []) and "arrays" in reply.content else [reply]
+        []
+        if node in lost.get(asked.content.config_records["config"]["server-round"], [])
+        and "arrays" in reply.content
+        else [reply]
     )
     with caplog.at_level(logging.WARNING, logger="flwr"):
         result = CloisterStrategy(min_replies=2).start(grid, record_of(START), num_rounds=2)
@@ -409,7 +504,10 @@ def test_below_min_replies_the_model_stays_as_it_is(caplog: pytest.LogCaptureFix
 def test_where_every_reply_is_refused_the_run_goes_on() -> None:
     poison = with_weight(Array(np.full((2, 3), np.nan, np.float32)))
     strategy = CloisterStrategy()
-    grid = HereGrid(adding_app(), tamper=lambda node, asked, reply: [poison(asked, reply) if "arrays" in reply.content else reply])
+    grid = HereGrid(
+        adding_app(),
+        tamper=lambda node, asked, reply: [poison(asked, reply) if "arrays" in reply.content else reply],
+    )
     result = strategy.start(grid, record_of(START), num_rounds=2)
     assert not result.arrays
     assert len(result.evaluate_metrics_clientapp) == 2
@@ -429,7 +527,9 @@ def test_the_optimisers_state_lives_between_rounds_and_begins_anew_with_a_new_st
 
 def test_the_same_seed_draws_the_same_cohorts_and_another_seed_others() -> None:
     def cohorts(seed: int) -> list[list[int]]:
-        strategy = CloisterStrategy(fraction_train=0.5, fraction_evaluate=0.0, randomness=SeededRandomness(seed))
+        strategy = CloisterStrategy(
+            fraction_train=0.5, fraction_evaluate=0.0, randomness=SeededRandomness(seed)
+        )
         grid = HereGrid(adding_app(), nodes=12)
         strategy.start(grid, record_of(START), num_rounds=5)
         return [asked for asked in grid.asked if asked]
@@ -441,7 +541,9 @@ def test_the_same_seed_draws_the_same_cohorts_and_another_seed_others() -> None:
 
 def test_too_few_nodes_end_with_peers_missing_and_not_with_waiting_for_ever() -> None:
     grid = HereGrid(adding_app(), nodes=2)
-    with pytest.raises(PeersMissing, match=r"2 nodes are connected after 0\.05 s: round 1 needs 3 to train") as missing:
+    with pytest.raises(
+        PeersMissing, match=r"2 nodes are connected after 0\.05 s: round 1 needs 3 to train"
+    ) as missing:
         CloisterStrategy(min_available_nodes=3, wait_s=0.05).start(grid, record_of(START), num_rounds=1)
     assert "start more nodes" in missing.value.remedy
 
@@ -455,25 +557,39 @@ def test_a_node_that_joins_in_time_is_waited_for() -> None:
             return self.nodes[: self.asked_for_nodes]
 
     grid = Filling(adding_app())
-    result = CloisterStrategy(min_available_nodes=3, wait_s=30.0, fraction_evaluate=0.0).start(grid, record_of(START), num_rounds=1)
+    result = CloisterStrategy(min_available_nodes=3, wait_s=30.0, fraction_evaluate=0.0).start(
+        grid, record_of(START), num_rounds=1
+    )
     assert close(numpy_of(result.arrays), moved_by(2.0))
 
 
 def test_metrics_are_plain_means_without_the_count() -> None:
-    grid = HereGrid(adding_app(lambda node: {"num-examples": 10**node, "loss": float(node), "by-class": [1.0 * node, 2.0 * node]}))
+    grid = HereGrid(
+        adding_app(
+            lambda node: {"num-examples": 10**node, "loss": float(node), "by-class": [1.0 * node, 2.0 * node]}
+        )
+    )
     result = CloisterStrategy().start(grid, record_of(START), num_rounds=1)
     assert dict(result.train_metrics_clientapp[1]) == {"loss": 2.5, "by-class": [2.5, 5.0]}
     assert dict(result.evaluate_metrics_clientapp[1]) == {"loss": 2.5}
 
 
 def test_a_metric_that_is_not_finite_or_missing_is_left_out_of_its_mean() -> None:
-    sent: list[Any] = [{"loss": 1.0, "lists": [1.0]}, {"loss": float("nan"), "lists": [1.0, 2.0]}, {"loss": 3, "other": 7.0}, {}]
+    sent: list[Any] = [
+        {"loss": 1.0, "lists": [1.0]},
+        {"loss": float("nan"), "lists": [1.0, 2.0]},
+        {"loss": 3, "other": 7.0},
+        {},
+    ]
     records = [RecordDict({"metrics": MetricRecord(metrics)}) for metrics in sent]
     assert dict(mean_metrics(records, "num-examples")) == {"loss": 2.0, "other": 7.0}
 
 
 def test_a_users_own_metrics_function_is_taken() -> None:
-    strategy = CloisterStrategy(train_metrics_aggr_fn=lambda records, key: MetricRecord({"count": len(records)}), fraction_evaluate=0.0)
+    strategy = CloisterStrategy(
+        train_metrics_aggr_fn=lambda records, key: MetricRecord({"count": len(records)}),
+        fraction_evaluate=0.0,
+    )
     result = strategy.start(HereGrid(adding_app()), record_of(START), num_rounds=1)
     assert dict(result.train_metrics_clientapp[1]) == {"count": 4}
     assert not result.evaluate_metrics_clientapp
@@ -503,7 +619,9 @@ def test_a_setting_out_of_range_is_refused(options: dict[str, Any]) -> None:
 
 
 def test_scaffold_moves_its_control_by_the_share_of_the_population_that_answered() -> None:
-    strategy = ScaffoldStrategy(lr=0.5, fraction_train=0.5, fraction_evaluate=0.0, randomness=SeededRandomness(3))
+    strategy = ScaffoldStrategy(
+        lr=0.5, fraction_train=0.5, fraction_evaluate=0.0, randomness=SeededRandomness(3)
+    )
     grid = HereGrid(adding_app())
     answer = numpy_of(strategy.start(grid, record_of(START), num_rounds=1).arrays)
     cohort = grid.asked[0]
@@ -519,7 +637,9 @@ def test_scaffold_sends_its_control_under_the_models_names_without_the_counters(
     sent = next(iter(strategy.configure_train(2, record_of(START), ConfigRecord(), grid))).content["control"]
     arrays = numpy_of(sent)
     assert list(arrays) == ["weight", "bias", "scale"]
-    assert all(array.dtype == np.float32 and array.shape == START[name].shape for name, array in arrays.items())
+    assert all(
+        array.dtype == np.float32 and array.shape == START[name].shape for name, array in arrays.items()
+    )
     assert all(np.allclose(array, 2.5) for array in arrays.values())
 
 

@@ -34,7 +34,9 @@ class Items(Dataset[tuple[Any, Any]]):
 
     def __getitem__(self, row: int) -> tuple[Any, int]:
         value = torch.tensor([float(self.start + row)])
-        return {"tensor": value, "mapping": {"a": value, "b": -value}, "pair": (value, -value), "text": "x"}[self.form], self.start + row
+        return {"tensor": value, "mapping": {"a": value, "b": -value}, "pair": (value, -value), "text": "x"}[
+            self.form
+        ], self.start + row
 
 
 def lazy(start: int, count: int, form: str = "tensor") -> LazyData:
@@ -87,7 +89,10 @@ def test_memory_and_lazy_parts_mix() -> None:
 def test_mappings_and_pairs_are_joined_member_by_member() -> None:
     rows = torch.tensor([3, 0, 4])
     mapping, _ = join([lazy(0, 2, "mapping"), lazy(2, 3, "mapping")]).batch(rows)
-    assert {key: value.reshape(-1).tolist() for key, value in mapping.items()} == {"a": [3, 0, 4], "b": [-3, 0, -4]}
+    assert {key: value.reshape(-1).tolist() for key, value in mapping.items()} == {
+        "a": [3, 0, 4],
+        "b": [-3, 0, -4],
+    }
     pair, _ = join([lazy(0, 2, "pair"), lazy(2, 3, "pair")]).batch(rows)
     assert [member.reshape(-1).tolist() for member in pair] == [[3, 0, 4], [-3, 0, -4]]
 

@@ -48,7 +48,9 @@ def make_runner() -> Runner:
         scaled = (sent * context.node_id).astype(np.float32)
         content = RecordDict(
             {
-                "update": record(live=LiveArray(scaled), plain=Array(scaled), cipher=Array("uint8", (3,), "bfv", b"abc")),
+                "update": record(
+                    live=LiveArray(scaled), plain=Array(scaled), cipher=Array("uint8", (3,), "bfv", b"abc")
+                ),
                 "report": MetricRecord({"calls": int(str(calls["n"])), "list": [1.5, 2.5]}),
                 "who": ConfigRecord({"node": context.node_config["partition-id"], "pid": os.getpid()}),
             }
@@ -90,7 +92,11 @@ def test_every_message_is_answered_by_its_node(grid: LocalGrid) -> None:
         arrays = answer.reply.content.array_records["update"]
         np.testing.assert_array_equal(arrays["live"].numpy(), node * np.arange(5, dtype=np.float32))
         np.testing.assert_array_equal(arrays["plain"].numpy(), node * np.arange(5, dtype=np.float32))
-        assert (arrays["cipher"].stype, arrays["cipher"].data, arrays["cipher"].shape) == ("bfv", b"abc", (3,))
+        assert (arrays["cipher"].stype, arrays["cipher"].data, arrays["cipher"].shape) == (
+            "bfv",
+            b"abc",
+            (3,),
+        )
         assert answer.reply.content.metric_records["report"]["list"] == [1.5, 2.5]
         assert answer.reply.content.config_records["who"]["node"] == node - 1
 
@@ -168,7 +174,13 @@ def test_a_late_answer_is_missing_and_is_dropped_when_it_comes() -> None:
 
 def test_an_expired_message_that_waited_is_not_worked_on() -> None:
     for grid in open_grid(1):
-        list(exchange(grid, messages([1], ttl=0.2, sleep=0.5) + messages([2], ttl=0.2) + messages([3], ttl=0.2), wait_s=0.2))
+        list(
+            exchange(
+                grid,
+                messages([1], ttl=0.2, sleep=0.5) + messages([2], ttl=0.2) + messages([3], ttl=0.2),
+                wait_s=0.2,
+            )
+        )
         time.sleep(0.6)
         list(exchange(grid, messages([4]), wait_s=10))
         assert sorted(grid.states) == [4]
@@ -178,7 +190,12 @@ def test_a_live_array_serialises_like_flowers_own() -> None:
     vector = np.arange(7, dtype=np.float32)
     live, plain = LiveArray(vector), Array(vector)
     assert live.numpy() is vector
-    assert (live.data, live.dtype, live.shape, live.stype) == (plain.data, plain.dtype, plain.shape, plain.stype)
+    assert (live.data, live.dtype, live.shape, live.stype) == (
+        plain.data,
+        plain.dtype,
+        plain.shape,
+        plain.stype,
+    )
 
 
 def test_replies_of_the_pool_and_of_this_process_are_equal_to_the_bit() -> None:
@@ -187,5 +204,11 @@ def test_replies_of_the_pool_and_of_this_process_are_equal_to_the_bit() -> None:
     for workers in (0, 1, 3):
         for grid in open_grid(workers):
             answers = exchange(grid, messages([3, 1, 2], vector), wait_s=30)
-            seen.append(b"".join(a.reply.content.array_records["update"]["live"].numpy().tobytes() for a in answers if a.reply))
+            seen.append(
+                b"".join(
+                    a.reply.content.array_records["update"]["live"].numpy().tobytes()
+                    for a in answers
+                    if a.reply
+                )
+            )
     assert seen[0] == seen[1] == seen[2]

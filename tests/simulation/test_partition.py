@@ -70,7 +70,15 @@ def cohort(sites: int | None, by: Any, **keys: Any) -> Cohort:
     return Cohort(sites=sites, partition=Partition(by=by, **keys))
 
 
-def roster(sites: int | None, by: Any, *, seed: int = 1, data: dict[str, Split] | None = None, task: Task | None = None, **keys: Any) -> Roster:
+def roster(
+    sites: int | None,
+    by: Any,
+    *,
+    seed: int = 1,
+    data: dict[str, Split] | None = None,
+    task: Task | None = None,
+    **keys: Any,
+) -> Roster:
     return make_roster(cohort(sites, by, **keys), data or pool(), task or Classes(), SeededRandomness(seed))
 
 
@@ -98,8 +106,12 @@ dealt = pytest.mark.parametrize("how", DEALT.values(), ids=DEALT)
 
 
 @dealt
-@given(sites=st.integers(1, 15), train=st.integers(120, 300), test=st.integers(0, 90), seed=st.integers(0, 10**6))
-def test_every_record_is_at_exactly_one_site_and_no_site_is_empty(how: dict[str, Any], sites: int, train: int, test: int, seed: int) -> None:
+@given(
+    sites=st.integers(1, 15), train=st.integers(120, 300), test=st.integers(0, 90), seed=st.integers(0, 10**6)
+)
+def test_every_record_is_at_exactly_one_site_and_no_site_is_empty(
+    how: dict[str, Any], sites: int, train: int, test: int, seed: int
+) -> None:
     made = roster(sites, data=pool(train, test, seed), seed=seed, **how)
     held = layout(made)
     assert len(made) == len(held) == sites
@@ -131,7 +143,10 @@ def test_counts_are_the_sites_training_records_by_class(how: dict[str, Any]) -> 
 def test_several_owners_are_pooled_before_they_are_dealt(how: dict[str, Any]) -> None:
     whole = pool(300, 60)[POOLED]
     rows = np.arange(300)
-    owners = {"north": Split(whole.train.subset(rows[:100]), whole.test), "south": Split(whole.train.subset(rows[100:]), whole.test.subset(rows[:0]))}
+    owners = {
+        "north": Split(whole.train.subset(rows[:100]), whole.test),
+        "south": Split(whole.train.subset(rows[100:]), whole.test.subset(rows[:0])),
+    }
     made = roster(5, data=owners, **how)
     assert not made.natural
     assert sorted(row for train, _ in layout(made) for row in train) == list(range(300))
@@ -163,7 +178,10 @@ def test_a_site_that_does_not_exist_is_refused(index: int, keys: dict[str, Any])
 
 def owned() -> dict[str, Split]:
     rng = np.random.default_rng(5)
-    return {name: Split(numbered(rng.integers(0, 10, size)), numbered(rng.integers(0, 10, size // 3))) for name, size in {"oslo": 30, "lima": 12}.items()}
+    return {
+        name: Split(numbered(rng.integers(0, 10, size)), numbered(rng.integers(0, 10, size // 3)))
+        for name, size in {"oslo": 30, "lima": 12}.items()
+    }
 
 
 def test_by_site_keeps_the_owners_names_order_and_records() -> None:
@@ -235,7 +253,9 @@ def test_a_virtual_site_has_a_test_record_wherever_there_is_one() -> None:
     assert len(roster(10, "iid", data=pool(100, 1), per_site=100).split(0).test) == 1
 
 
-@pytest.mark.parametrize(("train", "per_site"), [(60, 5), (20_000, 5)])  # numpy draws small and large pools in two ways
+@pytest.mark.parametrize(
+    ("train", "per_site"), [(60, 5), (20_000, 5)]
+)  # numpy draws small and large pools in two ways
 def test_virtual_sites_draw_every_record_equally_often(train: int, per_site: int) -> None:
     made = roster(4000, "iid", data=pool(train, 1), per_site=per_site)
     drawn = np.concatenate([records(made.split(index).train) for index in range(4000)])
@@ -294,7 +314,9 @@ def test_a_dirichlet_that_leaves_a_site_empty_is_drawn_again() -> None:
     alpha, sites = 0.3, 10
     first_draws_that_fail = 0
     for seed in range(30):
-        site_of = deal_by_class(labels, sites, alpha, SeededRandomness(seed).generator("partition", "dirichlet", 0))
+        site_of = deal_by_class(
+            labels, sites, alpha, SeededRandomness(seed).generator("partition", "dirichlet", 0)
+        )
         first_draws_that_fail += int(len(np.unique(site_of)) < sites)
         made = roster(sites, "dirichlet", alpha=alpha, data=data, seed=seed)
         assert all(sum(made.counts(index)) for index in range(sites))
@@ -302,7 +324,9 @@ def test_a_dirichlet_that_leaves_a_site_empty_is_drawn_again() -> None:
 
 
 def test_a_dirichlet_that_cannot_fill_its_sites_says_what_to_change() -> None:
-    with pytest.raises(SpecError, match=r"alpha = 1e-06 did not give each of 20 sites at least one record in 100 draws") as refused:
+    with pytest.raises(
+        SpecError, match=r"alpha = 1e-06 did not give each of 20 sites at least one record in 100 draws"
+    ) as refused:
         roster(20, "dirichlet", alpha=1e-6)
     assert refused.value.remedy == "raise alpha, or lower cohort.sites"
 
@@ -311,7 +335,11 @@ def test_a_dirichlet_is_drawn_again_until_every_site_has_the_classes_the_task_ne
     for seed in range(10):
         made = roster(5, "dirichlet", alpha=0.1, task=SeveralClasses(), seed=seed)
         assert all(np.count_nonzero(made.counts(index)) >= 2 for index in range(5))
-    assert any(np.count_nonzero(roster(5, "dirichlet", alpha=0.1, seed=seed).counts(index)) == 1 for seed in range(10) for index in range(5))
+    assert any(
+        np.count_nonzero(roster(5, "dirichlet", alpha=0.1, seed=seed).counts(index)) == 1
+        for seed in range(10)
+        for index in range(5)
+    )
 
 
 def test_a_regression_has_no_classes_to_spread() -> None:
@@ -349,7 +377,13 @@ def test_mcmahans_hundred_sites_of_two_shards_know_four_classes_at_most() -> Non
 @pytest.mark.parametrize("skew", [0.2, 2.0])
 def test_site_sizes_spread_as_their_skew_says_and_no_other(skew: float) -> None:
     sites, total = 10, 10_000
-    shares = np.array([np.bincount(deal_by_size(total, sites, skew, np.random.default_rng([3, draw])), minlength=sites) / total for draw in range(400)])
+    shares = np.array(
+        [
+            np.bincount(deal_by_size(total, sites, skew, np.random.default_rng([3, draw])), minlength=sites)
+            / total
+            for draw in range(400)
+        ]
+    )
 
     def expected(other: float) -> float:
         return (1 / sites) * (1 - 1 / sites) / (sites * other + 1)
@@ -372,13 +406,18 @@ def test_one_record_a_site_is_possible_and_no_more_sites_than_records() -> None:
     for how in ({"by": "iid"}, {"by": "quantity", "skew": 0.1}, {"by": "shards", "per_site": 1}):
         made = roster(30, data=pool(30, 0), **how)
         assert all(sum(made.counts(index)) == 1 for index in range(30))
-        with pytest.raises(SpecError, match=r"cohort\.sites = 31.* asks for at least 31 training records, and there are 30") as refused:
+        with pytest.raises(
+            SpecError, match=r"cohort\.sites = 31.* asks for at least 31 training records, and there are 30"
+        ) as refused:
             roster(31, data=pool(30, 0), **how)
         assert refused.value.remedy
 
 
 def test_too_many_shards_are_refused() -> None:
-    with pytest.raises(SpecError, match=r"cohort\.sites = 100 with per_site = 5 asks for at least 500 training records, and there are 400"):
+    with pytest.raises(
+        SpecError,
+        match=r"cohort\.sites = 100 with per_site = 5 asks for at least 500 training records, and there are 400",
+    ):
         roster(100, "shards", per_site=5)
 
 
@@ -397,7 +436,9 @@ def test_a_virtual_site_of_one_class_is_refused_when_it_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("by", ["iid", "dirichlet", "shards", "quantity"])
-def test_the_number_of_sites_must_be_given_where_data_is_dealt_anew(by: Literal["iid", "dirichlet", "shards", "quantity"]) -> None:
+def test_the_number_of_sites_must_be_given_where_data_is_dealt_anew(
+    by: Literal["iid", "dirichlet", "shards", "quantity"],
+) -> None:
     with pytest.raises(SpecError, match=rf"by = '{by}' .* cohort\.sites is missing") as refused:
         roster(None, **DEALT[by])
     assert "sites = 10" in refused.value.remedy
@@ -407,7 +448,9 @@ def test_the_number_of_sites_must_be_given_where_data_is_dealt_anew(by: Literal[
 
 
 @given(seed=st.integers(0, 999), sites=st.integers(1, 12), records=st.integers(0, 200))
-def test_each_classs_test_records_spread_as_its_training_records_do_to_one_record(seed: int, sites: int, records: int) -> None:
+def test_each_classs_test_records_spread_as_its_training_records_do_to_one_record(
+    seed: int, sites: int, records: int
+) -> None:
     rng = np.random.default_rng(seed)
     counts = rng.integers(0, 20, (sites, 5)) * (rng.random((sites, 5)) < 0.6)
     counts[:, 4] = 0  # a class that nobody trains on
@@ -415,7 +458,11 @@ def test_each_classs_test_records_spread_as_its_training_records_do_to_one_recor
     labels = rng.integers(0, 5, records)
     site_of = deal_like(labels, counts, rng)
     for label in range(5):
-        shares = counts[:, label] / counts[:, label].sum() if counts[:, label].sum() else counts.sum(axis=1) / counts.sum()
+        shares = (
+            counts[:, label] / counts[:, label].sum()
+            if counts[:, label].sum()
+            else counts.sum(axis=1) / counts.sum()
+        )
         found = np.bincount(site_of[labels == label], minlength=sites)
         assert (np.abs(found - shares * (labels == label).sum()) < 1 + 1e-9).all()
 
@@ -424,7 +471,9 @@ def test_rounding_starves_no_site_on_average() -> None:
     # 4 sites with equal shares of 2 test records a class: each has 0 or 1 of a class, and 0.5 on average.
     counts = np.ones((4, 50), dtype=np.int64)
     labels = np.repeat(np.arange(50), 2)
-    totals = np.bincount(np.concatenate([deal_like(labels, counts, np.random.default_rng([5, draw])) for draw in range(40)]))
+    totals = np.bincount(
+        np.concatenate([deal_like(labels, counts, np.random.default_rng([5, draw])) for draw in range(40)])
+    )
     # 2000 classes: standard deviation of a site's total is √(2000 / 4) = 22.
     assert all(abs(int(total) - 1000) < 4 * 22.4 for total in totals)
 
@@ -440,10 +489,17 @@ def test_a_class_without_a_test_record_and_no_test_records_at_all_are_fine() -> 
 
 def valued(train: int = 300, test: int = 100) -> dict[str, Split]:
     rng = np.random.default_rng(2)
-    return {POOLED: Split(numbered(rng.standard_normal(train).astype(np.float32)), numbered(rng.standard_normal(test).astype(np.float32)))}
+    return {
+        POOLED: Split(
+            numbered(rng.standard_normal(train).astype(np.float32)),
+            numbered(rng.standard_normal(test).astype(np.float32)),
+        )
+    }
 
 
-@pytest.mark.parametrize("how", [DEALT["iid"], DEALT["quantity"], DEALT["shards"]], ids=["iid", "quantity", "shards"])
+@pytest.mark.parametrize(
+    "how", [DEALT["iid"], DEALT["quantity"], DEALT["shards"]], ids=["iid", "quantity", "shards"]
+)
 def test_a_regressions_records_are_each_at_one_site(how: dict[str, Any]) -> None:
     made = roster(6, data=valued(), task=Values(), **how)
     held = layout(made)

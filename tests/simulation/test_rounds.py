@@ -58,7 +58,9 @@ class Sites:
         spec = parse_federation(json.loads(federation), base=Path()).spec
         task = Line()
         model = build_model(task, 0)
-        self.bench = Workbench(spec=spec, trainer=Trainer(spec, task, model, Layout.of(model)), randomness=SeededRandomness(0))
+        self.bench = Workbench(
+            spec=spec, trainer=Trainer(spec, task, model, Layout.of(model)), randomness=SeededRandomness(0)
+        )
         self.splits = task.data()
 
     def workbench(self, federation: str) -> Workbench:
@@ -91,7 +93,11 @@ class Federation:
 
         app.train()(through)
         app.evaluate()(through)
-        grid = LocalGrid(nodes=SITES, node_config=lambda node: {"partition-id": node - 1}, workers=Inline(lambda: client_runner(app)))
+        grid = LocalGrid(
+            nodes=SITES,
+            node_config=lambda node: {"partition-id": node - 1},
+            workers=Inline(lambda: client_runner(app)),
+        )
         layout = self.sites.bench.trainer.layout
         bus = EventBus(EventLog(self.folder / "events.jsonl"))
         plan = RunPlan(
@@ -120,7 +126,9 @@ class Federation:
 
 
 def changed(reply: Message, message: Message, **arrays: Any) -> Message:
-    content = RecordDict({protocol.UPDATE: ArrayRecord(arrays), protocol.REPORT: MetricRecord({"loss": 0.1, "records": 5})})
+    content = RecordDict(
+        {protocol.UPDATE: ArrayRecord(arrays), protocol.REPORT: MetricRecord({"loss": 0.1, "records": 5})}
+    )
     return Message(content, reply_to=message)
 
 
@@ -151,7 +159,9 @@ def lying_header(message: Message, reply: Message) -> Message:
 
 def pickled_bytes(message: Message, reply: Message) -> Message:
     shape = vector_of(reply).shape
-    return changed(reply, message, vector=Array("float32", shape, "numpy.ndarray", b"\x93NUMPY\x01\x00garbage"))
+    return changed(
+        reply, message, vector=Array("float32", shape, "numpy.ndarray", b"\x93NUMPY\x01\x00garbage")
+    )
 
 
 def extra_array(message: Message, reply: Message) -> Message:
@@ -159,7 +169,9 @@ def extra_array(message: Message, reply: Message) -> Message:
 
 
 def no_report(message: Message, reply: Message) -> Message:
-    return Message(RecordDict({protocol.UPDATE: ArrayRecord({"vector": Array(vector_of(reply))})}), reply_to=message)
+    return Message(
+        RecordDict({protocol.UPDATE: ArrayRecord({"vector": Array(vector_of(reply))})}), reply_to=message
+    )
 
 
 def flower_error(message: Message, reply: Message) -> Message:
@@ -178,7 +190,9 @@ def flower_error(message: Message, reply: Message) -> Message:
         (no_report, "wrong-report"),
     ],
 )
-def test_a_bad_reply_is_refused_with_a_reason_and_the_round_goes_on_without_it(attack: Any, reason: str, tmp_path: Path) -> None:
+def test_a_bad_reply_is_refused_with_a_reason_and_the_round_goes_on_without_it(
+    attack: Any, reason: str, tmp_path: Path
+) -> None:
     federation = Federation(tmp_path / "hostile", evaluation={"sites": False, "every": 0})
     federation.hostile = {"bob": attack}
     model = federation.run()
@@ -200,7 +214,9 @@ def test_a_sites_exception_never_sends_its_text(tmp_path: Path) -> None:
     def explode(*_: Any) -> Any:
         raise RuntimeError("Jane Doe, born 1950, HIV positive")
 
-    federation.sites.splits["cy"] = Split(federation.sites.splits["cy"].train, federation.sites.splits["cy"].test)
+    federation.sites.splits["cy"] = Split(
+        federation.sites.splits["cy"].train, federation.sites.splits["cy"].test
+    )
     object.__setattr__(federation.sites.splits["cy"].train, "batch", explode)
     federation.run()
     text = (tmp_path / "events.jsonl").read_text()
@@ -213,7 +229,9 @@ def test_flowers_error_text_is_not_kept(tmp_path: Path) -> None:
     federation.hostile = {"ann": flower_error}
     federation.run()
     assert "secret patient text" not in (tmp_path / "events.jsonl").read_text()
-    assert federation.events("round")[0]["refused"] == [{"site": "ann", "reason": "site-lost: Flower error 0"}]
+    assert federation.events("round")[0]["refused"] == [
+        {"site": "ann", "reason": "site-lost: Flower error 0"}
+    ]
 
 
 def test_a_reply_from_a_foreign_sender_is_refused(tmp_path: Path) -> None:
@@ -248,7 +266,12 @@ def test_all_sites_lost_ends_with_peers_missing_and_names_them(tmp_path: Path) -
 
 
 def test_a_straggler_is_missing_by_name_and_its_message_expires(tmp_path: Path) -> None:
-    federation = Federation(tmp_path, cohort={"wait_s": 0.3, "min_sites": 1}, federation={"name": "t", "rounds": 1}, evaluation={"sites": False})
+    federation = Federation(
+        tmp_path,
+        cohort={"wait_s": 0.3, "min_sites": 1},
+        federation={"name": "t", "rounds": 1},
+        evaluation={"sites": False},
+    )
 
     def slow(message: Message, reply: Message) -> Message:
         time.sleep(0.5)
@@ -272,7 +295,10 @@ def test_weights_are_the_servers_and_never_the_sites_word(tmp_path: Path) -> Non
         return Message(content, reply_to=message)
 
     quiet = {"sites": False, "every": 0}
-    uniform, boasted = Federation(tmp_path / "a", evaluation=quiet), Federation(tmp_path / "b", evaluation=quiet)
+    uniform, boasted = (
+        Federation(tmp_path / "a", evaluation=quiet),
+        Federation(tmp_path / "b", evaluation=quiet),
+    )
     boasted.hostile = {"ann": boast}
     assert np.array_equal(uniform.run(), boasted.run())
     capped = {"weighting": {"records_cap": 25}}
@@ -286,7 +312,10 @@ def test_weights_are_the_servers_and_never_the_sites_word(tmp_path: Path) -> Non
 def test_one_round_is_the_mean_of_what_each_site_does_alone(tmp_path: Path) -> None:
     federation = Federation(tmp_path, federation={"name": "t", "rounds": 1})
     model = federation.run()
-    trainer, start = federation.sites.bench.trainer, federation.sites.bench.trainer.layout.read(build_model(Line(), 0))
+    trainer, start = (
+        federation.sites.bench.trainer,
+        federation.sites.bench.trainer.layout.read(build_model(Line(), 0)),
+    )
     changes = [
         trainer.train(start, split.train, site=name, round_number=1, randomness=SeededRandomness(0)).change
         for name, split in Line().data().items()
@@ -307,7 +336,12 @@ def scaffold_federation(folder: Path, rounds: int = 3) -> Federation:
     return Federation(
         folder,
         federation={"name": "t", "rounds": rounds},
-        training={"scaffold": True, "optimizer": {"name": "sgd", "lr": 0.1}, "local_steps": 3, "batch_size": 64},
+        training={
+            "scaffold": True,
+            "optimizer": {"name": "sgd", "lr": 0.1},
+            "local_steps": 3,
+            "batch_size": 64,
+        },
     )
 
 
@@ -332,7 +366,12 @@ def test_scaffold_equals_the_algorithm_written_out(tmp_path: Path) -> None:
                         assert p.grad is not None
                         p.sub_(0.1 * (p.grad - client + server))
             with torch.no_grad():
-                new = [client - server + (px - py) / (3 * 0.1) for client, server, px, py in zip(own[name], c, x.parameters(), y.parameters(), strict=True)]
+                new = [
+                    client - server + (px - py) / (3 * 0.1)
+                    for client, server, px, py in zip(
+                        own[name], c, x.parameters(), y.parameters(), strict=True
+                    )
+                ]
                 changes.append([after - before for after, before in zip(new, own[name], strict=True)])
                 moves.append([py - px for px, py in zip(x.parameters(), y.parameters(), strict=True)])
             own[name] = new

@@ -51,7 +51,8 @@ def test_the_vector_does_not_depend_on_the_order_of_arrival() -> None:
 
 
 @given(
-    shapes=st.lists(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4), min_size=1, max_size=5), seed=st.integers(0, 99)
+    shapes=st.lists(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4), min_size=1, max_size=5),
+    seed=st.integers(0, 99),
 )
 def test_flatten_and_unflatten_are_inverse(shapes: list[tuple[int, ...]], seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -79,7 +80,10 @@ def changed(**changes: npt.NDArray[Any] | None) -> Arrays:
         (changed(secret=np.ones(1)), "1 unknown array"),
         (changed(layer__bias=np.ones(3)), r"array 'layer.bias' has shape (3,), expected (2,)"),
         (changed(layer__bias=np.ones(2, np.int64)), "array 'layer.bias' is int64, expected float64"),
-        (changed(layer__bias=np.ones(2, np.complex128)), "array 'layer.bias' is complex128, expected float64"),
+        (
+            changed(layer__bias=np.ones(2, np.complex128)),
+            "array 'layer.bias' is complex128, expected float64",
+        ),
         (changed(norm__steps=np.array(7.0)), "array 'norm.steps' is float64, expected int64"),
         (changed(layer__bias=np.ones(2, np.float32)), None),
         (changed(norm__steps=np.array(9)), None),

@@ -33,7 +33,13 @@ def exact(rows: Rows, weights: list[float]) -> list[float]:
     """Weighted mean in rational numbers: an oracle without rounding."""
     total = sum(map(Fraction, weights))
     return [
-        float(sum(Fraction(weight) * Fraction(float(row[column])) for row, weight in zip(rows, weights, strict=True)) / total)
+        float(
+            sum(
+                Fraction(weight) * Fraction(float(row[column]))
+                for row, weight in zip(rows, weights, strict=True)
+            )
+            / total
+        )
         for column in range(rows.shape[1])
     ]
 
@@ -71,21 +77,27 @@ def test_every_element_counts_where_the_vector_spans_blocks() -> None:
     size = 2 * BLOCK + 7
     rng = np.random.default_rng(3)
     rows = rng.standard_normal((3, size)).astype(np.float32)
-    assert np.allclose(stream(rows, [1.0, 2.0, 3.5]), weighted_mean(rows, np.array([1.0, 2.0, 3.5])), rtol=0, atol=1e-15)
+    assert np.allclose(
+        stream(rows, [1.0, 2.0, 3.5]), weighted_mean(rows, np.array([1.0, 2.0, 3.5])), rtol=0, atol=1e-15
+    )
 
 
 @given(rows=matrices, seed=st.integers(0, 99))
 def test_the_order_of_updates_matters_only_to_rounding(rows: Rows, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(rows))
     weights = np.linspace(1, 2, len(rows))
-    assert np.allclose(stream(rows, list(weights)), stream(rows[order], list(weights[order])), rtol=1e-13, atol=1e-8)
+    assert np.allclose(
+        stream(rows, list(weights)), stream(rows[order], list(weights[order])), rtol=1e-13, atol=1e-8
+    )
 
 
 @given(rows=matrices, shift=st.integers(-1000, 1000))
 def test_the_mean_moves_with_its_updates(rows: Rows, shift: int) -> None:
     small = np.round(rows).astype(np.float32)  # whole numbers: adding a whole shift is exact in float32
     weights = list(np.linspace(1, 2, len(rows)))
-    assert np.allclose(stream(small + np.float32(shift), weights), stream(small, weights) + shift, rtol=1e-12, atol=1e-8)
+    assert np.allclose(
+        stream(small + np.float32(shift), weights), stream(small, weights) + shift, rtol=1e-12, atol=1e-8
+    )
 
 
 @given(rows=matrices, power=st.integers(-10, 10))
@@ -99,7 +111,9 @@ def test_the_mean_scales_with_its_updates(rows: Rows, power: int) -> None:
 @given(rows=matrices, scale=st.floats(1e-50, 1e50))
 def test_only_the_ratio_of_the_weights_counts(rows: Rows, scale: float) -> None:
     weights = np.linspace(1, 2, len(rows))
-    assert np.allclose(stream(rows, list(weights * scale)), stream(rows, list(weights)), rtol=1e-12, atol=1e-8)
+    assert np.allclose(
+        stream(rows, list(weights * scale)), stream(rows, list(weights)), rtol=1e-12, atol=1e-8
+    )
 
 
 def test_one_update_of_weight_one_comes_back_to_the_bit() -> None:
@@ -149,7 +163,14 @@ def test_a_weight_that_is_not_a_positive_number_is_refused_by_value(weight: floa
 
 
 @pytest.mark.parametrize(
-    "vector", [np.ones(3, np.float32), np.ones((2, 1), np.float32), np.ones(2), np.ones(2, np.float16), np.ones(2, np.int32)]
+    "vector",
+    [
+        np.ones(3, np.float32),
+        np.ones((2, 1), np.float32),
+        np.ones(2),
+        np.ones(2, np.float16),
+        np.ones(2, np.int32),
+    ],
 )
 def test_another_shape_or_type_is_refused(vector: npt.NDArray[np.float32]) -> None:
     with pytest.raises(ValueError, match=r"expected a float32 vector of shape \(2,\)"):

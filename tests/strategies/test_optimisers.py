@@ -43,7 +43,9 @@ ALL: list[ServerOptimiser] = [
 by_name = pytest.mark.parametrize("optimiser", ALL, ids=lambda optimiser: optimiser.name)
 
 
-def scalar_run(name: str, x: float, deltas: list[float], *, lr: float, b1: float, b2: float, tau: float) -> float:
+def scalar_run(
+    name: str, x: float, deltas: list[float], *, lr: float, b1: float, b2: float, tau: float
+) -> float:
     """One coordinate by plain Python floats, written from the paper's Algorithm 2 and rounded to float32 once a round."""
     m, v = 0.0, tau * tau
     for delta in deltas:
@@ -68,7 +70,9 @@ def scalar_run(name: str, x: float, deltas: list[float], *, lr: float, b1: float
     return x
 
 
-def run(optimiser: ServerOptimiser, model: Vector, deltas: npt.NDArray[np.float64]) -> tuple[Vector, OptimiserState]:
+def run(
+    optimiser: ServerOptimiser, model: Vector, deltas: npt.NDArray[np.float64]
+) -> tuple[Vector, OptimiserState]:
     state = optimiser.start(len(model))
     for delta in deltas:
         model, state = optimiser.step(model, delta, state)
@@ -102,10 +106,18 @@ def test_hand_computed_second_steps() -> None:
 
 
 @by_name
-@given(deltas=hnp.arrays(np.float64, st.tuples(st.integers(1, 6), st.just(4)), elements=st.floats(-10, 10)), start=st.floats(-5, 5, width=32))
-def test_every_optimiser_is_the_slow_loop(optimiser: ServerOptimiser, deltas: npt.NDArray[np.float64], start: float) -> None:
+@given(
+    deltas=hnp.arrays(np.float64, st.tuples(st.integers(1, 6), st.just(4)), elements=st.floats(-10, 10)),
+    start=st.floats(-5, 5, width=32),
+)
+def test_every_optimiser_is_the_slow_loop(
+    optimiser: ServerOptimiser, deltas: npt.NDArray[np.float64], start: float
+) -> None:
     following, _ = run(optimiser, np.full(4, start, np.float32), deltas)
-    expected = [scalar_run(optimiser.name, start, list(column), lr=0.7, b1=0.5, b2=0.75, tau=0.1) for column in deltas.T]
+    expected = [
+        scalar_run(optimiser.name, start, list(column), lr=0.7, b1=0.5, b2=0.75, tau=0.1)
+        for column in deltas.T
+    ]
     assert following == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
@@ -120,14 +132,18 @@ def test_on_one_fixture_every_optimiser_answers_differently() -> None:
     model=hnp.arrays(np.float32, 7, elements=st.floats(-1e3, 1e3, width=32)),
     delta=hnp.arrays(np.float64, 7, elements=st.floats(-1e3, 1e3)),
 )
-def test_fedavg_with_lr_one_is_exactly_the_model_plus_the_mean_update(model: Vector, delta: Direction) -> None:
+def test_fedavg_with_lr_one_is_exactly_the_model_plus_the_mean_update(
+    model: Vector, delta: Direction
+) -> None:
     following, _ = FedAvg(lr=1.0).step(model, delta, OptimiserState())
     assert np.array_equal(following, (model.astype(np.float64) + delta).astype(np.float32))
 
 
 def test_fedavgm_without_momentum_is_fedavg() -> None:
     model, deltas = np.ones(3, np.float32), np.random.default_rng(0).standard_normal((4, 3))
-    assert np.array_equal(run(FedAvgM(lr=0.3, momentum=0.0), model, deltas)[0], run(FedAvg(lr=0.3), model, deltas)[0])
+    assert np.array_equal(
+        run(FedAvgM(lr=0.3, momentum=0.0), model, deltas)[0], run(FedAvg(lr=0.3), model, deltas)[0]
+    )
 
 
 def test_a_zero_direction_moves_only_what_has_momentum() -> None:
@@ -183,7 +199,9 @@ def test_the_state_starts_as_the_paper_says(optimiser: ServerOptimiser) -> None:
 )
 def test_a_stored_state_that_does_not_fit_is_refused(change: dict[str, Any], word: str) -> None:
     optimiser = FedAdam()
-    arrays = {name: array for name, array in (optimiser.start(3).arrays() | change).items() if array is not None}
+    arrays = {
+        name: array for name, array in (optimiser.start(3).arrays() | change).items() if array is not None
+    }
     with pytest.raises(IntegrityError, match=word) as refused:
         optimiser.from_arrays(arrays, 3)
     assert refused.value.remedy
@@ -192,14 +210,18 @@ def test_a_stored_state_that_does_not_fit_is_refused(change: dict[str, Any], wor
 def test_another_optimisers_state_is_refused() -> None:
     with pytest.raises(ValueError, match="fedadam"):
         FedAdam().step(np.ones(2, np.float32), np.ones(2), FedAvgM().start(2))
-    with pytest.raises(IntegrityError, match=r"fedavg has the arrays \['momentum', 'variance'\], not \[\]") as refused:
+    with pytest.raises(
+        IntegrityError, match=r"fedavg has the arrays \['momentum', 'variance'\], not \[\]"
+    ) as refused:
         FedAvg().from_arrays(FedAdam().start(2).arrays(), 2)
     assert "began with" in refused.value.remedy
 
 
 @by_name
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
-def test_a_direction_that_no_mean_of_float32_can_have_is_refused(optimiser: ServerOptimiser, bad: float) -> None:
+def test_a_direction_that_no_mean_of_float32_can_have_is_refused(
+    optimiser: ServerOptimiser, bad: float
+) -> None:
     with pytest.raises(ValueError, match="direction"):
         optimiser.step(np.ones(2, np.float32), np.array([0.0, bad]), optimiser.start(2))
 
@@ -266,7 +288,9 @@ class _Nodes:
         return [1, 2]
 
 
-def flower_run(strategy: FlowerFedAvg, model: Vector, deltas: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
+def flower_run(
+    strategy: FlowerFedAvg, model: Vector, deltas: npt.NDArray[np.float64]
+) -> list[npt.NDArray[np.float64]]:
     """Feed Flower's strategy two equal clients a round whose models are its own plus Δ; return its models, in float64."""
     arrays = ArrayRecord([model.astype(np.float64)])
     models = []
@@ -276,7 +300,12 @@ def flower_run(strategy: FlowerFedAvg, model: Vector, deltas: npt.NDArray[np.flo
         replies = []
         for node in (1, 2):
             asked = Message(RecordDict(), dst_node_id=node, message_type="train")
-            replies.append(Message(RecordDict({"arrays": trained, "metrics": MetricRecord({"num-examples": 1})}), reply_to=asked))
+            replies.append(
+                Message(
+                    RecordDict({"arrays": trained, "metrics": MetricRecord({"num-examples": 1})}),
+                    reply_to=asked,
+                )
+            )
         aggregated, _ = strategy.aggregate_train(number, replies)
         assert aggregated is not None
         arrays = aggregated
@@ -284,7 +313,13 @@ def flower_run(strategy: FlowerFedAvg, model: Vector, deltas: npt.NDArray[np.flo
     return models
 
 
-def our_models(optimiser: ServerOptimiser, model: Vector, deltas: npt.NDArray[np.float64], *, variance: float | None = None) -> list[Vector]:
+def our_models(
+    optimiser: ServerOptimiser,
+    model: Vector,
+    deltas: npt.NDArray[np.float64],
+    *,
+    variance: float | None = None,
+) -> list[Vector]:
     state = optimiser.start(len(model))
     if variance is not None:
         state = OptimiserState(momentum=state.momentum, variance=np.full(len(model), variance))
@@ -304,7 +339,9 @@ class TestAgainstFlower:
     """Flower's variance starts at 0, ours at τ²: the oracle runs ours from 0. Its other differences are named in each test."""
 
     def test_fedavg_agrees(self) -> None:
-        assert np.allclose(our_models(FedAvg(lr=1.0), MODEL, DELTAS), flower_run(FlowerFedAvg(), MODEL, DELTAS), rtol=1e-6)
+        assert np.allclose(
+            our_models(FedAvg(lr=1.0), MODEL, DELTAS), flower_run(FlowerFedAvg(), MODEL, DELTAS), rtol=1e-6
+        )
 
     def test_fedavgm_agrees(self) -> None:
         theirs = flower_run(FlowerFedAvgM(server_learning_rate=0.5, server_momentum=0.8), MODEL, DELTAS)
@@ -312,11 +349,19 @@ class TestAgainstFlower:
 
     def test_fedadagrad_agrees_without_momentum_which_flower_has_not(self) -> None:
         theirs = flower_run(FlowerFedAdagrad(eta=0.3, tau=0.05), MODEL, DELTAS)
-        assert np.allclose(our_models(FedAdagrad(lr=0.3, beta1=0.0, tau=0.05), MODEL, DELTAS, variance=0.0), theirs, rtol=1e-5)
+        assert np.allclose(
+            our_models(FedAdagrad(lr=0.3, beta1=0.0, tau=0.05), MODEL, DELTAS, variance=0.0),
+            theirs,
+            rtol=1e-5,
+        )
 
     def test_fedyogi_agrees(self) -> None:
         theirs = flower_run(FlowerFedYogi(eta=0.3, beta_1=0.6, beta_2=0.8, tau=0.05), MODEL, DELTAS)
-        assert np.allclose(our_models(FedYogi(lr=0.3, beta1=0.6, beta2=0.8, tau=0.05), MODEL, DELTAS, variance=0.0), theirs, rtol=1e-5)
+        assert np.allclose(
+            our_models(FedYogi(lr=0.3, beta1=0.6, beta2=0.8, tau=0.05), MODEL, DELTAS, variance=0.0),
+            theirs,
+            rtol=1e-5,
+        )
 
     def test_fedadam_agrees_once_flowers_bias_correction_is_undone(self) -> None:
         theirs = flower_run(FlowerFedAdam(eta=0.3, beta_1=0.6, beta_2=0.8, tau=0.05), MODEL, DELTAS)

@@ -32,7 +32,9 @@ def test_the_correction_is_the_servers_control_minus_the_clients() -> None:
 
 def test_the_clients_control_by_hand() -> None:
     # c_i - c + (x - y) / (K lr) = 1 - 0.25 + (2 - 1) / (4 * 0.5) = 1.25
-    following, change = client_control(client=f32(1), server=f32(0.25), start=f32(2), end=f32(1), steps=4, lr=0.5)
+    following, change = client_control(
+        client=f32(1), server=f32(0.25), start=f32(2), end=f32(1), steps=4, lr=0.5
+    )
     assert following[0] == 1.25
     assert change[0] == 0.25
     assert following.dtype == change.dtype == np.float32
@@ -50,7 +52,9 @@ def test_with_full_gradients_option_two_recovers_the_mean_gradient_of_the_path()
 
 def test_the_server_step_by_hand() -> None:
     state = ScaffoldState(control=np.array([1.0]))
-    model, following = server_step(f32(2), np.array([0.5]), state, np.array([4.0]), cohort=2, population=8, lr=0.5)
+    model, following = server_step(
+        f32(2), np.array([0.5]), state, np.array([4.0]), cohort=2, population=8, lr=0.5
+    )
     assert model[0] == 2.25
     assert following.control[0] == 1 + 2 / 8 * 4
     assert state.control[0] == 1.0
@@ -62,7 +66,9 @@ def quadratic_sites(seed: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.
     return rng.uniform(0.5, 3, size=(2, 3)), rng.uniform(-2, 2, size=(2, 3))
 
 
-def federate(curvature: npt.NDArray[np.float64], target: npt.NDArray[np.float64], *, scaffold: bool, rounds: int = 300) -> Vector:
+def federate(
+    curvature: npt.NDArray[np.float64], target: npt.NDArray[np.float64], *, scaffold: bool, rounds: int = 300
+) -> Vector:
     sites, size, steps, lr = *curvature.shape, 10, 0.05
     model, state = np.zeros(size, np.float32), ScaffoldState.start(size)
     controls = [np.zeros(size, np.float32) for _ in range(sites)]
@@ -72,13 +78,17 @@ def federate(curvature: npt.NDArray[np.float64], target: npt.NDArray[np.float64]
             local = model.copy()
             pull = correction(state.sent(), controls[site]) if scaffold else np.zeros(size, np.float32)
             for _ in range(steps):
-                local = local - np.float32(lr) * ((curvature[site] * (local - target[site])).astype(np.float32) + pull)
+                local = local - np.float32(lr) * (
+                    (curvature[site] * (local - target[site])).astype(np.float32) + pull
+                )
             controls[site], change = client_control(
                 client=controls[site], server=state.sent(), start=model, end=local, steps=steps, lr=lr
             )
             updates.add(local - model)
             changes.add(change)
-        model, state = server_step(model, updates.result(), state, changes.result(), cohort=sites, population=sites)
+        model, state = server_step(
+            model, updates.result(), state, changes.result(), cohort=sites, population=sites
+        )
     return model
 
 
@@ -93,7 +103,9 @@ def test_scaffold_reaches_the_optimum_that_plain_averaging_misses(seed: int) -> 
 
 
 @given(seed=st.integers(0, 1000), population=st.integers(1, 6), rounds=st.integers(1, 5))
-def test_the_servers_control_stays_the_mean_of_all_the_clients(seed: int, population: int, rounds: int) -> None:
+def test_the_servers_control_stays_the_mean_of_all_the_clients(
+    seed: int, population: int, rounds: int
+) -> None:
     rng = np.random.default_rng(seed)
     state = ScaffoldState.start(4)
     controls = [np.zeros(4, np.float32) for _ in range(population)]
@@ -103,7 +115,9 @@ def test_the_servers_control_stays_the_mean_of_all_the_clients(seed: int, popula
         start = rng.standard_normal(4).astype(np.float32)
         for site in cohort:
             end = rng.standard_normal(4).astype(np.float32)
-            controls[site], change = client_control(client=controls[site], server=state.sent(), start=start, end=end, steps=3, lr=0.5)
+            controls[site], change = client_control(
+                client=controls[site], server=state.sent(), start=start, end=end, steps=3, lr=0.5
+            )
             changes.add(change)
         state = server_control(state, changes.result(), cohort=len(cohort), population=population)
     assert np.allclose(state.control, np.mean(controls, axis=0), atol=1e-5)
@@ -113,7 +127,9 @@ def test_the_functions_work_on_arrays_of_any_shape() -> None:
     rng = np.random.default_rng(0)
     client, server, start, end = (rng.standard_normal((2, 3)).astype(np.float32) for _ in range(4))
     whole = client_control(client=client, server=server, start=start, end=end, steps=2, lr=0.1)
-    flat = client_control(client=client.ravel(), server=server.ravel(), start=start.ravel(), end=end.ravel(), steps=2, lr=0.1)
+    flat = client_control(
+        client=client.ravel(), server=server.ravel(), start=start.ravel(), end=end.ravel(), steps=2, lr=0.1
+    )
     assert all(np.array_equal(one.ravel(), two) for one, two in zip(whole, flat, strict=True))
     assert correction(server, client).shape == (2, 3)
 
@@ -131,7 +147,14 @@ def test_the_functions_work_on_arrays_of_any_shape() -> None:
     ],
 )
 def test_a_control_that_cannot_be_computed_is_refused(change: dict[str, Any], word: str) -> None:
-    good: dict[str, Any] = {"client": f32(0, 0), "server": f32(0, 0), "start": f32(0, 0), "end": f32(0, 0), "steps": 1, "lr": 1.0}
+    good: dict[str, Any] = {
+        "client": f32(0, 0),
+        "server": f32(0, 0),
+        "start": f32(0, 0),
+        "end": f32(0, 0),
+        "steps": 1,
+        "lr": 1.0,
+    }
     with pytest.raises(ValueError, match=word):
         client_control(**(good | change))
 

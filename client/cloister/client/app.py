@@ -124,7 +124,9 @@ def _evaluate(message: Message, context: Context, source: SiteSource) -> RecordD
     bench.trainer.load(job.array(protocol.VECTOR, bench.trainer.layout.size))
     if len(site.split.test) == 0:
         return RecordDict({protocol.REPORT: MetricRecord({"records": 0})})
-    found = measure(bench.trainer.task, bench.trainer.model, site.split.test, device=str(bench.trainer.device))
+    found = measure(
+        bench.trainer.task, bench.trainer.model, site.split.test, device=str(bench.trainer.device)
+    )
     report = MetricRecord({"loss": found.loss, "records": found.records})
     for name, value in found.metrics.items():
         report[protocol.METRIC + name] = value
@@ -163,7 +165,9 @@ def _answer(message: Message, work: Callable[[], RecordDict]) -> Message:
     except CloisterError as error:
         content = _refusal(error.code, error.message)
     except Exception as error:  # noqa: BLE001 - nothing of it may leave but its type
-        _log.error("message refused: %s", type(error).__name__, exc_info=bool(os.environ.get("CLOISTER_DEBUG")))
+        _log.error(
+            "message refused: %s", type(error).__name__, exc_info=bool(os.environ.get("CLOISTER_DEBUG"))
+        )
         content = _refusal("site-failed", f"the site's code raised {type(error).__name__}")
     return Message(content, reply_to=message)
 

@@ -17,6 +17,7 @@ from cloister.core.update import Layout, Vector
 
 __all__ = ["gradient_corrections"]
 
+
 def gradient_corrections(
     training: Training, model: nn.Module, layout: Layout, *, start: Vector, drift: Vector | None
 ) -> Callable[[], None]:
@@ -37,7 +38,11 @@ def gradient_corrections(
         terms.append(lambda _, parameter, gradient: gradient.add_(parameter.sign(), alpha=training.l1))
     if training.proximal_mu:
         origin = _by_name(layout, start, named)
-        terms.append(lambda name, parameter, gradient: gradient.add_(parameter - origin[name], alpha=training.proximal_mu))
+        terms.append(
+            lambda name, parameter, gradient: gradient.add_(
+                parameter - origin[name], alpha=training.proximal_mu
+            )
+        )
     if drift is not None:
         pull = _by_name(layout, drift, named)
         terms.append(lambda name, _, gradient: gradient.add_(pull[name]))
@@ -61,4 +66,7 @@ def _nothing() -> None:
 
 def _by_name(layout: Layout, vector: Vector, named: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     views = layout.split(vector)
-    return {name: torch.from_numpy(np.array(views[name])).to(parameter.device) for name, parameter in named.items()}
+    return {
+        name: torch.from_numpy(np.array(views[name])).to(parameter.device)
+        for name, parameter in named.items()
+    }

@@ -24,7 +24,9 @@ def choose_device(training: Training) -> torch.device:
         return torch.device(next(name for name, present in here.items() if present))
     if not here[training.device]:
         raise SpecError(
-            f"training.device = '{training.device}' is not on this machine", remedy="use device = 'auto'", code="device-missing"
+            f"training.device = '{training.device}' is not on this machine",
+            remedy="use device = 'auto'",
+            code="device-missing",
         )
     return torch.device(training.device)
 

@@ -49,7 +49,8 @@ class Job:
         vector = self.arrays[name].numpy()
         if vector.dtype != np.float32 or vector.shape != (size,):
             raise IntegrityError(
-                f"the job's array '{name}' is {vector.dtype} {vector.shape}, not float32 ({size},)", code="job-array"
+                f"the job's array '{name}' is {vector.dtype} {vector.shape}, not float32 ({size},)",
+                code="job-array",
             )
         if not np.isfinite(vector).all():
             raise IntegrityError(f"the job's array '{name}' is not finite", code="job-array")
@@ -74,10 +75,18 @@ def read_job(message: Message) -> Job:
             remedy="install the same version of cloister at the server and at the site",
             code="job-protocol",
         )
-    if not (isinstance(number, int) and number >= 0 and isinstance(federation, str) and isinstance(layout, str)):
+    if not (
+        isinstance(number, int) and number >= 0 and isinstance(federation, str) and isinstance(layout, str)
+    ):
         raise IntegrityError("the job lacks a round, a federation or a layout", code="job-malformed")
     if len(federation) > _MAX_FEDERATION:
-        raise IntegrityError(f"the job's federation has {len(federation)} characters, more than {_MAX_FEDERATION}", code="job-malformed")
+        raise IntegrityError(
+            f"the job's federation has {len(federation)} characters, more than {_MAX_FEDERATION}",
+            code="job-malformed",
+        )
     return Job(
-        round_number=number, federation=federation, layout_digest=layout, arrays=message.content.array_records.get(protocol.MODEL)
+        round_number=number,
+        federation=federation,
+        layout_digest=layout,
+        arrays=message.content.array_records.get(protocol.MODEL),
     )

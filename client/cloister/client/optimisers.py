@@ -22,8 +22,16 @@ def make_optimiser(table: Optimizer, parameters: Iterable[nn.Parameter]) -> opti
     """Return the torch optimiser that ``table`` describes."""
     rate = table.lr
     if table.name == "sgd":
-        return optim.SGD(parameters, lr=rate, momentum=table.momentum, nesterov=table.nesterov, weight_decay=table.weight_decay)
+        return optim.SGD(
+            parameters,
+            lr=rate,
+            momentum=table.momentum,
+            nesterov=table.nesterov,
+            weight_decay=table.weight_decay,
+        )
     if table.name == "rmsprop":
-        return optim.RMSprop(parameters, lr=rate, eps=table.eps, momentum=table.momentum, weight_decay=table.weight_decay)
+        return optim.RMSprop(
+            parameters, lr=rate, eps=table.eps, momentum=table.momentum, weight_decay=table.weight_decay
+        )
     kind = optim.Adam if table.name == "adam" else optim.AdamW
     return kind(parameters, lr=rate, betas=table.betas, eps=table.eps, weight_decay=table.weight_decay)

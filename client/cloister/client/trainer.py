@@ -88,7 +88,12 @@ class Trainer:
     """
 
     def __init__(
-        self, spec: FederationSpec, task: Task, model: nn.Module, layout: Layout, gradient_step: GradientStep | None = None
+        self,
+        spec: FederationSpec,
+        task: Task,
+        model: nn.Module,
+        layout: Layout,
+        gradient_step: GradientStep | None = None,
     ) -> None:
         self._spec = spec
         self._training = spec.training
@@ -98,7 +103,9 @@ class Trainer:
         self.model = model.to(self.device)
         self._step = gradient_step or PlainStep(task, spec.training, self.device)
         fixed = {entry.name for entry in layout.entries if entry.kind == "fixed"}
-        self._fixed = {name: tensor.clone() for name, tensor in self.model.state_dict().items() if name in fixed}
+        self._fixed = {
+            name: tensor.clone() for name, tensor in self.model.state_dict().items() if name in fixed
+        }
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._optimiser = make_optimiser(spec.training.optimizer, self._parameters)
 
@@ -109,7 +116,14 @@ class Trainer:
             self.model.load_state_dict(self._fixed, strict=False)
 
     def train(
-        self, vector: Vector, data: Data, *, site: str, round_number: int, randomness: Randomness, drift: Vector | None = None
+        self,
+        vector: Vector,
+        data: Data,
+        *,
+        site: str,
+        round_number: int,
+        randomness: Randomness,
+        drift: Vector | None = None,
     ) -> LocalResult:
         """Train on one site's records.
 
@@ -125,7 +139,11 @@ class Trainer:
             DataError: no record, or training left the model not finite.
         """
         if len(data) == 0:
-            raise DataError(f"site '{site}' has no training record", remedy="give it data, or leave it out", code="data-empty")
+            raise DataError(
+                f"site '{site}' has no training record",
+                remedy="give it data, or leave it out",
+                code="data-empty",
+            )
         self.load(vector)
         self.model.train()
         factor = learning_rate_factor(self._training.schedule, round_number, self._spec.federation.rounds)
@@ -155,7 +173,9 @@ class Trainer:
     ) -> tuple[float, int]:
         size = self._training.batch_size
         if self._training.local_steps is not None:
-            return self._run(data, step_batches(len(data), size, self._training.local_steps, shuffles), correct)
+            return self._run(
+                data, step_batches(len(data), size, self._training.local_steps, shuffles), correct
+            )
         loss, steps = 0.0, 0
         for _ in range(self._training.epochs):
             loss, taken = self._run(data, epoch_batches(len(data), size, shuffles), correct)
@@ -177,7 +197,9 @@ class Trainer:
         part, validation = data.subset(kept), data.subset(held)
         best, best_loss, waited, steps, loss = self.layout.read(self.model), float("inf"), 0, 0, 0.0
         for _ in range(self._training.epochs):
-            loss, taken = self._run(part, epoch_batches(len(part), self._training.batch_size, shuffles), correct)
+            loss, taken = self._run(
+                part, epoch_batches(len(part), self._training.batch_size, shuffles), correct
+            )
             steps += taken
             measured = self._mean_loss(validation)
             if measured < best_loss:
@@ -189,9 +211,7 @@ class Trainer:
         self.layout.write(self.model, best)
         return loss, steps
 
-    def _run(
-        self, data: Data, batches: Iterator[Tensor], correct: Callable[[], None]
-    ) -> tuple[float, int]:
+    def _run(self, data: Data, batches: Iterator[Tensor], correct: Callable[[], None]) -> tuple[float, int]:
         total, seen, steps = torch.zeros((), dtype=torch.float64, device=self.device), 0, 0
         for rows in batches:
             inputs, targets = data.batch(rows)
@@ -220,6 +240,8 @@ class Trainer:
         with torch.inference_mode():
             for rows in torch.split(torch.arange(len(data)), 1024):
                 inputs, targets = data.batch(rows)
-                total += float(self.task.loss(self.model(inputs.to(self.device)), targets.to(self.device)).sum())
+                total += float(
+                    self.task.loss(self.model(inputs.to(self.device)), targets.to(self.device)).sum()
+                )
         self.model.train()
         return total / len(data)

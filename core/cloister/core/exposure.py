@@ -51,7 +51,9 @@ def _server(spec: FederationSpec) -> tuple[str, ...]:
         said.append(
             "Each site's change of its SCAFFOLD control variate in clear: a mean of that site's gradients."
         )
-    said.append("Each site's number of training records and its mean training loss, every round.")
+    said.append(
+        "Each site's number of training records, its mean training loss and its number of steps, every round."
+    )
     if spec.evaluation.sites:
         said.append(
             "Each site's metrics on its own test records: for a classification also their counts by true and predicted class."

@@ -51,4 +51,8 @@ def try_task(task: Task, model: nn.Module, data: Data) -> None:
             code="task-loss",
         )
     if not bool(torch.isfinite(losses).all()):
-        raise TaskError(f"{name}.loss() is not finite on the first records", remedy="check the inputs' scale and the loss", code="task-loss")
+        raise TaskError(
+            f"{name}.loss() is not finite on the first records",
+            remedy="check the inputs' scale and the loss",
+            code="task-loss",
+        )

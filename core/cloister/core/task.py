@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -49,7 +49,7 @@ class Task(ABC):
         allows_single_class: whether a site may train on records of one class only.
     """
 
-    kind: ClassVar[Literal["classification", "regression"]] = "classification"
+    kind: Literal["classification", "regression"] = "classification"
     classes: tuple[str, ...] = ()
     allows_single_class: bool = True
 

@@ -15,7 +15,9 @@ from cloister.server.plan import RunPlan
 __all__ = ["make_server_app"]
 
 
-def make_server_app(plan: RunPlan, find_sites: Callable[[Grid], Directory], done: Callable[[Vector], None]) -> ServerApp:
+def make_server_app(
+    plan: RunPlan, find_sites: Callable[[Grid], Directory], done: Callable[[Vector], None]
+) -> ServerApp:
     """Return the ServerApp of one run.
 
     Args:

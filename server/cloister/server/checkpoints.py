@@ -69,8 +69,12 @@ class CheckpointStore:
         """Write ``checkpoint`` whole and remove those that are neither among the newest two nor the best."""
         state = {key: value for key, value in asdict(_without_arrays(checkpoint)).items() if key != "arrays"}
         arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
-        write_whole(self._path(checkpoint.round_number), save(arrays, metadata={"cloister": json.dumps(state)}))
-        keep = set(sorted(self._rounds())[-_KEPT:]) | ({checkpoint.best.round_number} if checkpoint.best else set())
+        write_whole(
+            self._path(checkpoint.round_number), save(arrays, metadata={"cloister": json.dumps(state)})
+        )
+        keep = set(sorted(self._rounds())[-_KEPT:]) | (
+            {checkpoint.best.round_number} if checkpoint.best else set()
+        )
         for number in self._rounds():
             if number not in keep:
                 self._path(number).unlink(missing_ok=True)
@@ -85,7 +89,10 @@ class CheckpointStore:
         if not rounds:
             return None
         found = self.load(rounds[-1])
-        for name, have, want in (("federation file", found.digest, digest), ("model layout", found.layout, layout)):
+        for name, have, want in (
+            ("federation file", found.digest, digest),
+            ("model layout", found.layout, layout),
+        ):
             if have != want:
                 raise IntegrityError(
                     f"checkpoint {self._path(rounds[-1]).name} belongs to another {name}",

@@ -22,5 +22,9 @@ def choose_cohort(cohort: Cohort, sites: int, generator: np.random.Generator) ->
     """
     if cohort.per_round == "all":
         return list(range(sites))
-    size = min(cohort.per_round, sites) if isinstance(cohort.per_round, int) else int(generator.binomial(sites, cohort.per_round.poisson))
+    size = (
+        min(cohort.per_round, sites)
+        if isinstance(cohort.per_round, int)
+        else int(generator.binomial(sites, cohort.per_round.poisson))
+    )
     return sorted(generator.choice(sites, size=size, replace=False, shuffle=False).tolist())

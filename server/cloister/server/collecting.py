@@ -94,7 +94,9 @@ class Collector:
             if isinstance(checked, CheckedUpdate):
                 for array, vector in checked.arrays.items():
                     # Control variates are averaged uniformly, as SCAFFOLD defines them.
-                    accumulators[array].add(vector, self._weight(checked) if array == protocol.VECTOR else 1.0)
+                    accumulators[array].add(
+                        vector, self._weight(checked) if array == protocol.VECTOR else 1.0
+                    )
                 losses.append(checked.loss)
             elif answer.reply is None:
                 missing.append(name)
@@ -105,7 +107,9 @@ class Collector:
             missing=missing,
             refused=refused,
             losses=losses,
-            directions={name: accumulator.result() for name, accumulator in accumulators.items()} if losses else {},
+            directions={name: accumulator.result() for name, accumulator in accumulators.items()}
+            if losses
+            else {},
             bytes_down=len(cohort) * (nbytes + len(self._federation)),
             bytes_up=len(losses) * nbytes,
         )
@@ -134,17 +138,25 @@ class Collector:
         weighting = self._spec.aggregation.weighting
         return 1.0 if weighting == "uniform" else float(min(checked.records, weighting.records_cap))
 
-    def _exchange(self, kind: str, number: int, cohort: list[int], vectors: dict[str, Vector]) -> Iterator[tuple[str, Answer]]:
+    def _exchange(
+        self, kind: str, number: int, cohort: list[int], vectors: dict[str, Vector]
+    ) -> Iterator[tuple[str, Answer]]:
         """Send one message to each site of the cohort and yield (name, answer) in the cohort's order."""
         job = ConfigRecord(
-            {"protocol": protocol.PROTOCOL, "round": number, "federation": self._federation, "layout": self._plan.layout.digest}
+            {
+                "protocol": protocol.PROTOCOL,
+                "round": number,
+                "federation": self._federation,
+                "layout": self._plan.layout.digest,
+            }
         )
         arrays = ArrayRecord()  # filled item by item: its constructor would copy and serialise each array
         arrays.update({name: self._plan.make_array(vector) for name, vector in vectors.items()})
         content = RecordDict({protocol.JOB: job, protocol.MODEL: arrays})
         wait_s = self._spec.cohort.wait_s
         messages = [
-            Message(content, self._directory.node(position), kind, ttl=wait_s, group_id=str(number)) for position in cohort
+            Message(content, self._directory.node(position), kind, ttl=wait_s, group_id=str(number))
+            for position in cohort
         ]
         names = [self._directory.name(position) for position in cohort]
         self._plan.bus.announce("asked", number, phase=kind, sites=names)

@@ -77,7 +77,9 @@ class ListedDirectory:
         return self.names[position]
 
 
-def discover(grid: Grid, *, expected: int, wait_s: float, job: ConfigRecord, names: Sequence[str] | None = None) -> ListedDirectory:
+def discover(
+    grid: Grid, *, expected: int, wait_s: float, job: ConfigRecord, names: Sequence[str] | None = None
+) -> ListedDirectory:
     """Wait until ``expected`` nodes are there and ask each for its name.
 
     Args:
@@ -94,21 +96,28 @@ def discover(grid: Grid, *, expected: int, wait_s: float, job: ConfigRecord, nam
     while len(nodes := list(grid.get_node_ids())) < expected:
         if time.monotonic() > deadline:
             raise PeersMissing(
-                f"{len(nodes)} of {expected} sites are connected after {wait_s:g} s", remedy="start the missing sites, or raise cohort.wait_s"
+                f"{len(nodes)} of {expected} sites are connected after {wait_s:g} s",
+                remedy="start the missing sites, or raise cohort.wait_s",
             )
         time.sleep(0.1)
     messages = [Message(RecordDict({protocol.JOB: job}), node, "query", ttl=wait_s) for node in nodes]
     found: dict[str, int] = {}
     for answer in exchange(grid, messages, wait_s=wait_s):
         reply = answer.reply
-        record = None if reply is None or reply.has_error() else reply.content.config_records.get(protocol.SITE)
+        record = (
+            None if reply is None or reply.has_error() else reply.content.config_records.get(protocol.SITE)
+        )
         name = None if record is None else record.get("name")
         if not isinstance(name, str) or not 0 < len(name) <= _NAME_LIMIT:
             continue
         if name in found:
-            raise PeersMissing(f"two nodes call themselves '{name}'", remedy="give each site a name of its own")
+            raise PeersMissing(
+                f"two nodes call themselves '{name}'", remedy="give each site a name of its own"
+            )
         found[name] = nodes[answer.position]
     if len(found) < expected:
-        raise PeersMissing(f"{len(found)} of {expected} sites introduced themselves", remedy="read the sites' logs")
+        raise PeersMissing(
+            f"{len(found)} of {expected} sites introduced themselves", remedy="read the sites' logs"
+        )
     order = [name for name in names if name in found] if names is not None else sorted(found)
     return ListedDirectory([found[name] for name in order], order)

@@ -52,23 +52,32 @@ def exchange(grid: Grid, messages: Sequence[Message], *, wait_s: float) -> Itera
     early: dict[int, Answer] = {}
     turn, pause = 0, _FIRST_PAUSE_S
     while turn < len(messages):
-        arrived = False
+        arrived, asked = False, time.monotonic()
         for reply in grid.pull_messages(list(waiting)) if waiting else ():
             place = waiting.pop(reply.metadata.reply_to_message_id, None)
             if place is None:
                 continue
             arrived = True
-            foreign = not reply.has_error() and reply.metadata.src_node_id != messages[place].metadata.dst_node_id
-            early[place] = Answer(position=place, reply=reply, foreign=foreign, seconds=time.monotonic() - started)
+            foreign = (
+                not reply.has_error() and reply.metadata.src_node_id != messages[place].metadata.dst_node_id
+            )
+            early[place] = Answer(
+                position=place, reply=reply, foreign=foreign, seconds=time.monotonic() - started
+            )
         while turn in early:
             yield early.pop(turn)
             turn += 1
         late = time.monotonic() > deadline or not waiting
         while late and turn < len(messages):
-            yield early.pop(turn) if turn in early else Answer(position=turn, reply=None, foreign=False, seconds=time.monotonic() - started)
+            yield (
+                early.pop(turn)
+                if turn in early
+                else Answer(position=turn, reply=None, foreign=False, seconds=time.monotonic() - started)
+            )
             turn += 1
         if not arrived and turn < len(messages):
-            time.sleep(pause)
+            # A grid that waits for replies by itself (ours) has used up the pause already.
+            time.sleep(max(0.0, pause - (time.monotonic() - asked)))
             pause = min(2 * pause, _LONGEST_PAUSE_S)
         else:
             pause = _FIRST_PAUSE_S

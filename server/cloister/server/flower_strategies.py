@@ -131,10 +131,16 @@ class CloisterStrategy(FlowerFedAvg):
     def summary(self) -> None:
         """Log what the strategy will do."""
         _LOG.info("\t├──> Server optimiser: %s", self.optimiser)
-        _LOG.info("\t├──> Rule: %s, weights by the server, at least %d replies a round", self.rule.name, self.min_replies)
+        _LOG.info(
+            "\t├──> Rule: %s, weights by the server, at least %d replies a round",
+            self.rule.name,
+            self.min_replies,
+        )
         super().summary()
 
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
         """Draw the round's nodes and address the model to them.
 
         Raises:
@@ -151,7 +157,9 @@ class CloisterStrategy(FlowerFedAvg):
         config["server-round"] = server_round
         return self._construct_messages(self._outgoing(arrays, config, layout), nodes, MessageType.TRAIN)
 
-    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
         """Draw the nodes that evaluate and address the model to them.
 
         Raises:
@@ -164,7 +172,9 @@ class CloisterStrategy(FlowerFedAvg):
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return self._construct_messages(content, nodes, MessageType.EVALUATE)
 
-    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Check the replies, join those that are accepted, and move the model.
 
         Returns:
@@ -187,7 +197,11 @@ class CloisterStrategy(FlowerFedAvg):
             accepted.append(content)
         _LOG.info("round %d: %d of %d replies accepted", server_round, len(accepted), len(self._asked))
         if len(accepted) < self.min_replies:
-            _LOG.warning("round %d: fewer than %d replies accepted, the model stays as it is", server_round, self.min_replies)
+            _LOG.warning(
+                "round %d: fewer than %d replies accepted, the model stays as it is",
+                server_round,
+                self.min_replies,
+            )
             return None, None
         self._asked = set()
         model = self._move([total.result() for total in totals], len(accepted))
@@ -200,7 +214,12 @@ class CloisterStrategy(FlowerFedAvg):
         contents = []
         for message in sorted(replies, key=lambda message: message.metadata.src_node_id):
             if message.has_error():
-                _LOG.warning("round %d: node %d failed to evaluate (error %d)", server_round, message.metadata.src_node_id, message.error.code)
+                _LOG.warning(
+                    "round %d: node %d failed to evaluate (error %d)",
+                    server_round,
+                    message.metadata.src_node_id,
+                    message.error.code,
+                )
             else:
                 contents.append(message.content)
         return self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key) if contents else None
@@ -225,7 +244,9 @@ class CloisterStrategy(FlowerFedAvg):
 
     # -----------------------------------------------------------------------------------------------------------------------------
 
-    def _draw(self, purpose: str, server_round: int, grid: Grid, fraction: float, minimum: int) -> tuple[list[int], int]:
+    def _draw(
+        self, purpose: str, server_round: int, grid: Grid, fraction: float, minimum: int
+    ) -> tuple[list[int], int]:
         """Return the drawn node ids in ascending order, and how many nodes are connected."""
         deadline = time.monotonic() + self.wait_s
         while True:
@@ -240,7 +261,9 @@ class CloisterStrategy(FlowerFedAvg):
                     remedy="start more nodes, raise wait_s, or lower min_available_nodes and the other minima",
                 )
             time.sleep(min(_POLL_S, self.wait_s))
-        drawn = self.randomness.generator("cohort", purpose, server_round).choice(len(nodes), size=size, replace=False)
+        drawn = self.randomness.generator("cohort", purpose, server_round).choice(
+            len(nodes), size=size, replace=False
+        )
         return sorted(nodes[int(index)] for index in drawn), len(nodes)
 
     def _answers(self, server_round: int, replies: Iterable[Message]) -> Iterable[tuple[int, RecordDict]]:
@@ -253,7 +276,9 @@ class CloisterStrategy(FlowerFedAvg):
             elif node not in self._asked:
                 _LOG.warning("round %d: refused the reply of node %d: it was not asked", server_round, node)
             elif node in seen:
-                _LOG.warning("round %d: refused the reply of node %d: it has answered already", server_round, node)
+                _LOG.warning(
+                    "round %d: refused the reply of node %d: it has answered already", server_round, node
+                )
             else:
                 seen.add(node)
                 yield node, message.content
@@ -288,14 +313,18 @@ class ScaffoldStrategy(CloisterStrategy):
     def _begin(self, server_round: int, layout: ArrayLayout, connected: int) -> None:
         super()._begin(server_round, layout, connected)
         self._population = connected
-        self._controls = ArrayLayout.of({name: np.empty(layout.shapes[name], np.float32) for name in layout.averaged})
+        self._controls = ArrayLayout.of(
+            {name: np.empty(layout.shapes[name], np.float32) for name in layout.averaged}
+        )
         if server_round == 1 or len(self.control.control) != layout.size:
             self.control = ScaffoldState.start(layout.size)
 
     def _outgoing(self, arrays: ArrayRecord, config: ConfigRecord, layout: ArrayLayout) -> RecordDict:
         content = super()._outgoing(arrays, config, layout)
         if self._controls is not None:
-            content[CONTROL] = ArrayRecord({name: Array(array) for name, array in self._controls.unflatten(self.control.sent()).items()})
+            content[CONTROL] = ArrayRecord(
+                {name: Array(array) for name, array in self._controls.unflatten(self.control.sent()).items()}
+            )
         return content
 
     def _vectors(self, content: RecordDict, layout: ArrayLayout) -> list[Vector]:
@@ -309,7 +338,13 @@ class ScaffoldStrategy(CloisterStrategy):
     def _move(self, directions: list[Direction], count: int) -> Vector:
         population = max(self._population, count)
         model, self.control = server_step(
-            self._model, directions[0], self.control, directions[1], cohort=count, population=population, lr=self.optimiser.lr
+            self._model,
+            directions[0],
+            self.control,
+            directions[1],
+            cohort=count,
+            population=population,
+            lr=self.optimiser.lr,
         )
         return model
 

@@ -101,11 +101,19 @@ def check_evaluation(answer: Answer, *, classes: int) -> CheckedEvaluation | Ref
         return message
     report = message.content.metric_records.get(protocol.REPORT, MetricRecord())
     records = report.get("records")
-    loss = report.get("loss", 0.0 if records == 0 else None)  # a site without test records has nothing to tell
+    loss = report.get(
+        "loss", 0.0 if records == 0 else None
+    )  # a site without test records has nothing to tell
     if not isinstance(records, int) or records < 0 or not isinstance(loss, float) or not math.isfinite(loss):
         return Refused("wrong-report", "records is not a whole number, or loss not a finite one")
-    metrics = {key.removeprefix(protocol.METRIC): value for key, value in report.items() if key.startswith(protocol.METRIC)}
-    if len(metrics) > _MAX_METRICS or not all(isinstance(value, float) and math.isfinite(value) for value in metrics.values()):
+    metrics = {
+        key.removeprefix(protocol.METRIC): value
+        for key, value in report.items()
+        if key.startswith(protocol.METRIC)
+    }
+    if len(metrics) > _MAX_METRICS or not all(
+        isinstance(value, float) and math.isfinite(value) for value in metrics.values()
+    ):
         return Refused("wrong-report", "a metric is not a finite number")
     confusion = _confusion(report, classes, records) if classes and protocol.CONFUSION in report else None
     if isinstance(confusion, Refused):
@@ -116,9 +124,15 @@ def check_evaluation(answer: Answer, *, classes: int) -> CheckedEvaluation | Ref
 
 def _confusion(report: MetricRecord, classes: int, records: int) -> list[list[int]] | Refused:
     counts = report[protocol.CONFUSION]
-    if not isinstance(counts, list) or len(counts) != classes**2 or not all(isinstance(c, int) and 0 <= c <= records for c in counts):
+    if (
+        not isinstance(counts, list)
+        or len(counts) != classes**2
+        or not all(isinstance(c, int) and 0 <= c <= records for c in counts)
+    ):
         return Refused("wrong-report", "the confusion matrix has another shape or an impossible count")
-    return [[int(count) for count in counts[start : start + classes]] for start in range(0, classes**2, classes)]
+    return [
+        [int(count) for count in counts[start : start + classes]] for start in range(0, classes**2, classes)
+    ]
 
 
 def _usable(answer: Answer) -> Message | Refused:
@@ -140,7 +154,9 @@ def _read(array: Array, size: int) -> Vector | Refused:
     if type(array) is Array and len(array.data) > 4 * size + _HEADER_LIMIT:
         return Refused("wrong-size", f"{len(array.data)} bytes for {size} numbers")
     if array.dtype != "float32" or tuple(array.shape) != (size,):
-        return Refused("wrong-shape", f"{_clean(array.dtype, 16)} {tuple(array.shape)[:4]}, expected float32 ({size},)")
+        return Refused(
+            "wrong-shape", f"{_clean(array.dtype, 16)} {tuple(array.shape)[:4]}, expected float32 ({size},)"
+        )
     try:
         vector = array.numpy()
     except (ValueError, TypeError, EOFError, MemoryError, OverflowError, SyntaxError):
@@ -154,4 +170,8 @@ def _read(array: Array, size: int) -> Vector | Refused:
 
 def _clean(text: object, limit: int) -> str:
     """Return printable text of at most ``limit`` characters; anything else becomes empty."""
-    return "".join(character for character in text if character.isprintable())[:limit] if isinstance(text, str) else ""
+    return (
+        "".join(character for character in text if character.isprintable())[:limit]
+        if isinstance(text, str)
+        else ""
+    )

@@ -39,7 +39,9 @@ class RunFolder:
             parent.mkdir(parents=True, exist_ok=True)
             path = next(p for n in range(1, 1000) if _made(p := parent / (stem if n == 1 else f"{stem}-{n}")))
         except OSError as error:
-            raise UsageError(f"cannot write a run folder under '{parent}': {error.strerror}", remedy="give another --out") from None
+            raise UsageError(
+                f"cannot write a run folder under '{parent}': {error.strerror}", remedy="give another --out"
+            ) from None
         (path / "checkpoints").mkdir()
         write_whole(path / "origins.json", json.dumps(dict(loaded.origins), indent=1, sort_keys=True))
         write_whole(path / "base.txt", str(loaded.base))
@@ -56,7 +58,10 @@ class RunFolder:
             IntegrityError: another process is writing to it.
         """
         if not (path / "federation.toml").is_file() or not (path / "base.txt").is_file():
-            raise UsageError(f"'{path}' is not a run that can be resumed: it has no federation.toml", remedy="name a folder under runs/")
+            raise UsageError(
+                f"'{path}' is not a run that can be resumed: it has no federation.toml",
+                remedy="name a folder under runs/",
+            )
         written = load_federation(path / "federation.toml")
         base = Path((path / "base.txt").read_text())
         return cls(path, _lock(path)), Loaded(spec=written.spec, base=base, origins=written.origins)
@@ -92,10 +97,13 @@ def _made(path: Path) -> bool:
 def _lock(path: Path) -> int:
     descriptor = os.open(path / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        # A record lock, which a forked worker does not inherit: it ends with this process, however that ends.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         os.close(descriptor)
         raise IntegrityError(
-            f"another process is writing to the run '{path}'", remedy="wait for it to end, or stop it", code="run-locked"
+            f"another process is writing to the run '{path}'",
+            remedy="wait for it to end, or stop it",
+            code="run-locked",
         ) from None
     return descriptor

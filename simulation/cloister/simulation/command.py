@@ -19,28 +19,63 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def simulate(  # noqa: PLR0917 - Typer reads a command's options from its arguments
-        file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="The federation file (TOML).", show_default=False)] = None,
+        file: Annotated[
+            Path | None,
+            typer.Argument(metavar="[FILE]", help="The federation file (TOML).", show_default=False),
+        ] = None,
         out: Annotated[Path, typer.Option("--out", help="Where the run folder is made.")] = Path("runs"),
-        resume: Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run's folder.", show_default=False)] = None,
+        resume: Annotated[
+            Path | None,
+            typer.Option(
+                "--resume", metavar="RUN", help="Go on with an interrupted run's folder.", show_default=False
+            ),
+        ] = None,
         settings: SetOption = None,
-        engine: Annotated[str, typer.Option("--engine", help="local (this machine's cores) or ray (Flower's own engine).")] = "local",
-        workers: Annotated[int | None, typer.Option("--workers", help="Processes that train at a time; 0: none beside this one. Default: one a core.", show_default=False)] = None,
+        engine: Annotated[
+            str, typer.Option("--engine", help="local (this machine's cores) or ray (Flower's own engine).")
+        ] = "local",
+        workers: Annotated[
+            int | None,
+            typer.Option(
+                "--workers",
+                help="Processes that train at a time; 0: none beside this one. Default: one a core.",
+                show_default=False,
+            ),
+        ] = None,
         json_output: JsonOption = False,
     ) -> None:
         """Train a federation on this machine and write a run folder with model and report."""
         with outcome(json_output) as result:
-            _simulate(result, file, out=out, resume=resume, settings=settings or [], engine=engine, workers=workers)
+            _simulate(
+                result, file, out=out, resume=resume, settings=settings or [], engine=engine, workers=workers
+            )
 
 
 def _simulate(
-    result: Outcome, file: Path | None, *, out: Path, resume: Path | None, settings: list[str], engine: str, workers: int | None
+    result: Outcome,
+    file: Path | None,
+    *,
+    out: Path,
+    resume: Path | None,
+    settings: list[str],
+    engine: str,
+    workers: int | None,
 ) -> None:
     if resume is None and file is None:
-        raise UsageError("give a federation file, or --resume RUN", remedy="for example: cloister simulate examples/heart/federation.toml")
+        raise UsageError(
+            "give a federation file, or --resume RUN",
+            remedy="for example: cloister simulate examples/heart/federation.toml",
+        )
     if resume is not None and settings:
-        raise UsageError("--set does not go with --resume: a run goes on with the file that it began with", remedy="start a new run with --set")
+        raise UsageError(
+            "--set does not go with --resume: a run goes on with the file that it began with",
+            remedy="start a new run with --set",
+        )
     if resume is not None and file is not None:
-        raise UsageError("give a federation file or --resume RUN, not both", remedy="a run goes on with the file in its own folder")
+        raise UsageError(
+            "give a federation file or --resume RUN, not both",
+            remedy="a run goes on with the file in its own folder",
+        )
     from cloister.core.spec import load_federation
     from cloister.server.progress import Progress
     from cloister.simulation import simulate as simulation
@@ -60,7 +95,9 @@ def _simulate(
             loaded = load_federation(_given(file), settings)
             made = simulation.simulate(loaded, out=out, engine=carrier, sinks=(progress,), on_start=started)
     except PeersMissing as error:
-        raise PeersMissing(error.message, remedy=f"bring the sites back, then {result.on_interrupt}", code=error.code) from None
+        raise PeersMissing(
+            error.message, remedy=f"bring the sites back, then {result.on_interrupt}", code=error.code
+        ) from None
     finally:
         progress.close()
     figures = made.figures
@@ -71,7 +108,15 @@ def _simulate(
         "metrics": figures["metrics"],
         "privacy": figures["privacy"],
     }
-    result.say(_table(figures), "", f"report  {made.report}", f"model   {made.model}", f"run     {made.run}", "", f"Next: open {made.report} in a browser.")
+    result.say(
+        _table(figures),
+        "",
+        f"report  {made.report}",
+        f"model   {made.model}",
+        f"run     {made.run}",
+        "",
+        f"Next: open {made.report} in a browser.",
+    )
 
 
 def _given(file: Path | None) -> Path:
@@ -90,11 +135,17 @@ def _table(figures: dict[str, Any]) -> Table:
         **{f"{name} alone": found for name, found in metrics["baselines"]["local"].items()},
     }
     rows = {label: found["last"] for label, found in series.items() if found}
-    names = [name for name in ("accuracy", "f1", "auroc", "r2", "mae", "loss") if any(name in row for row in rows.values())]
+    names = [
+        name
+        for name in ("accuracy", "f1", "auroc", "r2", "mae", "loss")
+        if any(name in row for row in rows.values())
+    ]
     table = Table(title=None, box=None, pad_edge=False)
     table.add_column("")
     for name in names:
         table.add_column(name, justify="right")
     for label, row in rows.items():
-        table.add_row(label, *(f"{row[name]:.3f}" if isinstance(row.get(name), float) else "–" for name in names))
+        table.add_row(
+            label, *(f"{row[name]:.3f}" if isinstance(row.get(name), float) else "–" for name in names)
+        )
     return table

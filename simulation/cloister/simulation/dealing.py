@@ -58,7 +58,9 @@ def deal_by_class(labels: Labels, sites: int, alpha: float, rng: np.random.Gener
     return site_of
 
 
-def deal_shards(values: npt.NDArray[np.float64] | Labels, sites: int, per_site: int, rng: np.random.Generator) -> Sites:
+def deal_shards(
+    values: npt.NDArray[np.float64] | Labels, sites: int, per_site: int, rng: np.random.Generator
+) -> Sites:
     """Sort by value, cut into ``sites · per_site`` shards of equal size (to one), and deal ``per_site`` shards to each site.
 
     McMahan et al. (2017), §3, "pathological non-IID". Records of one value are shuffled first. Where a shard is no longer than the

@@ -69,7 +69,10 @@ def make_engine(name: str, workers: int | None) -> Engine:
         return LocalEngine(count)
     if name == "ray":
         if importlib.util.find_spec("ray") is None:
-            raise UsageError("--engine ray needs Ray, which is not installed", remedy="pip install 'cloister[ray]', or use --engine local")
+            raise UsageError(
+                "--engine ray needs Ray, which is not installed",
+                remedy="pip install 'cloister[ray]', or use --engine local",
+            )
         from cloister.simulation.ray_engine import RayEngine
 
         return RayEngine(max(count, 1))
@@ -94,7 +97,9 @@ class LocalEngine:
         size = len(sites.roster)  # built before the fork, so that the workers share it
         make_runner = partial(_runner, sites)
         workers = WorkerPool(make_runner, self.workers) if self.workers else Inline(make_runner)
-        grid = LocalGrid(nodes=size, node_config=lambda node: {POSITION: node - 1, "num-partitions": size}, workers=workers)
+        grid = LocalGrid(
+            nodes=size, node_config=lambda node: {POSITION: node - 1, "num-partitions": size}, workers=workers
+        )
         try:
             yield _OpenedLocal(grid, sites)
         finally:
@@ -112,7 +117,10 @@ class _OpenedLocal:
         directory = ComputedDirectory(size=len(roster), name_of=roster.name)
         plan = replace(plan, memory=_GridMemory(self._grid), make_array=LiveArray)
         app = make_server_app(plan, lambda _: directory, models.append)
-        app(grid=self._grid, context=Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+        app(
+            grid=self._grid,
+            context=Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}),
+        )
         return models[0]
 
 

@@ -22,7 +22,9 @@ def join(parts: Sequence[Data]) -> Data:
         DataError: ``parts`` is empty.
     """
     if not parts:
-        raise DataError("there is no data to join", remedy="give at least one owner's records", code="data-empty")
+        raise DataError(
+            "there is no data to join", remedy="give at least one owner's records", code="data-empty"
+        )
     filled = [part for part in parts if len(part)] or list(parts[:1])
     return filled[0] if len(filled) == 1 else JoinedData(filled)
 
@@ -80,7 +82,10 @@ class _JoinedSubset:
         return self._data.batch(self._rows.index_select(0, rows))
 
     def subset(self, rows: Rows) -> Data:
-        return _JoinedSubset(self._data, self._rows.index_select(0, torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))))
+        return _JoinedSubset(
+            self._data,
+            self._rows.index_select(0, torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))),
+        )
 
 
 def _gather(inputs: list[Any], order: Tensor) -> Any:
@@ -88,12 +93,18 @@ def _gather(inputs: list[Any], order: Tensor) -> Any:
     first = inputs[0]
     if isinstance(first, Tensor):
         if not all(isinstance(part, Tensor) and part.shape[1:] == first.shape[1:] for part in inputs):
-            raise DataError("the owners' records have different shapes", remedy="prepare every owner's records alike", code="data-shape")
+            raise DataError(
+                "the owners' records have different shapes",
+                remedy="prepare every owner's records alike",
+                code="data-shape",
+            )
         return torch.cat(inputs).index_select(0, order)
     if isinstance(first, Mapping):
         return {key: _gather([part[key] for part in inputs], order) for key in first}
     if isinstance(first, tuple | list):
         return type(first)(_gather(list(members), order) for members in zip(*inputs, strict=True))
     raise DataError(
-        f"inputs of type {type(first).__name__} cannot be joined", remedy="give tensors, or tuples or mappings of them", code="data-shape"
+        f"inputs of type {type(first).__name__} cannot be joined",
+        remedy="give tensors, or tuples or mappings of them",
+        code="data-shape",
     )

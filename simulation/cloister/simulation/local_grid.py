@@ -26,7 +26,7 @@ __all__ = ["LocalGrid", "client_runner"]
 _RUN_ID = 1
 _SERVER_NODE = 1 << 62
 _RAISED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-_POLL_S = 0.05
+_POLL_S = 0.2  # at least the longest pause of `cloister.server.exchange`
 
 NodeConfig = Callable[[int], dict[str, Any]]
 
@@ -39,7 +39,9 @@ def client_runner(app: ClientApp) -> Runner:
             return Result(ticket=task.ticket)
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = _RUN_ID, 1, task.node
         state = RecordDict() if task.state is None else unpack(task.state, attached.take)
-        context = Context(run_id=_RUN_ID, node_id=task.node, node_config=task.node_config, state=state, run_config={})
+        context = Context(
+            run_id=_RUN_ID, node_id=task.node, node_config=task.node_config, state=state, run_config={}
+        )
         try:
             reply = app(_message(task, unpack(task.content, attached.view)), context)
         except Exception:  # noqa: BLE001 - an app of somebody else's: its text stays here, as over a SuperLink it should
@@ -93,7 +95,12 @@ class LocalGrid(Grid):
         return self._run
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         """Return a new message."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
@@ -127,7 +134,9 @@ class LocalGrid(Grid):
                 self._receive(result)
         return [self._done.pop(ticket) for ticket in sorted(wanted & self._done.keys())]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
         """Send ``messages`` and return the replies that came within ``timeout`` seconds."""
         waiting = set(self.push_messages(messages))
         deadline = None if timeout is None else time.monotonic() + timeout

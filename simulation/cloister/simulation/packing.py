@@ -58,7 +58,9 @@ class Block:
             offsets.append(size)
             size += -(-array.nbytes // _ALIGN) * _ALIGN
         self.memory = _Memory(create=True, size=max(size, 1))
-        self.pieces = [Piece(self.memory.name, o, str(a.dtype), a.shape) for o, a in zip(offsets, arrays, strict=True)]
+        self.pieces = [
+            Piece(self.memory.name, o, str(a.dtype), a.shape) for o, a in zip(offsets, arrays, strict=True)
+        ]
         for array, piece in zip(arrays, self.pieces, strict=True):
             _view(self.memory, piece)[...] = array
 
@@ -103,7 +105,8 @@ class Attached:
 def pack(content: RecordDict, place: Callable[[Array], Piece]) -> Packed:
     """Turn records into plain data, each array into the piece that ``place`` gives."""
     records: list[tuple[str, str, dict[str, Any]]] = [
-        ("arrays", name, {key: (place(array), _claim(array)) for key, array in record.items()}) for name, record in content.array_records.items()
+        ("arrays", name, {key: (place(array), _claim(array)) for key, array in record.items()})
+        for name, record in content.array_records.items()
     ]
     records += [("metrics", name, dict(record)) for name, record in content.metric_records.items()]
     records += [("config", name, dict(record)) for name, record in content.config_records.items()]

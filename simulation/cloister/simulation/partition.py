@@ -146,7 +146,9 @@ class _Virtual(Roster):
 class _Dealt(_Virtual):
     """Every pooled record at exactly one site."""
 
-    def __init__(self, sites: int, train: Data, test: Data, task: Task, *, train_sites: Sites, test_sites: Sites) -> None:
+    def __init__(
+        self, sites: int, train: Data, test: Data, task: Task, *, train_sites: Sites, test_sites: Sites
+    ) -> None:
         super().__init__(sites, train, test, task)
         self._train, self._test = _by_site(train_sites, sites), _by_site(test_sites, sites)
 
@@ -157,7 +159,9 @@ class _Dealt(_Virtual):
 class _Drawn(_Virtual):
     """Every site draws records for itself when it is asked for: a million sites cost nothing until then."""
 
-    def __init__(self, sites: int, train: Data, test: Data, task: Task, *, per_site: int, randomness: SeededRandomness) -> None:
+    def __init__(
+        self, sites: int, train: Data, test: Data, task: Task, *, per_site: int, randomness: SeededRandomness
+    ) -> None:
         super().__init__(sites, train, test, task)
         self._randomness = randomness
         self._sizes = per_site, min(len(test), max(1, round(per_site * len(test) / len(train))))
@@ -170,10 +174,14 @@ class _Drawn(_Virtual):
     def _rows(self, index: int) -> tuple[Rows, Rows]:
         rng = self._randomness.generator("partition", "drawn", index)
         train = rng.choice(len(self.pooled_train), size=self._sizes[0], replace=False)
-        return train, rng.choice(len(self.central_test), size=self._sizes[1], replace=False) if self._sizes[1] else np.empty(0, np.int64)
+        return train, rng.choice(len(self.central_test), size=self._sizes[1], replace=False) if self._sizes[
+            1
+        ] else np.empty(0, np.int64)
 
 
-def make_roster(cohort: Cohort, owners: Mapping[str, Split], task: Task, randomness: SeededRandomness) -> Roster:
+def make_roster(
+    cohort: Cohort, owners: Mapping[str, Split], task: Task, randomness: SeededRandomness
+) -> Roster:
     """Return who holds what, as ``[cohort]`` says.
 
     Args:
@@ -196,13 +204,17 @@ def make_roster(cohort: Cohort, owners: Mapping[str, Split], task: Task, randomn
         return _Drawn(sites, train, test, task, per_site=partition.per_site, randomness=randomness)
     labels, test_labels = _labels(train, test, task)
     train_sites = _deal(partition, train, labels, task, randomness, sites=sites)
-    counts = np.zeros((sites, int(max(labels.max(initial=0), test_labels.max(initial=0))) + 1), dtype=np.int64)
+    counts = np.zeros(
+        (sites, int(max(labels.max(initial=0), test_labels.max(initial=0))) + 1), dtype=np.int64
+    )
     np.add.at(counts, (train_sites, labels), 1)
     test_sites = deal_like(test_labels, counts, randomness.generator("partition", "test"))
     return _Dealt(sites, train, test, task, train_sites=train_sites, test_sites=test_sites)
 
 
-def _deal(partition: Partition, train: Data, labels: Labels, task: Task, randomness: SeededRandomness, *, sites: int) -> Sites:
+def _deal(
+    partition: Partition, train: Data, labels: Labels, task: Task, randomness: SeededRandomness, *, sites: int
+) -> Sites:
     """Return the site of every training record."""
     rng = randomness.generator("partition", partition.by)
     records = len(labels)
@@ -223,7 +235,9 @@ def _deal(partition: Partition, train: Data, labels: Labels, task: Task, randomn
     return site_of
 
 
-def _deal_dirichlet(alpha: float, sites: int, labels: Labels, task: Task, randomness: SeededRandomness) -> Sites:
+def _deal_dirichlet(
+    alpha: float, sites: int, labels: Labels, task: Task, randomness: SeededRandomness
+) -> Sites:
     for attempt in range(_ATTEMPTS):
         site_of = deal_by_class(labels, sites, alpha, randomness.generator("partition", "dirichlet", attempt))
         if _first_poor(site_of, sites, labels, task) is None:
@@ -279,28 +293,46 @@ def _checked_sites(cohort: Cohort, records: int, task: Task) -> int:
     partition, sites = cohort.partition, cohort.sites
     if sites is None:
         raise _refused(
-            f"partition by = '{partition.by}' needs to know over how many sites: cohort.sites is missing", "set cohort.sites, for example sites = 10"
+            f"partition by = '{partition.by}' needs to know over how many sites: cohort.sites is missing",
+            "set cohort.sites, for example sites = 10",
         )
     if partition.by == "dirichlet" and task.kind == "regression":
-        raise _refused("partition by = 'dirichlet' spreads classes over the sites, and a regression has none", "use 'iid', 'shards' or 'quantity'")
+        raise _refused(
+            "partition by = 'dirichlet' spreads classes over the sites, and a regression has none",
+            "use 'iid', 'shards' or 'quantity'",
+        )
     if partition.by == "iid" and partition.per_site is not None:
         if partition.per_site > records:
-            raise _refused(f"partition.per_site = {partition.per_site}, but there are {records} training records", "lower per_site")
+            raise _refused(
+                f"partition.per_site = {partition.per_site}, but there are {records} training records",
+                "lower per_site",
+            )
         return sites
     for key, value in (("alpha", partition.alpha), ("skew", partition.skew)):
         if value is not None and value > _MOST_CONCENTRATED:
-            raise _refused(f"partition.{key} = {value:g} is no skew at all (at most {_MOST_CONCENTRATED:g})", "use partition = { by = 'iid' }")
+            raise _refused(
+                f"partition.{key} = {value:g} is no skew at all (at most {_MOST_CONCENTRATED:g})",
+                "use partition = { by = 'iid' }",
+            )
     shards = partition.per_site or 1
     if sites * shards > records:
         asked = f"cohort.sites = {sites}" + (f" with per_site = {shards}" if partition.per_site else "")
-        remedy = "lower cohort.sites" + (" or per_site" if partition.per_site else "; or let sites share records: partition = { by = 'iid', per_site = 10 }")
-        raise _refused(f"{asked} asks for at least {sites * shards} training records, and there are {records}", remedy)
+        remedy = "lower cohort.sites" + (
+            " or per_site"
+            if partition.per_site
+            else "; or let sites share records: partition = { by = 'iid', per_site = 10 }"
+        )
+        raise _refused(
+            f"{asked} asks for at least {sites * shards} training records, and there are {records}", remedy
+        )
     return sites
 
 
 def _given(value: float | None) -> float:
     if value is None:
-        raise SpecError("the partition lacks a key that its own check should have asked for", code="partition")
+        raise SpecError(
+            "the partition lacks a key that its own check should have asked for", code="partition"
+        )
     return value
 
 

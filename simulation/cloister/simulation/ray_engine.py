@@ -59,11 +59,18 @@ class _OpenedRay:
         roster = self._sites.roster
         names = [roster.name(position) for position in range(len(roster))]
         job = ConfigRecord(
-            {"protocol": protocol.PROTOCOL, "round": 0, "federation": self._sites.federation, "layout": plan.layout.digest}
+            {
+                "protocol": protocol.PROTOCOL,
+                "round": 0,
+                "federation": self._sites.federation,
+                "layout": plan.layout.digest,
+            }
         )
 
         def find_sites(grid: Grid) -> Directory:
-            return discover(grid, expected=len(names), wait_s=plan.loaded.spec.cohort.wait_s, job=job, names=names)
+            return discover(
+                grid, expected=len(names), wait_s=plan.loaded.spec.cohort.wait_s, job=job, names=names
+            )
 
         logging.getLogger("flwr").setLevel(logging.ERROR)
         run_simulation(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cloister.core._version import __version__
-from cloister.core.checking import check_federation
+from cloister.core.checking import check_federation, check_records
 from cloister.core.errors import CloisterError
 from cloister.core.metrics import Measurement, measure
 from cloister.core.preflight import try_task
@@ -54,7 +54,12 @@ class RunResult:
 
 
 def simulate(
-    loaded: Loaded, *, out: Path, engine: Engine, sinks: tuple[Sink, ...] = (), on_start: Callable[[Path], None] = lambda _: None
+    loaded: Loaded,
+    *,
+    out: Path,
+    engine: Engine,
+    sinks: tuple[Sink, ...] = (),
+    on_start: Callable[[Path], None] = lambda _: None,
 ) -> RunResult:
     """Run a federation on this machine.
 
@@ -102,13 +107,16 @@ class _Prepared:
 def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
     """Build and try everything that a run needs; refuse here what can be refused."""
     task = sites.task
-    notes = check_federation(loaded, task)
+    notes = [*check_federation(loaded, task), *check_records(loaded, sites.owners)]
     notes += list(getattr(task, "notes", ()))
     model = build_model(task, loaded.spec.federation.seed)
     layout = Layout.of(model)
     first = sites.roster.split(0).train
     try_task(task, model, first)
-    measure(task, model, first, rows=np.arange(min(2, len(first))))  # also loads the metrics once, before workers are forked
+    if loaded.spec.evaluation.central or loaded.spec.evaluation.sites:
+        measure(
+            task, model, first, rows=np.arange(min(2, len(first)))
+        )  # also loads the metrics, once, before workers are forked
 
     def measure_centrally(vector: Vector) -> Measurement:
         layout.write(model, vector)
@@ -118,13 +126,22 @@ def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
 
 
 def _run(
-    folder: RunFolder, loaded: Loaded, sites: SimulatedSites, prepared: _Prepared, *, engine: Engine, sinks: tuple[Sink, ...]
+    folder: RunFolder,
+    loaded: Loaded,
+    sites: SimulatedSites,
+    prepared: _Prepared,
+    *,
+    engine: Engine,
+    sinks: tuple[Sink, ...],
 ) -> RunResult:
     spec = loaded.spec
     try:
         store = CheckpointStore(folder.checkpoints)
         checkpoint = store.newest(digest=loaded.digest(), layout=prepared.layout.digest)
-        with one_thread(), engine.open(sites) as opened:  # first: workers are forked before any sink starts a thread
+        with (
+            one_thread(),
+            engine.open(sites) as opened,
+        ):  # first: workers are forked before any sink starts a thread
             log = EventLog(folder.events)
             log.truncate(checkpoint.events_offset if checkpoint else 0)
             bus = EventBus(log, [*sinks, *tracking_sinks(spec.tracking, folder.path)])
@@ -141,7 +158,9 @@ def _run(
                     randomness=sites.randomness,
                     bus=bus,
                     store=store,
-                    central=prepared.measure if spec.evaluation.central and len(sites.roster.central_test) else None,
+                    central=prepared.measure
+                    if spec.evaluation.central and len(sites.roster.central_test)
+                    else None,
                     resume=checkpoint,
                 )
                 _finish(folder, sites, prepared, _rounds(opened, plan, bus), bus)
@@ -162,19 +181,33 @@ def _rounds(opened: Opened, plan: RunPlan, bus: EventBus) -> Vector:
     try:
         return opened.run(plan)
     except KeyboardInterrupt:
-        bus.emit("end", 0, status="interrupted", code="interrupted", message="interrupted; go on with --resume", model=None)
+        bus.emit(
+            "end",
+            0,
+            status="interrupted",
+            code="interrupted",
+            message="interrupted; go on with --resume",
+            model=None,
+        )
         raise
     except CloisterError as error:
         bus.emit("end", 0, status="failed", code=error.code, message=error.message, model=None)
         raise
 
 
-def _finish(folder: RunFolder, sites: SimulatedSites, prepared: _Prepared, vector: Vector, bus: EventBus) -> None:
+def _finish(
+    folder: RunFolder, sites: SimulatedSites, prepared: _Prepared, vector: Vector, bus: EventBus
+) -> None:
     rounds = sites.spec.federation.rounds
     for where, found in train_baselines(sites, prepared.initial, prepared.measure):
         bus.emit("evaluation", rounds, where=where, **vars(found))
     model = build_model(sites.task, sites.spec.federation.seed)
-    about = {"federation": sites.spec.federation.name, "rounds": rounds, "layout": prepared.layout.digest, "cloister": __version__}
+    about = {
+        "federation": sites.spec.federation.name,
+        "rounds": rounds,
+        "layout": prepared.layout.digest,
+        "cloister": __version__,
+    }
     write_model(folder.model, model, prepared.layout, vector, about)
     bus.emit("end", rounds, status="done", code="done", message="", model=folder.model.name)
 
@@ -194,11 +227,14 @@ def _facts(loaded: Loaded, sites: SimulatedSites, prepared: _Prepared, engine: E
         "site_names": [roster.name(i) for i in range(min(size, _NAMED))],
         "engine": engine.name,
         "workers": engine.workers,
-        "versions": {name: version(name) for name in ("flwr", "torch", "numpy", "opacus")} | {"cloister": __version__, "python": platform.python_version()},
+        "versions": {name: version(name) for name in ("flwr", "torch", "numpy", "opacus")}
+        | {"cloister": __version__, "python": platform.python_version()},
         "rounds": spec.federation.rounds,
         "task": task.describe(),
         "classes": list(task.classes),
-        "partition": {"by": spec.cohort.partition.by, "classes": list(task.classes), "sites": counted} if counted else None,
+        "partition": {"by": spec.cohort.partition.by, "classes": list(task.classes), "sites": counted}
+        if counted
+        else None,
         "notes": prepared.notes,
         "protection": spec.aggregation.protection,
         "rule": spec.aggregation.rule,

@@ -15,6 +15,7 @@ from flwr.app import Context
 
 from cloister.client.app import Site, Workbench
 from cloister.client.trainer import Trainer
+from cloister.core.data import Split
 from cloister.core.errors import IntegrityError
 from cloister.core.randomness import SeededRandomness
 from cloister.core.resolve import build_model, load_task, owners
@@ -57,9 +58,14 @@ class SimulatedSites:
         return load_task(self.spec.task, self.base)
 
     @cached_property
+    def owners(self) -> dict[str, Split]:
+        """The records as the task hands them over, by owner."""
+        return owners(self.task)
+
+    @cached_property
     def roster(self) -> Roster:
         """Who holds what."""
-        return make_roster(self.spec.cohort, owners(self.task), self.task, self.randomness)
+        return make_roster(self.spec.cohort, self.owners, self.task, self.randomness)
 
     @cached_property
     def bench(self) -> Workbench:
@@ -75,7 +81,9 @@ class SimulatedSites:
             IntegrityError: it speaks of another.
         """
         if federation != self.federation:
-            raise IntegrityError("the job's federation is not the one that this simulation runs", code="federation-differs")
+            raise IntegrityError(
+                "the job's federation is not the one that this simulation runs", code="federation-differs"
+            )
         return self.bench
 
     def site(self, context: Context, bench: Workbench) -> Site:  # noqa: ARG002 - the seam's signature

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from cloister.simulation.packing import Attached, Packed
+from cloister.simulation.threads import keep_memory
 
 __all__ = ["LOST", "Inline", "Result", "Runner", "Task", "WorkerPool", "Workers"]
 
@@ -177,7 +178,10 @@ class WorkerPool:
         others = [worker.pipe for worker in self._workers] + [ours]
         fork = self._context.get_start_method() == "fork"
         process = self._context.Process(  # type: ignore[attr-defined]  # typeshed's BaseContext lacks it
-            target=_work, args=(theirs, self._make_runner, others if fork else []), daemon=True, name="cloister-worker"
+            target=_work,
+            args=(theirs, self._make_runner, others if fork else []),
+            daemon=True,
+            name="cloister-worker",
         )
         process.start()
         theirs.close()
@@ -193,6 +197,7 @@ def _work(pipe: Connection, make_runner: Callable[[], Runner], others: list[Conn
     import torch
 
     torch.set_num_threads(1)
+    keep_memory()
     runner, attached = make_runner(), Attached()
     with suppress(EOFError, ConnectionError):
         while (task := pipe.recv()) is not None:

@@ -41,10 +41,21 @@ class ArrayLayout:
         """
         for name, array in arrays.items():
             if array.dtype.kind not in "fiub":
-                raise SpecError(f"the model's array '{name}' is {array.dtype}", remedy="send real numbers only", code="task-model")
-        layout = cls({name: array.shape for name, array in arrays.items()}, {name: array.dtype for name, array in arrays.items()})
+                raise SpecError(
+                    f"the model's array '{name}' is {array.dtype}",
+                    remedy="send real numbers only",
+                    code="task-model",
+                )
+        layout = cls(
+            {name: array.shape for name, array in arrays.items()},
+            {name: array.dtype for name, array in arrays.items()},
+        )
         if not layout.size:
-            raise SpecError("the model has no floating-point array to average", remedy="send its weights as floating-point arrays", code="task-model")
+            raise SpecError(
+                "the model has no floating-point array to average",
+                remedy="send its weights as floating-point arrays",
+                code="task-model",
+            )
         return layout
 
     @cached_property
@@ -87,14 +98,18 @@ class ArrayLayout:
         start = 0
         for name in self.averaged:
             if name not in arrays or arrays[name].shape != self.shapes[name]:
-                raise ValueError(f"array '{name}' of shape {self.shapes[name]} is missing or has another shape")
+                raise ValueError(
+                    f"array '{name}' of shape {self.shapes[name]} is missing or has another shape"
+                )
             end = start + self._length(name)
             with np.errstate(over="ignore"):
                 vector[start:end] = arrays[name].reshape(-1)
             start = end
         return vector
 
-    def unflatten(self, vector: Vector, fixed: Mapping[str, npt.NDArray[Any]] | None = None) -> dict[str, npt.NDArray[Any]]:
+    def unflatten(
+        self, vector: Vector, fixed: Mapping[str, npt.NDArray[Any]] | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays in ``vector``, in their own shapes and types and in order.
 
         Args:
@@ -115,7 +130,11 @@ class ArrayLayout:
                 with np.errstate(over="ignore"):
                     arrays[name] = vector[start:end].reshape(self.shapes[name]).astype(dtype)
                 if not np.isfinite(arrays[name]).all():
-                    raise SpecError(f"the model's array '{name}' left the range of {dtype}", remedy="lower the learning rates", code="diverged")
+                    raise SpecError(
+                        f"the model's array '{name}' left the range of {dtype}",
+                        remedy="lower the learning rates",
+                        code="diverged",
+                    )
                 start = end
             elif fixed is not None:
                 if name not in fixed:

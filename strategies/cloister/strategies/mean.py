@@ -73,9 +73,13 @@ class StreamingMean:
         """
         size = len(self._sum)
         if vector.shape != (size,) or vector.dtype != np.float32:
-            raise ValueError(f"expected a float32 vector of shape ({size},), got {vector.dtype} {vector.shape}")
+            raise ValueError(
+                f"expected a float32 vector of shape ({size},), got {vector.dtype} {vector.shape}"
+            )
         if not _LEAST_WEIGHT <= weight <= _MOST_WEIGHT:
-            raise ValueError(f"weight = {weight} is not a positive number between {_LEAST_WEIGHT} and {_MOST_WEIGHT}")
+            raise ValueError(
+                f"weight = {weight} is not a positive number between {_LEAST_WEIGHT} and {_MOST_WEIGHT}"
+            )
         if not self._is_finite(vector):
             raise ValueError("the vector holds a value that is not finite")
         for start in range(0, size, BLOCK):
@@ -126,7 +130,9 @@ def weighted_mean(updates: npt.NDArray[np.float32], weights: npt.NDArray[np.floa
         ValueError: no row, a row without weight, a value that is not finite, or a weight that is not positive.
     """
     if updates.ndim != 2 or len(updates) == 0 or weights.shape != (len(updates),):
-        raise ValueError(f"expected (n, dim) updates with (n,) weights and n > 0, got {updates.shape} and {weights.shape}")
+        raise ValueError(
+            f"expected (n, dim) updates with (n,) weights and n > 0, got {updates.shape} and {weights.shape}"
+        )
     if not (np.isfinite(updates).all() and np.isfinite(weights).all() and (weights > 0).all()):
         raise ValueError("updates must be finite and weights finite and positive")
     mean: Direction = (updates.astype(np.float64) * weights[:, None]).sum(axis=0) / weights.sum()

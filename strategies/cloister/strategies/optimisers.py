@@ -38,7 +38,16 @@ from cloister.core.spec import ServerOptimizer
 from cloister.core.update import Vector
 from cloister.strategies.mean import Direction
 
-__all__ = ["FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedYogi", "OptimiserState", "ServerOptimiser", "optimiser_from"]
+__all__ = [
+    "FedAdagrad",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
+    "FedYogi",
+    "OptimiserState",
+    "ServerOptimiser",
+    "optimiser_from",
+]
 
 _MOST = float(np.finfo(np.float32).max)
 
@@ -83,7 +92,9 @@ class ServerOptimiser(ABC):
     def _move(self, direction: Direction, state: OptimiserState) -> tuple[Direction, OptimiserState]:
         """Return the displacement of the model (size,) float64, in an array of its own, and the next state."""
 
-    def step(self, model: Vector, direction: Direction, state: OptimiserState) -> tuple[Vector, OptimiserState]:
+    def step(
+        self, model: Vector, direction: Direction, state: OptimiserState
+    ) -> tuple[Vector, OptimiserState]:
         """Return the next model and the next state; the arguments are left as they are.
 
         Args:
@@ -98,9 +109,13 @@ class ServerOptimiser(ABC):
         if model.ndim != 1 or model.dtype != np.float32:
             raise ValueError(f"expected a flat float32 model, got {model.dtype} {model.shape}")
         if direction.shape != model.shape or direction.dtype != np.float64:
-            raise ValueError(f"expected a float64 direction of shape {model.shape}, got {direction.dtype} {direction.shape}")
+            raise ValueError(
+                f"expected a float64 direction of shape {model.shape}, got {direction.dtype} {direction.shape}"
+            )
         if not (np.abs(direction) <= _MOST).all():
-            raise ValueError("the direction holds a value that is not finite, or that no mean of float32 updates can have")
+            raise ValueError(
+                "the direction holds a value that is not finite, or that no mean of float32 updates can have"
+            )
         self._check(state, len(model))
         with np.errstate(over="ignore", invalid="ignore"):
             moved, state = self._move(direction, state)
@@ -136,7 +151,11 @@ class ServerOptimiser(ABC):
                     code="checkpoint",
                 )
         if "variance" in arrays and (arrays["variance"] < 0).any():
-            raise IntegrityError(f"the stored 'variance' of {self.name} is negative somewhere", remedy="resume from another checkpoint", code="checkpoint")
+            raise IntegrityError(
+                f"the stored 'variance' of {self.name} is negative somewhere",
+                remedy="resume from another checkpoint",
+                code="checkpoint",
+            )
         return OptimiserState(momentum=arrays.get("momentum"), variance=arrays.get("variance"))
 
     def _check(self, state: OptimiserState, size: int) -> None:
@@ -282,7 +301,11 @@ def optimiser_from(table: ServerOptimizer) -> ServerOptimiser:
 
 
 def _in_range(name: str, value: float, *, above: float | None = None, below: float | None = None) -> None:
-    fits = np.isfinite(value) and (value > above if above is not None else value >= 0) and (below is None or value < below)
+    fits = (
+        np.isfinite(value)
+        and (value > above if above is not None else value >= 0)
+        and (below is None or value < below)
+    )
     if not fits:
         limits = f"above {above:g}" if above is not None else f"at least 0 and below {below:g}"
         raise ValueError(f"{name} = {value} must be {limits}")

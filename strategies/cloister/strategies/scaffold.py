@@ -92,7 +92,9 @@ def correction(server: Vector, client: Vector) -> Vector:
     return (server.astype(np.float64) - client).astype(np.float32)
 
 
-def client_control(*, client: Vector, server: Vector, start: Vector, end: Vector, steps: int, lr: float) -> tuple[Vector, Vector]:
+def client_control(
+    *, client: Vector, server: Vector, start: Vector, end: Vector, steps: int, lr: float
+) -> tuple[Vector, Vector]:
     """Return the client's next control ``c_i⁺ = c_i - c + (x - y_i) / (K η_l)`` and the change ``Δc_i`` to send (lines 12, 13).
 
     Args:
@@ -115,14 +117,18 @@ def client_control(*, client: Vector, server: Vector, start: Vector, end: Vector
     if not (np.isfinite(lr) and lr > 0):
         raise ValueError(f"lr = {lr} must be a positive number")
     with np.errstate(over="ignore", invalid="ignore"):
-        following = (client.astype(np.float64) - server + (start.astype(np.float64) - end) / (steps * lr)).astype(np.float32)
+        following = (
+            client.astype(np.float64) - server + (start.astype(np.float64) - end) / (steps * lr)
+        ).astype(np.float32)
         change = (following.astype(np.float64) - client).astype(np.float32)
     if not (np.isfinite(following).all() and np.isfinite(change).all()):
         raise ValueError("the client's control is not finite: its local training diverged")
     return following, change
 
 
-def server_control(state: ScaffoldState, mean_change: Direction, *, cohort: int, population: int) -> ScaffoldState:
+def server_control(
+    state: ScaffoldState, mean_change: Direction, *, cohort: int, population: int
+) -> ScaffoldState:
     """Return the state with ``c + |S|/N Δc`` (line 17, right).
 
     Args:
@@ -143,7 +149,14 @@ def server_control(state: ScaffoldState, mean_change: Direction, *, cohort: int,
 
 
 def server_step(
-    model: Vector, mean_update: Direction, state: ScaffoldState, mean_change: Direction, *, cohort: int, population: int, lr: float = 1.0
+    model: Vector,
+    mean_update: Direction,
+    state: ScaffoldState,
+    mean_change: Direction,
+    *,
+    cohort: int,
+    population: int,
+    lr: float = 1.0,
 ) -> tuple[Vector, ScaffoldState]:
     """Return the next model ``x + η_g Δx`` and the next state (line 17); the arguments are left as they are.
 
@@ -168,4 +181,6 @@ def server_step(
 def _same_shape(**arrays: npt.NDArray[Any]) -> None:
     shapes = {name: array.shape for name, array in arrays.items()}
     if len(set(shapes.values())) > 1:
-        raise ValueError("these must have one shape: " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
+        raise ValueError(
+            "these must have one shape: " + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        )

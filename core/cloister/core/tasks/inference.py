@@ -23,10 +23,12 @@ from cloister.core.tasks.columns import (
 )
 from cloister.core.tasks.tables import RawTable, Texts
 
-__all__ = ["MOST_CLASSES", "MOST_VALUES", "infer_column", "infer_schema"]
+__all__ = ["MOST_CLASSES", "MOST_VALUES", "NUMERIC_SHARE", "infer_column", "infer_schema"]
 
 #: A text column with more different values than this is left out: it names or describes records.
 MOST_VALUES = 50
+#: A column of which at least this share are numbers is meant to hold numbers.
+NUMERIC_SHARE = 0.9
 #: A whole-number target with more different values than this is a quantity, not a class.
 MOST_CLASSES = 20
 _TRUTHS = ({"0", "1"}, {"false", "true"}, {"no", "yes"}, {"f", "t"}, {"n", "y"})
@@ -36,7 +38,7 @@ def infer_schema(tables: Sequence[RawTable]) -> Schema:
     """Guess a schema from all rows of all tables (every owner's: the guess is for one machine).
 
     Raises:
-        DataError: the tables' columns differ.
+        DataError: the tables' columns differ, or a few texts stand in a column of numbers.
     """
     names = tables[0].names
     for table in tables[1:]:
@@ -48,6 +50,8 @@ def infer_schema(tables: Sequence[RawTable]) -> Schema:
                 code="data-missing-column",
             )
     columns = {name: infer_column([table.texts(name) for table in tables]) for name in names}
+    for name in (name for name in names if not isinstance(columns[name], NumericColumn | BooleanColumn)):
+        _refuse_stray_text(tables, name)
     return Schema(
         columns={name: column for name, column in columns.items() if column is not None},
         missing_values=tables[0].missing_values,
@@ -70,3 +74,24 @@ def infer_column(parts: Sequence[Texts]) -> Column | None:
     if len(values) <= MOST_VALUES:
         return CategoricalColumn(values=tuple(values), missing=missing)
     return None
+
+
+def _refuse_stray_text(tables: Sequence[RawTable], name: str) -> None:
+    """Refuse a column of numbers in which a few cells hold text: a slip, and not a category."""
+    parts = [table.texts(name) for table in tables]
+    numeric = [
+        np.isfinite(pd.to_numeric(pd.Series(part, dtype=object), errors="coerce").to_numpy(np.float64))
+        for part in parts
+    ]
+    present = [part != "" for part in parts]
+    cells, numbers = sum(int(part.sum()) for part in present), sum(int(part.sum()) for part in numeric)
+    if not NUMERIC_SHARE * cells <= numbers < cells:
+        return
+    for table, is_number, is_there in zip(tables, numeric, present, strict=True):
+        strange = is_there & ~is_number
+        if strange.any():
+            raise DataError(
+                f"'{table.path}', column '{name}', row {int(strange.argmax()) + 1}: text in a column of numbers",
+                remedy="mend the cell or leave it empty, or declare the column as categorical in a schema",
+                code="data-not-a-number",
+            )

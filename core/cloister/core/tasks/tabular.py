@@ -104,7 +104,7 @@ class Tabular(Task):
                 remedy="declare the columns that the model reads",
                 code="task-schema",
             )
-        self.kind = self._target.kind  # type: ignore[misc]  # a class variable by default, the target's own here
+        self.kind = self._target.kind
         self.classes = self._target.classes
 
     def model(self) -> nn.Module:
