@@ -135,7 +135,7 @@ def _aggregation(history: History, spec: Mapping[str, Any]) -> dict[str, Any]:
         "optimizer": stated.get("optimizer") or (run.optimizer if run else None),
         "weighting": stated.get("weighting"),
         "visible_to": {
-            seer.who: {"sees": seer.sees, "does_not_see": seer.hidden} for seer in who_sees(history, spec)
+            seer.who: {"sees": list(seer.sees), "does_not_see": seer.hidden} for seer in who_sees(spec)
         },
         "refused": history.refused_by_reason,
         "refusals": [_refusal(refused) for refused in history.refused[:_REFUSALS_LISTED]],

@@ -77,7 +77,7 @@ def render_page(
         learning=not plots.keys().isdisjoint({"metric", "losses", "others", "confusion"}),
         costs=not plots.keys().isdisjoint({"traffic", "time"}),
         noun=site_noun(history.run),
-        seers=who_sees(history, spec),
+        seers=who_sees(spec),
         refused=refused_table(history),
         missing=_missing(history),
         facts=_facts(report, history),
