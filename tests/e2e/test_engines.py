@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from cloister.core.spec import load_federation
+from cloister.simulation.engines import LocalEngine
+from cloister.simulation.simulate import simulate
+
 
 @pytest.mark.slow
 def test_rays_result_is_the_local_one_to_floating_point(
@@ -47,3 +51,15 @@ def test_all_sites_lost_over_ray_exits_6(make_file: Callable[..., Path], cloiste
     done = cloister("simulate", path, "--json", "--engine", "ray", "--workers", "2", timeout=300)
     assert done.returncode == 6, done.stderr
     assert answer(done)["error"]["code"] == "peers-missing"
+
+
+def test_spawned_workers_give_the_same_result_to_the_bit(
+    make_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Where forking is not safe (threads, CUDA, macOS) workers are spawned and build task and partition anew."""
+    loaded = load_federation(make_file(federation={"rounds": 2}))
+    results = []
+    for method in ("fork", "spawn"):
+        made = simulate(loaded, out=tmp_path / method, engine=LocalEngine(2, method=method))
+        results.append((made.run / "model.safetensors").read_bytes())
+    assert results[0] == results[1]

@@ -246,7 +246,9 @@ def test_report_json_is_strict_and_keeps_its_contract(heart: ReportPaths) -> Non
     }  # fmt: skip
     assert report["aggregation"]["protection"] == "plain"
     assert report["aggregation"]["rule"] == "mean"
-    assert any("update in clear" in sentence for sentence in report["aggregation"]["visible_to"]["server"]["sees"])
+    assert any(
+        "update in clear" in sentence for sentence in report["aggregation"]["visible_to"]["server"]["sees"]
+    )
     assert report["aggregation"]["refused"] == {"not-finite": 1}
     assert report["traffic"]["bytes_up"] == 6 * 4 * 8712
     assert report["traffic"]["rounds"][0] == {"round": 1, "bytes_down": 4 * 8712, "bytes_up": 4 * 8712}

@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from cloister.server.exchange import exchange
 from cloister.simulation.live_array import LiveArray
 from cloister.simulation.local_grid import LocalGrid, client_runner
-from cloister.simulation.workers import Inline, Runner, WorkerPool
+from cloister.simulation.workers import Inline, Result, Runner, WorkerPool
 
 
 def record(**arrays: Array) -> ArrayRecord:
@@ -69,7 +69,7 @@ def open_grid(workers: int, nodes: int = 8) -> Iterator[LocalGrid]:
     made = LocalGrid(
         nodes=nodes,
         node_config=lambda node: {"partition-id": node - 1},
-        workers=WorkerPool(make_runner, workers) if workers else Inline(make_runner),
+        workers=WorkerPool(make_runner, workers, method="fork") if workers else Inline(make_runner),
     )
     yield made
     made.close()
@@ -119,13 +119,28 @@ def test_an_apps_exception_becomes_an_error_without_its_text(grid: LocalGrid) ->
     assert not errors[0].error.reason
 
 
-def test_shared_memory_is_given_back_after_every_exchange(grid: LocalGrid) -> None:
-    memory = Path("/dev/shm")
-    before = set(memory.glob("psm_*"))
+def test_shared_memory_is_given_back_after_every_exchange(
+    grid: LocalGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    push, receive = grid.push_messages, grid._receive
+
+    def pushing(batch: Any) -> Any:
+        tickets = push(batch)
+        names.extend(grid._blocks)
+        return tickets
+
+    def receiving(result: Result) -> None:
+        names.append(str(result.block))
+        receive(result)
+
+    monkeypatch.setattr(grid, "push_messages", pushing)
+    monkeypatch.setattr(grid, "_receive", receiving)
     for _ in range(3):
         assert len(list(exchange(grid, messages([1, 2, 3]), wait_s=30))) == 3
+    assert len(set(names)) == 12, "one block down an exchange, one up a reply"
     assert not grid._blocks
-    assert set(memory.glob("psm_*")) <= before
+    assert not any((Path("/dev/shm") / name).exists() for name in names)
 
 
 def test_a_million_nodes_cost_nothing_until_they_are_sent_to() -> None:

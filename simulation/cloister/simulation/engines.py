@@ -88,15 +88,21 @@ class LocalEngine:
 
     name = "local"
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, *, method: str | None = None) -> None:
+        """Take the number of workers, and how they start (`WorkerPool` chooses when that is left out)."""
         self.workers = workers
+        self._method = method
 
     @contextmanager
     def open(self, sites: SimulatedSites) -> Iterator[Opened]:
         """Start the workers; they stop when the context ends."""
         size = len(sites.roster)  # built before the fork, so that the workers share it
         make_runner = partial(_runner, sites)
-        workers = WorkerPool(make_runner, self.workers) if self.workers else Inline(make_runner)
+        workers = (
+            WorkerPool(make_runner, self.workers, method=self._method)
+            if self.workers
+            else Inline(make_runner)
+        )
         grid = LocalGrid(
             nodes=size, node_config=lambda node: {POSITION: node - 1, "num-partitions": size}, workers=workers
         )

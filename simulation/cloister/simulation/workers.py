@@ -110,10 +110,17 @@ class WorkerPool:
     first round starts at once; else they are spawned and build everything anew.
     """
 
-    def __init__(self, make_runner: Callable[[], Runner], count: int) -> None:
+    def __init__(self, make_runner: Callable[[], Runner], count: int, *, method: str | None = None) -> None:
+        """Start the workers.
+
+        Args:
+            make_runner: called once in each worker; it must survive pickling where workers are spawned.
+            count: how many.
+            method: ``fork`` or ``spawn``; chosen as said above when left out.
+        """
         self._make_runner = make_runner
         resource_tracker.ensure_running()  # before any fork: one tracker then frees what a killed process left behind
-        self._context = multiprocessing.get_context("fork" if _fork_is_safe() else "spawn")
+        self._context = multiprocessing.get_context(method or ("fork" if _fork_is_safe() else "spawn"))
         self._queue: deque[Task] = deque()
         self._workers: list[_Worker] = []
         for _ in range(count):
