@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloister.client.batches import epoch_batches, hold_out, step_batches
+from cloister.client.passes import PlainPasses
 from cloister.client.trainer import Trainer
 from cloister.core import Layout, SeededRandomness, Split, Task, TensorData
 from cloister.core.errors import DataError
@@ -275,7 +276,7 @@ def test_gradient_step_is_a_seam() -> None:
     model = build_model(task, 0)
     layout = Layout.of(model)
     split = task.data()
-    result = Trainer(spec(), task, model, layout, Nothing()).train(
+    result = Trainer(spec(), task, model, layout, PlainPasses(task, spec().training, Nothing())).train(
         layout.read(model), split.train, site="a", round_number=1, randomness=SeededRandomness(0)
     )
     assert not result.change.any()

@@ -20,7 +20,7 @@ from cloister.client.incoming import Job, read_job
 from cloister.client.trainer import Trainer
 from cloister.core import protocol
 from cloister.core.data import Split
-from cloister.core.errors import CloisterError
+from cloister.core.errors import CloisterError, PolicyError
 from cloister.core.metrics import measure
 from cloister.core.randomness import Randomness
 from cloister.core.resolve import check_data
@@ -115,12 +115,22 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
         kept[protocol.CONTROL] = make_array(new)
         context.state[protocol.CONTROL] = kept
         update[protocol.CONTROL] = make_array(change)
-    report = MetricRecord({"loss": result.loss, "records": result.records, "steps": result.steps})
-    return RecordDict({protocol.UPDATE: update, protocol.REPORT: report})
+    content = RecordDict({protocol.UPDATE: update})
+    if result.loss is not None:  # a private run releases the update alone
+        content[protocol.REPORT] = MetricRecord(
+            {"loss": result.loss, "records": result.records, "steps": result.steps}
+        )
+    return content
 
 
 def _evaluate(message: Message, context: Context, source: SiteSource) -> RecordDict:
     job, bench, site = _start(message, context, source)
+    if bench.spec.privacy.unit != "none":
+        raise PolicyError(
+            "a private run releases no measurement of a site's records",
+            remedy="measure elsewhere",
+            code="withheld",
+        )
     bench.trainer.load(job.array(protocol.VECTOR, bench.trainer.layout.size))
     if len(site.split.test) == 0:
         return RecordDict({protocol.REPORT: MetricRecord({"records": 0})})

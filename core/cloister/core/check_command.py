@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.text import Text
 
+from cloister.core.errors import SpecError
 from cloister.core.outcome import FileArgument, JsonOption, Outcome, SetOption, outcome, visible
 
 if TYPE_CHECKING:
@@ -73,10 +76,40 @@ def check(loaded: Loaded) -> dict[str, Any]:
         "sites": sites,
         "cohort": cohort,
         "traffic": predicted_traffic(spec, layout.size, cohort),
-        "privacy": {"unit": spec.privacy.unit, "epsilon": None},
+        "privacy": predicted_privacy(spec),
         "exposure": exposure(spec).as_dict(),
         "warnings": warnings,
     }
+
+
+def predicted_privacy(spec: FederationSpec) -> dict[str, Any]:
+    """Return what the whole run will cost a site that takes part in every round: ``unit``, ``epsilon``, and what they rest on.
+
+    The accounting lives in the privacy part, which core does not import: it is found by the entry point ``privacy`` of the group
+    ``cloister.predictions``.
+
+    Raises:
+        SpecError: the promise cannot be kept, or the privacy part is not installed.
+    """
+    if spec.privacy.unit == "none":
+        return {"unit": "none", "epsilon": None}
+    for point in entry_points(group="cloister.predictions", name="privacy"):
+        found: dict[str, Any] = point.load()(spec)
+        return found
+    raise SpecError(
+        "the privacy part of cloister is not installed",
+        remedy="install the whole of cloister",
+        code="part-missing",
+    )
+
+
+def _epsilon(privacy: Mapping[str, Any]) -> str:
+    if privacy["epsilon"] is None:
+        return f"none: privacy.unit = '{privacy['unit']}'"
+    return (
+        f"{privacy['epsilon']:.3g} for each {privacy['unit']}, δ = {privacy['delta']:g}, σ = {privacy['noise_multiplier']:.3g}; "
+        "for a site that takes part in every round"
+    )
 
 
 def predicted_traffic(spec: FederationSpec, parameters: int, cohort: float) -> dict[str, int]:
@@ -112,7 +145,7 @@ def _show(file: Path, loaded: Loaded, out: Outcome) -> None:
         "model": f"{model['parameters']:,} parameters, layout {model['layout'][:16]}",
         "sites": f"{found['sites']:,}, of which {found['cohort']:,g} a round",
         "traffic": f"{_bytes(traffic['down'])} down and {_bytes(traffic['up'])} up a round{evaluation}",
-        "ε": f"none: privacy.unit = '{found['privacy']['unit']}'",
+        "ε": _epsilon(found["privacy"]),
     }
     out.say("\n".join(f"{name:<8} {fact}" for name, fact in facts.items()))
     who = {

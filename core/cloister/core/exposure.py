@@ -39,21 +39,28 @@ def exposure(spec: FederationSpec) -> Exposure:
 
 def _server(spec: FederationSpec) -> tuple[str, ...]:
     training, said = spec.training, []
-    said.append(
-        "Each site's update in clear, in every round that the site takes part in, with the site's name; "
-        "records can be reconstructed from an update (gradient inversion)."
-    )
-    if training.local_steps == 1:
+    if spec.privacy.unit == "record":
         said.append(
-            "With local_steps = 1 an update is one batch's gradient, the easiest case for reconstruction."
+            "Each site's update in clear, with the site's name; each step in it carries noise, so what it reveals of any one "
+            "record is bounded by ε. What many of a site's records have in common is not hidden."
         )
-    if training.scaffold:
+        said.append("Nothing else: no number of records, no loss and no metric leaves a site.")
+    else:
         said.append(
-            "Each site's change of its SCAFFOLD control variate in clear: a mean of that site's gradients."
+            "Each site's update in clear, in every round that the site takes part in, with the site's name; "
+            "records can be reconstructed from an update (gradient inversion)."
         )
-    said.append(
-        "Each site's number of training records, its mean training loss and its number of steps, every round."
-    )
+        if training.local_steps == 1:
+            said.append(
+                "With local_steps = 1 an update is one batch's gradient, the easiest case for reconstruction."
+            )
+        if training.scaffold:
+            said.append(
+                "Each site's change of its SCAFFOLD control variate in clear: a mean of that site's gradients."
+            )
+        said.append(
+            "Each site's number of training records, its mean training loss and its number of steps, every round."
+        )
     if spec.evaluation.sites:
         said.append(
             "Each site's metrics on its own test records: for a classification also their counts by true and predicted class."
@@ -67,8 +74,10 @@ def _server(spec: FederationSpec) -> tuple[str, ...]:
 
 
 def _site(spec: FederationSpec) -> tuple[str, ...]:
+    private = spec.privacy.unit == "record"
     said = [
-        "The model of every round it is asked in, and so the mean of the other sites' updates; no noise covers anybody's share."
+        "The model of every round it is asked in, and so the mean of the other sites' updates"
+        + ("; each of them carries its own noise." if private else "; no noise covers anybody's share.")
     ]
     if spec.cohort.min_sites <= 2:
         said.append(
@@ -79,19 +88,22 @@ def _site(spec: FederationSpec) -> tuple[str, ...]:
                 else "two sites: each can subtract its own update."
             )
         )
-    said.append(
-        "Whether a given record was probably trained on (membership inference on the models it receives)."
-    )
+    said.append(_membership(spec, "the models it receives"))
     return tuple(said)
 
 
 def _outsider(spec: FederationSpec) -> tuple[str, ...]:
-    said = [
-        "From the released model: whether a given record was probably trained on; no differential privacy bounds it."
-    ]
+    said = [_membership(spec, "the released model")]
     report = "From the report, if it is published: the sites' names, who took part in which round, the federation file"
     if spec.evaluation.sites:
         report += ", each site's metrics"
     said.append(report + ".")
     said.append("Nothing of a site's updates from a simulation, which sends nothing over a network.")
     return tuple(said)
+
+
+def _membership(spec: FederationSpec, source: str) -> str:
+    whether = f"Whether a given record was trained on (membership inference on {source})"
+    if spec.privacy.unit == "record":
+        return f"{whether}: ε bounds how much better than a guess anybody can tell."
+    return f"{whether}: probably; no differential privacy bounds it."

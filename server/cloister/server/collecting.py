@@ -34,7 +34,8 @@ class Collected:
         asked: size of the cohort.
         missing: who did not answer in time.
         refused: whose reply was not used, and why.
-        losses: the mean training loss of each site that was used.
+        answered: how many replies were used.
+        losses: their mean training losses; empty in a private run, where they are withheld.
         directions: by array, the rule's answer; empty when no reply was used.
         bytes_down: payload sent to the cohort.
         bytes_up: payload of the replies that were used.
@@ -43,15 +44,11 @@ class Collected:
     asked: int
     missing: list[str]
     refused: list[dict[str, str]]
+    answered: int
     losses: list[float]
     directions: dict[str, Direction]
     bytes_down: int
     bytes_up: int
-
-    @property
-    def answered(self) -> int:
-        """How many replies were used."""
-        return len(self.losses)
 
     def summary(self) -> str:
         """Say who did not answer, by name, and why replies were refused; at most five of each."""
@@ -72,6 +69,7 @@ class Collector:
         self._grid = grid
         self._directory = directory
         self._rule = rule_from(self._spec.aggregation)
+        self._private = self._spec.privacy.unit != "none"
         self._federation = json.dumps(plan.loaded.effective())
 
     def train(self, number: int, cohort: list[int], vectors: dict[str, Vector]) -> Collected:
@@ -88,8 +86,9 @@ class Collector:
         missing: list[str] = []
         refused: list[dict[str, str]] = []
         losses: list[float] = []
+        answered = 0
         for name, answer in self._exchange("train", number, cohort, vectors):
-            checked = check_update(answer, size=size, names=tuple(vectors))
+            checked = check_update(answer, size=size, names=tuple(vectors), private=self._private)
             self._tell(number, "train", name, answer=answer, checked=checked, nbytes=nbytes)
             if isinstance(checked, CheckedUpdate):
                 for array, vector in checked.arrays.items():
@@ -97,7 +96,9 @@ class Collector:
                     accumulators[array].add(
                         vector, self._weight(checked) if array == protocol.VECTOR else 1.0
                     )
-                losses.append(checked.loss)
+                answered += 1
+                if checked.loss is not None:
+                    losses.append(checked.loss)
             elif answer.reply is None:
                 missing.append(name)
             else:
@@ -106,12 +107,13 @@ class Collector:
             asked=len(cohort),
             missing=missing,
             refused=refused,
+            answered=answered,
             losses=losses,
             directions={name: accumulator.result() for name, accumulator in accumulators.items()}
-            if losses
+            if answered
             else {},
             bytes_down=len(cohort) * (nbytes + len(self._federation)),
-            bytes_up=len(losses) * nbytes,
+            bytes_up=answered * nbytes,
         )
 
     def measure(self, number: int, cohort: list[int], model: Vector) -> CheckedEvaluation | None:

@@ -21,6 +21,7 @@ from cloister.server.cohort import choose_cohort
 from cloister.server.collecting import Collected, Collector
 from cloister.server.directory import Directory
 from cloister.server.plan import RunPlan
+from cloister.server.spending import Spending
 from cloister.strategies.optimisers import OptimiserState, optimiser_from
 from cloister.strategies.scaffold import ScaffoldState, server_control
 
@@ -52,6 +53,7 @@ class Coordinator:
         self._sites = len(directory)
         self._collector = Collector(plan, grid, directory)
         self._optimiser = optimiser_from(self._spec.aggregation.optimizer)
+        self._spending = Spending(self._spec, plan.bus, directory)
         self._digest = plan.loaded.digest()
 
     def run(self) -> Vector:
@@ -71,6 +73,7 @@ class Coordinator:
             arrays = plan.resume.arrays
             if plan.memory is not None:
                 plan.memory.restore(_under(arrays, "site."))
+            self._spending.restore(_under(arrays, "asked."))
             return _State(
                 round_number=plan.resume.round_number,
                 model=arrays["model"],
@@ -109,12 +112,13 @@ class Coordinator:
             answered=collected.answered,
             missing=collected.missing,
             refused=collected.refused,
-            loss=float(np.mean(collected.losses)),
+            loss=float(np.mean(collected.losses)) if collected.losses else None,
             update_norm=float(np.linalg.norm(direction)),
             bytes_down=collected.bytes_down,
             bytes_up=collected.bytes_up,
             seconds=clock.seconds,
         )
+        self._spending.tell(number)
         every, last = self._spec.federation.checkpoint_every, number == self._spec.federation.rounds
         if last or number % every == 0 or (best is not None and best.round_number == number):
             self._save(new)
@@ -133,6 +137,7 @@ class Coordinator:
             if len(cohort) < least:
                 why = f"{len(cohort)} sites were drawn"
             else:
+                self._spending.ask(cohort)
                 collected = self._collector.train(number, cohort, vectors)
                 if collected.answered >= least:
                     return cohort, collected
@@ -171,6 +176,7 @@ class Coordinator:
         arrays |= {f"optimiser.{name}": array for name, array in state.optimiser.arrays().items()}
         if state.scaffold is not None:
             arrays |= {f"scaffold.{name}": array for name, array in state.scaffold.arrays().items()}
+        arrays |= {f"asked.{name}": array for name, array in self._spending.arrays().items()}
         if self._plan.memory is not None:
             arrays |= {f"site.{name}": array for name, array in self._plan.memory.arrays().items()}
         self._plan.bus.sync()

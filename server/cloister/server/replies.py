@@ -41,12 +41,12 @@ class CheckedUpdate:
 
     Attributes:
         arrays: by name, each (size,) float32 and finite.
-        loss: the site's mean training loss.
-        records: how many records the site says it has (its word, capped where it is used).
+        loss: the site's mean training loss; ``None`` in a private run, where it is withheld.
+        records: how many records the site says it has (its word, capped where it is used); 1 where it is withheld.
     """
 
     arrays: dict[str, Vector]
-    loss: float
+    loss: float | None
     records: int
 
 
@@ -60,13 +60,16 @@ class CheckedEvaluation:
     confusion: list[list[int]] | None = field(default=None)
 
 
-def check_update(answer: Answer, *, size: int, names: tuple[str, ...]) -> CheckedUpdate | Refused:
+def check_update(  # noqa: PLR0911 - one refusal a line
+    answer: Answer, *, size: int, names: tuple[str, ...], private: bool = False
+) -> CheckedUpdate | Refused:
     """Check the reply to a ``train`` message.
 
     Args:
         answer: what came back (not missing).
         size: length of the model's flat vector.
         names: exactly the arrays that must be there.
+        private: the run is private: the update comes alone, and a reply that tells more is refused.
     """
     message = _usable(answer)
     if isinstance(message, Refused):
@@ -80,6 +83,13 @@ def check_update(answer: Answer, *, size: int, names: tuple[str, ...]) -> Checke
         if isinstance(vector, Refused):
             return vector
         arrays[name] = vector
+    if private:
+        alone = len(message.content) == 1
+        return (
+            CheckedUpdate(arrays=arrays, loss=None, records=1)
+            if alone
+            else Refused("wrong-report", "a private reply tells more")
+        )
     report = message.content.metric_records.get(protocol.REPORT, MetricRecord())
     loss, records = report.get("loss"), report.get("records")
     if not isinstance(loss, float) or not math.isfinite(loss):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloister.core.models.records import Records
-from cloister.core.spec.tables import Table
+from cloister.core.spec.base import Table
 
 __all__ = ["Logistic", "LogisticOptions", "Mlp", "MlpOptions"]
 

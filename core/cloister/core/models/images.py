@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloister.core.models.records import Records, refuse
-from cloister.core.spec.tables import Table
+from cloister.core.spec.base import Table
 
 __all__ = ["Cnn", "CnnOptions", "ResNet", "ResNetOptions", "Separable", "SeparableOptions"]
 

@@ -14,8 +14,8 @@ from cloister.core.models.dense import Logistic, LogisticOptions, Mlp, MlpOption
 from cloister.core.models.images import Cnn, CnnOptions, ResNet, ResNetOptions, Separable, SeparableOptions
 from cloister.core.models.records import Records
 from cloister.core.models.sequences import Recurrent, RecurrentOptions, Transformer, TransformerOptions
+from cloister.core.spec.base import Table
 from cloister.core.spec.refusals import nearest, refusals
-from cloister.core.spec.tables import Table
 
 __all__ = ["ModelChoice", "build", "model_names", "read_model"]
 

@@ -44,16 +44,12 @@ NOT_YET = {
     "attack": "attackers",
     "audit": "audits",
     "training.adversarial": "adversarial training",
-    "privacy.epsilon": "differential privacy",
-    "privacy.delta": "differential privacy",
-    "privacy.clip": "differential privacy",
-    "privacy.noise_multiplier": "differential privacy",
     "aggregation.group_size": "robust aggregation in groups",
     "aggregation.byzantine": "robust aggregation",
 }
 #: Values that the format documents and this version does not offer, by key.
 NOT_YET_VALUES = {
-    "privacy.unit": ("record", "record-distributed", "site", "site-local", "site-distributed"),
+    "privacy.unit": ("record-distributed", "site", "site-local", "site-distributed"),
     "aggregation.protection": ("masked", "bfv", "ckks", "threshold-bfv"),
 }
 #: The stages of `aggregation.rule = "arc | nnm | trimmed-mean"`.

@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cloister.core.spec.base import Count, Fraction, Positive, Table
+from cloister.core.spec.training import EarlyStop, Optimizer, Schedule, Training
+
 __all__ = [
     "Aggregation",
     "Cohort",
@@ -29,17 +32,6 @@ __all__ = [
     "Tracking",
     "Training",
 ]
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Table(BaseModel):
-    """Base of every table: frozen, unknown keys refused, no silent conversion of types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Federation(Table):
@@ -156,131 +148,51 @@ class Cohort(Table):
         return self
 
 
-class Optimizer(Table):
-    """``training.optimizer``: the local optimiser; fresh at each round (a site keeps no optimiser state)."""
-
-    name: Literal["sgd", "adam", "adamw", "rmsprop"] = Field(default="sgd", description="as in torch.optim")
-    lr: Positive = Field(default=0.05, description="learning rate; the schedule multiplies it")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="sgd and rmsprop")
-    nesterov: bool = Field(default=False, description="sgd with momentum")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="adam and adamw", strict=False)
-    eps: Positive = Field(default=1e-8, description="adam, adamw and rmsprop")
-    weight_decay: NonNegative = Field(
-        default=0.0, description="decay of the weights as the optimiser does it"
-    )
-
-    @model_validator(mode="after")
-    def _own_keys(self) -> Optimizer:
-        if self.momentum and self.name in ("adam", "adamw"):
-            raise ValueError(f"'momentum' does not go with name = '{self.name}'; use betas")
-        if self.nesterov and (self.name != "sgd" or not self.momentum):
-            raise ValueError("'nesterov' needs name = 'sgd' and a momentum above 0")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas = {list(self.betas)} must each be at least 0 and below 1")
-        return self
-
-
-class Schedule(Table):
-    """``training.schedule``: the learning rate's factor over the rounds."""
-
-    name: Literal["constant", "step", "exponential", "cosine"] = Field(
-        default="constant",
-        description="constant, dropping at steps, falling by a factor each round, or along half a cosine",
-    )
-    every: Count | None = Field(default=None, description="step: rounds between two drops")
-    gamma: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        default=None, description="step and exponential: factor of each drop"
-    )
-    floor: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.0, description="cosine: the factor that the curve ends on, just after the last round"
-    )
-    warmup: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="rounds of linear warm-up before any of them"
-    )
-
-    @model_validator(mode="after")
-    def _own_keys(self) -> Schedule:
-        if self.name == "step" and (self.every is None or self.gamma is None):
-            raise ValueError("name = 'step' needs 'every' and 'gamma', for example every = 10, gamma = 0.5")
-        if self.name == "exponential" and self.gamma is None:
-            raise ValueError("name = 'exponential' needs 'gamma', for example gamma = 0.97")
-        if self.every is not None and self.name != "step":
-            raise ValueError(f"'every' does not go with name = '{self.name}'; remove it")
-        if self.gamma is not None and self.name not in ("step", "exponential"):
-            raise ValueError(f"'gamma' does not go with name = '{self.name}'; remove it")
-        return self
-
-
-class EarlyStop(Table):
-    """``training.early_stop``: a site stops its local epochs when its own validation loss no longer falls."""
-
-    patience: Count = Field(default=1, description="epochs without a better validation loss")
-    validation: Fraction = Field(
-        default=0.2, description="share of the site's training records held out for it"
-    )
-
-
-class Training(Table):
-    """``[training]``: what a site does in a round."""
-
-    local_epochs: Count | None = Field(default=None, description="passes over the site's records (default 1)")
-    local_steps: Count | None = Field(
-        default=None, description="or a number of batches, the same at every site"
-    )
-    batch_size: Count = Field(default=32, description="records a step; a pass's last batch may be smaller")
-    optimizer: Optimizer = Field(default=Optimizer(), description="the local optimiser")
-    schedule: Schedule = Field(
-        default=Schedule(), description="how the learning rate changes over the rounds"
-    )
-    proximal_mu: NonNegative = Field(
-        default=0.0, description="FedProx (Li et al. 2020): pull towards the round's model"
-    )
-    scaffold: bool = Field(
-        default=False, description="SCAFFOLD (Karimireddy et al. 2020): control variates against drift"
-    )
-    gradient_clip: Positive | None = Field(
-        default=None, description="largest L2 norm of a batch gradient (no privacy by itself)"
-    )
-    l1: NonNegative = Field(default=0.0, description="L1 penalty on the trained parameters")
-    l2: NonNegative = Field(
-        default=0.0,
-        description="L2 penalty (half the squared norm) in the loss; weight_decay is the optimiser's",
-    )
-    class_weights: tuple[Positive, ...] | None = Field(
-        default=None, description="one public weight a class; never computed from a site's data", strict=False
-    )
-    early_stop: EarlyStop | None = Field(
-        default=None, description="stop local epochs on the site's own validation loss; off unless given"
-    )
-    precision: Literal["float32", "mixed"] = Field(
-        default="float32", description="mixed: where the device has it"
-    )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        default="auto", description="where a site trains; auto: CUDA, then MPS, then the CPU"
-    )
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Training:
-        if self.local_epochs is not None and self.local_steps is not None:
-            raise ValueError("give local_epochs or local_steps, not both")
-        if self.early_stop is not None and self.local_steps is not None:
-            raise ValueError("early_stop counts epochs: give local_epochs instead of local_steps")
-        if self.scaffold and (self.optimizer.name != "sgd" or self.optimizer.momentum):
-            raise ValueError(
-                "scaffold needs optimizer.name = 'sgd' without momentum: its control variates are plain gradients"
-            )
-        return self
-
-    @property
-    def epochs(self) -> int:
-        """Local epochs, where they count (``local_steps`` is not given)."""
-        return self.local_epochs or 1
-
-
 class Privacy(Table):
-    """``[privacy]``: the guarantee promised to records or to sites."""
+    """``[privacy]``: the guarantee promised, and to whom.
 
-    unit: Literal["none"] = Field(default="none", description="none: no differential privacy")
+    Everything here is public: none of it may depend on how many records a site has.
+    """
+
+    unit: Literal["none", "record"] = Field(
+        default="none",
+        description="none: no differential privacy; record: each site's own records, by DP-SGD at the site",
+    )
+    epsilon: Positive | None = Field(
+        default=None,
+        description="the noise is calibrated so that the whole run costs at most this; or give noise_multiplier",
+    )
+    noise_multiplier: Positive | None = Field(
+        default=None, description="σ: the noise's standard deviation over the clip; ε follows from it"
+    )
+    delta: Fraction | None = Field(
+        default=None, description="δ: well below one over the records of the largest site"
+    )
+    clip: Positive | None = Field(default=None, description="C: the largest L2 norm of one record's gradient")
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="record: q, the chance of each record to join a step; with training.batch_size, the public divisor of the sum",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Privacy:
+        given = [
+            key
+            for key in ("epsilon", "noise_multiplier", "delta", "clip", "sampling_rate")
+            if getattr(self, key) is not None
+        ]
+        if self.unit == "none":
+            if given:
+                raise ValueError(
+                    f"'{given[0]}' does not go with unit = 'none'; set unit = 'record', or remove it"
+                )
+            return self
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("give either epsilon (the noise follows) or noise_multiplier (ε follows)")
+        for key, example in (("delta", "1e-5"), ("clip", "1.0"), ("sampling_rate", "0.05")):
+            if key not in given:
+                raise ValueError(f"unit = 'record' needs '{key}', for example {key} = {example}")
+        return self
 
 
 class RecordsCap(Table):
@@ -328,7 +240,10 @@ class Evaluation(Table):
         default=True,
         description="the server measures on the pooled test records (simulation) or on its own set",
     )
-    sites: bool = Field(default=True, description="each site of the cohort measures on its own test records")
+    sites: bool = Field(
+        default=True,
+        description="each site of the cohort measures on its own test records; off in a private run, where that would leak",
+    )
     baselines: tuple[Literal["pooled", "local"], ...] = Field(
         default=(),
         description="simulation only: also train on the pooled data, and each site alone, with the same number of steps",
@@ -359,3 +274,39 @@ class FederationSpec(Table):
     aggregation: Aggregation = Aggregation()
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _withhold_metrics(cls, document: Any) -> Any:
+        """A private run measures nothing at the sites unless the file asks for it (and then it is refused)."""
+        if not isinstance(document, dict):
+            return document
+        privacy, evaluation = document.get("privacy"), document.get("evaluation", {})
+        private = isinstance(privacy, dict) and privacy.get("unit", "none") != "none"
+        if private and isinstance(evaluation, dict) and "sites" not in evaluation:
+            return {**document, "evaluation": {**evaluation, "sites": False}}
+        return document
+
+    @model_validator(mode="after")
+    def _sound_privacy(self) -> FederationSpec:
+        """Refuse what would void the guarantee, each with its reason."""
+        if self.privacy.unit == "none":
+            return self
+        training = self.training
+        unsound = {
+            "training.local_steps must be given: the number of noisy steps is public": training.local_steps
+            is None,
+            "training.early_stop reads the site's records without noise": training.early_stop is not None,
+            "training.gradient_clip would hide whether privacy.clip holds; use privacy.clip": training.gradient_clip
+            is not None,
+            "training.precision = 'mixed' is not offered under differential privacy": training.precision
+            == "mixed",
+            "training.scaffold is not offered under differential privacy": training.scaffold,
+            "aggregation.weighting = { records_cap } tells each site's number of records; use 'uniform'": self.aggregation.weighting
+            != "uniform",
+            "evaluation.sites would release metrics of each site's records without noise; set it to false": self.evaluation.sites,
+        }
+        reasons = [reason for reason, holds in unsound.items() if holds]
+        if reasons:
+            raise ValueError(f"privacy.unit = '{self.privacy.unit}' is unsound here: " + "; ".join(reasons))
+        return self

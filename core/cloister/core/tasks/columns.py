@@ -33,8 +33,8 @@ import numpy as np
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from cloister.core.errors import TaskError
+from cloister.core.spec.base import Table
 from cloister.core.spec.refusals import nearest, refusals
-from cloister.core.spec.tables import Table
 
 __all__ = [
     "MISSING",

@@ -1,0 +1,114 @@
+"""What a federation file costs in privacy: the one place that turns ``[privacy]`` into noise, events and ε.
+
+Server, site and ``cloister check`` all ask here, so that what is promised, what is done and what is charged are one thing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from cloister.core.errors import SpecError
+from cloister.core.spec import FederationSpec
+from cloister.privacy.accounting import Spent, spent
+from cloister.privacy.calibration import noise_multiplier_for
+from cloister.privacy.events import PoissonGaussian
+
+__all__ = ["RecordPlan", "predict", "record_plan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordPlan:
+    """Record-level differential privacy of one federation (``unit = "record"``).
+
+    Formal guarantee: what one site releases over ``rounds`` rounds is (ε, δ)-differentially private for its records, in the
+    zero-out relation, against everybody who sees all that the site releases, where ε = ``self.spent(rounds).epsilon``.
+
+    Attributes:
+        noise_multiplier: σ, the noise's standard deviation over ``clip``; dimensionless.
+        sampling_rate: q, public.
+        clip: C, the largest L2 norm of one record's gradient.
+        expected_batch: the public divisor of a step's sum.
+        steps: noisy steps a round.
+        rounds: the most rounds that a site can take part in.
+        delta: δ.
+    """
+
+    noise_multiplier: float
+    sampling_rate: float
+    clip: float
+    expected_batch: int
+    steps: int
+    rounds: int
+    delta: float
+
+    def event(self, rounds: int = 1) -> PoissonGaussian:
+        """Return what a site's ``rounds`` rounds are, for the accountant and the ledger."""
+        return _event(self.noise_multiplier, self.sampling_rate, rounds * self.steps)
+
+    def spent(self, rounds: int) -> Spent:
+        """Return what a site has spent after taking part in ``rounds`` rounds."""
+        return _spent(self.noise_multiplier, self.sampling_rate, rounds * self.steps, self.delta)
+
+
+def record_plan(spec: FederationSpec) -> RecordPlan | None:
+    """Return the plan of ``spec``, or ``None`` where nothing is promised.
+
+    With ``privacy.epsilon``, σ is calibrated to a site that takes part in every round: one that is drawn less often spends less.
+
+    Raises:
+        SpecError: the promise cannot be kept.
+    """
+    privacy, steps = spec.privacy, spec.training.local_steps
+    if privacy.unit == "none":
+        return None
+    if privacy.delta is None or privacy.clip is None or privacy.sampling_rate is None or steps is None:
+        raise SpecError(
+            "[privacy] is not complete", remedy="give delta, clip, sampling_rate and training.local_steps"
+        )
+    rounds = spec.federation.rounds
+    sigma = privacy.noise_multiplier
+    if sigma is None:
+        if privacy.epsilon is None:
+            raise SpecError("[privacy] has neither epsilon nor noise_multiplier", remedy="give one of them")
+        sigma = _calibrated(privacy.epsilon, privacy.delta, privacy.sampling_rate, rounds * steps)
+    return RecordPlan(
+        noise_multiplier=sigma,
+        sampling_rate=privacy.sampling_rate,
+        clip=privacy.clip,
+        expected_batch=spec.training.batch_size,
+        steps=steps,
+        rounds=rounds,
+        delta=privacy.delta,
+    )
+
+
+def predict(spec: FederationSpec) -> dict[str, Any]:
+    """Return what ``cloister check`` prints: the cost of the whole run to a site that takes part in every round."""
+    plan = record_plan(spec)
+    if plan is None:
+        return {"unit": "none", "epsilon": None}
+    found = plan.spent(plan.rounds)
+    return {
+        "unit": spec.privacy.unit,
+        "epsilon": found.epsilon,
+        "delta": plan.delta,
+        "noise_multiplier": plan.noise_multiplier,
+        "sampling_rate": plan.sampling_rate,
+        "steps": plan.rounds * plan.steps,
+    }
+
+
+def _event(sigma: float, rate: float, steps: int) -> PoissonGaussian:
+    return PoissonGaussian(noise_multiplier=sigma, sampling_rate=rate, steps=steps)
+
+
+@lru_cache(maxsize=1024)
+def _spent(sigma: float, rate: float, steps: int, delta: float) -> Spent:
+    return spent([_event(sigma, rate, steps)], delta)
+
+
+@lru_cache(maxsize=64)
+def _calibrated(epsilon: float, delta: float, rate: float, steps: int) -> float:
+    return noise_multiplier_for(epsilon, delta, lambda sigma: [_event(sigma, rate, steps)])
