@@ -7,16 +7,16 @@ the timed rounds. The clock is an event sink.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
-import os
 import resource
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plain_w import BATCH, CLIENTS, COHORT, LEARNING_RATE, PARAMETERS, RECORDS, now
+from plain_w import BATCH, CLIENTS, COHORT, LEARNING_RATE, PARAMETERS, RECORDS, hand_over, now
 
 FEDERATION = """
 [federation]
@@ -127,16 +127,13 @@ def main() -> None:
         "processes": engine.workers,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # kibibytes on Linux
     }
-    temporary = given.result.with_suffix(".part")
-    temporary.write_text(json.dumps(answer))
-    os.replace(temporary, given.result)
+    hand_over(given.result, answer)
 
 
 def _time_introductions(marks: dict[str, float]) -> None:
     """Note how the app's own first question goes over Ray, a message a site: when it was asked, first and last answered."""
-    from cloister.server import directory
-    from cloister.simulation import ray_engine
-
+    directory: Any = importlib.import_module("cloister.server.directory")
+    ray_engine: Any = importlib.import_module("cloister.simulation.ray_engine")
     ask, answers = ray_engine.discover, directory.exchange
 
     def discover(*positional: Any, **named: Any) -> Any:

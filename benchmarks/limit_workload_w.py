@@ -12,9 +12,7 @@ together. Two limits follow for a round:
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import os
 from collections.abc import Callable
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
@@ -22,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plain_w import COHORT, RECORDS, flops_of_a_round, now
+from plain_w import COHORT, RECORDS, flops_of_a_round, hand_over, now
 from torch import Tensor
 
 _BATCHES = (10, 32, 128, 512)
@@ -59,9 +57,7 @@ def main() -> None:
         "peak": sum(flops.values()) / peak,
         "own": sum(count / rates[name] for name, count in flops.items()),
     }
-    temporary = given.result.with_suffix(".part")
-    temporary.write_text(json.dumps(answer))
-    os.replace(temporary, given.result)
+    hand_over(given.result, answer)
 
 
 def _measure(barrier: Barrier, queue: Queue[Any]) -> None:

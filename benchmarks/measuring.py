@@ -31,6 +31,7 @@ __all__ = [
     "run",
     "say",
     "table",
+    "target_table",
 ]
 
 _HERE = Path(__file__).resolve().parent
@@ -217,6 +218,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), rule, *(line(row) for row in rows)])
 
 
+def target_table(targets: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of targets (what, target, found, met)."""
+    rows = [[t["what"], t["target"], f"{t['found']:.2f}", "met" if t["met"] else "MISSED"] for t in targets]
+    return table(["target", "wanted", "found", ""], rows)
+
+
 def say(text: str, *, end: str = "\n") -> None:
     """Tell how far it is, on standard error."""
     print(text, file=sys.stderr, end=end, flush=True)
@@ -268,4 +275,4 @@ def _version(name: str) -> str | None:
 
 
 def _end_of(said: Path) -> str:
-    return "\n".join(said.read_text(errors="replace").splitlines()[-20:])
+    return "\n".join(said.read_text(errors="replace").splitlines()[-40:])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from plain_w import hand_over
 
 FEDERATION = """
 [federation]
@@ -19,6 +20,7 @@ checkpoint_every = {rounds}
 
 [task]
 use = {task}
+width = {width}
 
 [cohort]
 sites = {clients}
@@ -71,7 +73,8 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     arguments.add_argument("--result", type=Path, required=True)
     arguments.add_argument("--clients", type=int, required=True)
-    arguments.add_argument("--rounds", type=int, default=2)
+    arguments.add_argument("--width", type=int, required=True)
+    arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--seed", type=int, default=1)
     given = arguments.parse_args()
 
@@ -84,7 +87,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="server-memory-") as folder:
         file = Path(folder) / "federation.toml"
         file.write_text(
-            FEDERATION.format(rounds=given.rounds, seed=given.seed, task=task, clients=given.clients)
+            FEDERATION.format(
+                rounds=given.rounds, seed=given.seed, task=task, width=given.width, clients=given.clients
+            )
         )
         simulate(
             load_federation(file),
@@ -95,9 +100,7 @@ def main() -> None:
     if watch.answered != given.clients:
         raise SystemExit(f"{watch.answered} of {given.clients} clients answered")
     answer = {"parameters": watch.parameters, "before": watch.before, "after": watch.after}
-    temporary = given.result.with_suffix(".part")
-    temporary.write_text(json.dumps(answer))
-    os.replace(temporary, given.result)
+    hand_over(given.result, answer)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from measuring import Noise, Run, hand_in, machine, median, options, ratio, run, say, table
+from measuring import Noise, Run, hand_in, machine, median, options, ratio, run, say, table, target_table
 from plain_w import CLIENTS, COHORT
 
 #: Rounds at the start of each run that are not timed.
@@ -81,19 +81,17 @@ def main() -> None:
         "targets": targets,
         "timings": {population: [one.rounds(WARM) for one in runs] for population, runs in found.items()},
     }
-    rows = [
-        [
-            f"{population:,}",
-            f"{answer['seconds_a_round'][population]:.3f}",
-            str(ratios[population]),
-            f"{median(first[population]):.1f}",
-            f"{median(memory[population]) / 2**20:.0f}",
-        ]
-        for population in populations
-    ]
+    rows = []
+    for population in populations:
+        second, peak = answer["seconds_a_round"][population], median(memory[population]) / 2**20
+        begun = median(first[population])
+        rows.append(
+            [f"{population:,}", f"{second:.3f}", f"{ratios[population]}", f"{begun:.1f}", f"{peak:.0f}"]
+        )
     text = table(
         ["clients", "s a round", "ratio (by repetition)", "first round after, s", "server's peak MiB"], rows
     )
+    text += f"\n\n{target_table(targets)}"
     if answer["unreliable"]:
         text += "\n\nUNRELIABLE: other programs used the cores between the runs."
     hand_in(

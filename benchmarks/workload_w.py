@@ -11,7 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measuring import Noise, Run, cores, hand_in, machine, median, options, ratio, run, say, table
+from measuring import (
+    Noise,
+    Run,
+    cores,
+    hand_in,
+    machine,
+    median,
+    options,
+    ratio,
+    run,
+    say,
+    table,
+    target_table,
+)
 from pfl_venv import PFL, default_folder, python_of
 from plain_w import BATCH, CLIENTS, COHORT, LEARNING_RATE, PARAMETERS, RECORDS
 
@@ -216,27 +229,15 @@ def _text(answer: dict[str, Any]) -> str:
         ]
         for name in shown
     ]
-    parts = [
-        f"Workload W: {CLIENTS} clients over MNIST, {COHORT} a round, {RECORDS} records each, batches of {BATCH}, {PARAMETERS:,} parameters; "
-        f"{answer['machine']['cores']} cores, torch {answer['machine']['versions']['torch']}",
-        table(["", "s a round", "rounds a s", "time over Cloister's (by repetition)"], rows),
-    ]
+    machine_, versions = answer["machine"], answer["machine"]["versions"]
+    about = (
+        f"Workload W: {CLIENTS} clients over MNIST, {COHORT} a round, {RECORDS} records each, batches of {BATCH}, "
+        f"{PARAMETERS:,} parameters; {machine_['cores']} cores, torch {versions['torch']}"
+    )
+    parts = [about, table(["", "s a round", "rounds a s", "time over Cloister's (by repetition)"], rows)]
     if answer["first_round_ratio"]:
         parts.append(_first_rounds(answer))
-    parts.append(
-        table(
-            ["target", "wanted", "found", ""],
-            [
-                [
-                    target["what"],
-                    target["target"],
-                    f"{target['found']:.2f}",
-                    "met" if target["met"] else "MISSED",
-                ]
-                for target in answer["targets"]
-            ],
-        )
-    )
+    parts.append(target_table(answer["targets"]))
     if "limit" in seconds:
         parts.append(
             f"Cloister is at {seconds['limit'] / seconds['local']:.0%} of the limit of its own operations "

@@ -60,6 +60,7 @@ RDP_ROUNDING = 1e-14
 LARGEST_LOSS = 1000.0
 
 _POINTS = 1_000_000  # of a grid, at most
+_MOST_COMPOSED = 1_000_000  # dp-accounting takes the size to that power, as a whole number
 _FLOOR = 2.0  # of δ over what is set aside: below it nothing of δ is left to speak of
 
 
@@ -177,7 +178,9 @@ def _gaussian(noise: float, rate: float, relation: Relation, grid: float) -> Any
 def _no_pld(merged: Merged, relation: Relation) -> str:
     """Return why PLD has no valid bound; empty where it has one."""
     replaced = relation is Relation.REPLACE_ONE
-    for unit, _ in merged.counts:
+    for unit, count in merged.counts:
+        if count > _MOST_COMPOSED:
+            return f"more than {_MOST_COMPOSED:,} applications of one '{unit.kind}': not computed"
         known = isinstance(unit, PoissonGaussian) or (
             isinstance(unit, (Laplace, SeveralRecords)) and not replaced
         )

@@ -104,6 +104,7 @@ class Coordinator:
         clock.end("aggregate")
         best = self._better(state.best, number, self._measure(number, model, cohort))
         clock.end("evaluate")
+        self._spending.tell(number)
         new = _State(round_number=number, model=model, optimiser=optimiser, scaffold=scaffold, best=best)
         self._plan.bus.emit(
             "round",
@@ -118,7 +119,6 @@ class Coordinator:
             bytes_up=collected.bytes_up,
             seconds=clock.seconds,
         )
-        self._spending.tell(number)
         every, last = self._spec.federation.checkpoint_every, number == self._spec.federation.rounds
         if last or number % every == 0 or (best is not None and best.round_number == number):
             self._save(new)

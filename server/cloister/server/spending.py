@@ -70,6 +70,8 @@ class Spending:
             epsilon=found.epsilon,
             allowed=self._spec.privacy.epsilon,
             delta=self._plan.delta,
+            relation="zero-out",
+            sampling=f"Poisson with a public rate of {self._plan.sampling_rate:g} a step, {self._plan.steps} steps a round",
             noise_multiplier=self._plan.noise_multiplier,
             site=site,
         )

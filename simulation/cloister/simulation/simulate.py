@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from cloister.client.private_steps import RecordLoss
 from cloister.core._version import __version__
 from cloister.core.checking import check_federation, check_records
 from cloister.core.errors import CloisterError
@@ -25,6 +27,7 @@ from cloister.core.preflight import try_task
 from cloister.core.resolve import build_model
 from cloister.core.spec import Loaded
 from cloister.core.update import Layout, Vector
+from cloister.privacy.refusals import check_on_records
 from cloister.server.checkpoints import CheckpointStore
 from cloister.server.events import EventBus, EventLog, Sink, read_events
 from cloister.server.plan import RunPlan
@@ -113,6 +116,10 @@ def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
     layout = Layout.of(model)
     first = sites.roster.split(0).train
     try_task(task, model, first)
+    if loaded.spec.privacy.unit == "record":
+        inputs, targets = first.batch(torch.arange(min(3, len(first))))
+        loss = RecordLoss(task, loaded.spec.training.class_weights)
+        check_on_records(model.train(), loss, inputs, targets)
     if loaded.spec.evaluation.central or loaded.spec.evaluation.sites:
         measure(
             task, model, first, rows=np.arange(min(2, len(first)))

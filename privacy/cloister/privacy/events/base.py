@@ -132,6 +132,6 @@ def times(event: Any, count: int) -> Any:
 
 def dp() -> Any:
     """Return ``dp_accounting.dp_event``, imported when first used: the command's help does not wait for SciPy."""
-    from dp_accounting import dp_event  # type: ignore[import-untyped]  # dp-accounting ships no types
+    from dp_accounting import dp_event
 
     return dp_event

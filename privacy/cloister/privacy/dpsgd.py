@@ -1,0 +1,203 @@
+"""DP-SGD: a step's gradient with noise, left in ``.grad`` for any optimiser (Abadi et al. 2016, algorithm 1).
+
+Formal guarantee of `DpSgd.step`. For one record's contribution g_i (the gradient of its loss over all trainable parameters)
+the gradient that a step releases is
+
+    (Σ_{i in the batch} min(1, C/‖g_i‖)·g_i + N(0, (σC)²·I)) / B
+
+- Sensitivity. Replacing a record by one that contributes nothing (zero-out: ``NeighboringRelation.REPLACE_SPECIAL``) moves the sum by
+  at most C, so the gradient by at most C/B and a plain SGD step by at most lr·C/B, however large the record's gradient is.
+- Mechanism. With a Poisson batch of public probability q one step is ``PoissonSampledDpEvent(q, GaussianDpEvent(σ))``; `DpSgd.released`
+  counts them. σ, C, B and q are public: none depends on how many records there are, or on the batch that was drawn.
+- Noise is drawn once a logical step, for every trainable parameter, whether or not a record used it; how the step is cut
+  into physical batches changes memory only.
+- What an optimiser does with ``.grad`` (momentum, Adam, L2, FedProx, averaging) is post-processing as long as it reads nothing else
+  of the data.
+
+=====================================  =========================================================
+case                                   what happens
+=====================================  =========================================================
+empty batch                            noise only; a release like any other
+inf or NaN in a record's gradient      the record contributes 0; others are as without it
+‖g_i‖ above 1.8e19                     its square overflows: the record contributes 0
+‖g_i‖ = 0                              contributes 0
+σ or C is 0, negative, inf or NaN      refused
+a buffer changes in the forward pass   refused: it would leave without noise
+an error in model or loss              nothing is released, ``.grad`` is ``None``
+=====================================  =========================================================
+
+Not covered: losses, batch sizes and counts of dropped records, which `StepReport` holds and a site must keep to itself;
+time; and floating point, as in `cloister.privacy.noise`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cloister.core.data import Data
+from cloister.core.errors import SpecError
+from cloister.privacy.noise import GaussianSource
+from cloister.privacy.refusals import Buffers, Method, record_gradients
+
+__all__ = ["DpSgd", "DpSgdSettings", "StepReport"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpSgdSettings:
+    """What a step of DP-SGD is, all of it public.
+
+    σ is what ε depends on (with q and the number of steps); C and B scale the gradient and its noise alike; the last two
+    change memory and time only.
+
+    Attributes:
+        noise_multiplier: σ, the noise's standard deviation over the sensitivity; dimensionless.
+        clip: C, the largest L2 norm of a record's gradient; from 1e-12 to 1e12.
+        expected_batch: B, what the noisy sum is divided by: a public number such as q times a public number of records.
+        physical_batch: records that go through the model at once.
+        method: how per-record gradients are had.
+    """
+
+    noise_multiplier: float
+    clip: float
+    expected_batch: float
+    physical_batch: int = 256
+    method: Method = "auto"
+
+    def __post_init__(self) -> None:
+        for key, low, high in (
+            ("noise_multiplier", 1e-12, 1e12),
+            ("clip", 1e-12, 1e12),
+            ("expected_batch", 1e-12, 1e12),
+            ("physical_batch", 1, 1e12),
+        ):
+            value = getattr(self, key)
+            if not (math.isfinite(value) and low <= value <= high):
+                raise SpecError(
+                    f"{key} = {value} is not a number from {low:g} to {high:g}",
+                    remedy=f"give a positive {key}; without noise and clipping use privacy.unit = 'none'",
+                    code="privacy-setting",
+                )
+
+    @property
+    def sensitivity(self) -> float:
+        """How far one record moves the sum, in L2, under zero-out: C."""
+        return self.clip
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise on each number of the sum: σ·C."""
+        return self.noise_multiplier * self.clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What a step saw. Private data without noise: it stays at the site.
+
+    Attributes:
+        loss: mean of the finite losses; 0 where there is none.
+        records: records in the batch.
+        dropped: records that contributed 0 because their gradient was not finite.
+    """
+
+    loss: float
+    records: int
+    dropped: int
+
+
+class DpSgd:
+    """Turns batches into private gradients of one model.
+
+    Args:
+        model: its trainable parameters get a ``.grad`` in every step.
+        loss: (outputs, targets) to (n,) losses, one a record, such as ``task.loss``.
+        settings: σ, C, B.
+
+    Attributes:
+        released: steps whose noise was drawn: what the ledger is charged.
+
+    Raises:
+        TaskError: `cloister.privacy.refusals.check_model_for_dp` refuses the model.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], settings: DpSgdSettings
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.released = 0
+        self._loss = loss
+        self._gradients = record_gradients(model, settings.method)
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def step(self, batches: Iterable[tuple[Any, Tensor]], noise: GaussianSource) -> StepReport:
+        """Release one private gradient: it replaces ``.grad`` of every trainable parameter.
+
+        Args:
+            batches: the physical batches (inputs, targets) of one logical batch, on the model's device; empty ones, or none,
+                are fine.
+            noise: the source of this step's noise; each step reads on in it.
+
+        Raises:
+            TaskError: losses that are not one a record, or a model that hides a record's gradient or changes a buffer.
+        """
+        for parameter in self._parameters:
+            parameter.grad = None
+        sums: dict[Tensor, Tensor] = {
+            parameter: torch.zeros_like(parameter) for parameter in self._parameters
+        }
+        buffers = Buffers(self.model)
+        total, finite, records, dropped = 0.0, 0, 0, 0
+        for inputs, targets in batches:
+            if not len(targets):
+                continue
+            clipped = self._gradients.add_clipped(
+                lambda inputs=inputs, targets=targets: self._loss(self.model(inputs), targets),  # type: ignore[misc]
+                records=len(targets),
+                clip=self.settings.clip,
+                into=sums,
+            )
+            buffers.check()
+            seen = clipped.losses[clipped.losses.isfinite()]
+            total += float(seen.double().sum())
+            finite += len(seen)
+            records += len(targets)
+            dropped += clipped.dropped
+        self._release(sums, noise)
+        return StepReport(loss=total / max(finite, 1), records=records, dropped=dropped)
+
+    def step_on(self, data: Data, rows: Tensor, noise: GaussianSource) -> StepReport:
+        """Release one private gradient of ``rows`` ((k,) int64, k may be 0) of a site's records: see `step`.
+
+        Records are read one physical batch at a time and moved to the model's device.
+        """
+        return self.step(self._physical(data, rows), noise)
+
+    def _physical(self, data: Data, rows: Tensor) -> Iterator[tuple[Any, Tensor]]:
+        device = self._parameters[0].device
+        if not len(rows):
+            return
+        for part in torch.split(rows, self.settings.physical_batch):
+            inputs, targets = data.batch(part)
+            if device.type != "cpu":
+                inputs, targets = _move(inputs, device), targets.to(device)
+            yield inputs, targets
+
+    def _release(self, sums: dict[Tensor, Tensor], noise: GaussianSource) -> None:
+        self.released += 1  # before the first draw: noise that was drawn is charged, whatever comes after
+        for parameter, total in sums.items():
+            noisy = noise.perturb(total, std=self.settings.noise_std).div_(self.settings.expected_batch)
+            parameter.grad = torch.empty_like(parameter).copy_(noisy)
+
+
+def _move(inputs: Any, device: torch.device) -> Any:
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
+    if isinstance(inputs, dict):
+        return {key: _move(part, device) for key, part in inputs.items()}
+    return type(inputs)(_move(part, device) for part in inputs)
