@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cloister.core.errors import TaskError
 from cloister.privacy.gradients.clipping import Clipped, Sums, check_losses, clip_factors
-from cloister.privacy.gradients.rules import Call, Rule, rule_for
+from cloister.privacy.gradients.rules import Call, Rule, own_parameters, rule_for
 
 __all__ = ["BookKeeping", "obstacle"]
 
@@ -158,8 +158,4 @@ def _stand_in(
 
 def _own(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Return the layer's own trainable parameters, not those of layers inside it."""
-    return [
-        (name, parameter)
-        for name, parameter in layer.named_parameters(recurse=False)
-        if parameter.requires_grad
-    ]
+    return [(name, parameter) for name, parameter in own_parameters(layer).items() if parameter.requires_grad]

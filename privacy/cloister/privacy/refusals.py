@@ -22,6 +22,7 @@ from cloister.core.errors import TaskError
 from cloister.privacy.bookkeeping import BookKeeping, obstacle
 from cloister.privacy.gradients.clipping import RecordGradients, check_losses
 from cloister.privacy.gradients.hooks import HookGradients
+from cloister.privacy.gradients.rules import own_parameters
 
 __all__ = ["Buffers", "Method", "check_model_for_dp", "check_on_records", "record_gradients"]
 
@@ -88,7 +89,7 @@ def check_model_for_dp(model: nn.Module, method: Method = "auto") -> Literal["bo
 
 
 def _check_layer(name: str, layer: nn.Module) -> None:
-    own = [parameter for parameter in layer.parameters(recurse=False) if parameter.requires_grad]
+    own = [parameter for parameter in own_parameters(layer).values() if parameter.requires_grad]
     found = _whatever_its_parameters(layer) or (_with_own_parameters(layer, own[0].dtype) if own else None)
     if found is not None:
         reason, remedy, code = found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -160,8 +160,12 @@ class Composed(Event):
 
     def __post_init__(self) -> None:
         """Check that each is an event, and make the sequence a tuple."""
-        if isinstance(self.events, (str, Mapping)) or not isinstance(self.events, Sequence):
-            self._check_event(self.events)
+        if isinstance(self.events, str) or not isinstance(self.events, Sequence):
+            raise SpecError(
+                f"composed: events must be a sequence of events, not {type(self.events).__name__}",
+                remedy="Give a list or a tuple of events.",
+                code="privacy-event",
+            )
         object.__setattr__(self, "events", tuple(self.events))
         for event in self.events:
             self._check_event(event)

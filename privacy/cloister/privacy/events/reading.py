@@ -42,7 +42,17 @@ _KINDS: dict[str, type[Event]] = {
 
 
 def to_json(event: Event) -> dict[str, Any]:
-    """Return ``event`` as JSON values: ``{"type": …, field: value, …}``, every field written, numbers exact."""
+    """Return ``event`` as JSON values: ``{"type": …, field: value, …}``, every field written, numbers exact.
+
+    Raises:
+        SpecError: events nested so deep that `from_json` would not read them.
+    """
+    if _depth(event) > _DEEPEST:
+        raise SpecError(
+            f"privacy events are nested more than {_DEEPEST} deep",
+            remedy="Put events beside each other in one composed event.",
+            code="privacy-event",
+        )
     return event.as_json()
 
 
@@ -51,9 +61,15 @@ def from_json(value: object) -> Event:
 
     Raises:
         IntegrityError: not an object, an unknown type, a field that is missing or foreign, a value that the type refuses, or
-            nesting deeper than `to_json` is ever asked for.
+            nesting deeper than `to_json` writes.
     """
     return _decoded(value, _DEEPEST)
+
+
+def _depth(event: Event) -> int:
+    values = [getattr(event, field.name) for field in fields(event)]
+    inside = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+    return 1 + max((_depth(part) for part in inside if isinstance(part, Event)), default=0)
 
 
 def _decoded(value: object, depth: int) -> Event:

@@ -27,7 +27,7 @@ from torch.nn import functional
 from cloister.privacy.gradients.clipping import Factors
 from cloister.privacy.gradients.convolution import AT_ONCE, pad_input, weight_gradients, weight_sum
 
-__all__ = ["Call", "LayerGradients", "Rule", "rule_for"]
+__all__ = ["Call", "LayerGradients", "Rule", "own_parameters", "rule_for"]
 
 #: One call of a layer in a forward pass: its inputs, each (n, …), and the gradient of its output (n, …).
 Call = tuple[tuple[Tensor, ...], Tensor]
@@ -65,6 +65,16 @@ class Rule(Protocol):
     def gradients(self, layer: Any, calls: Sequence[Call]) -> LayerGradients:
         """Return the gradients of all calls (at least one) together."""
         ...
+
+
+def own_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that lie in ``layer`` itself, by name.
+
+    ``layer.parameters(recurse=False)`` is not it: Opacus' recurrent layers list there those of their cells, under other names.
+    """
+    return {
+        name: parameter for name, parameter in vars(layer)["_parameters"].items() if parameter is not None
+    }
 
 
 def rule_for(layer: nn.Module) -> Rule | None:
