@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,21 @@ def test_change_depends_on_seed_site_and_round_and_on_nothing_else() -> None:
     )
     for other in (train(made, seed=2), train(made, site="b"), train(made, round_number=2)):
         assert not np.array_equal(other.change, first)
+
+
+def test_a_tasks_numpy_and_python_randomness_is_the_sites_and_the_rounds_own() -> None:
+    class Noisy(Points):
+        def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return super().loss(outputs, targets) * (np.random.rand() + random.random())  # noqa: NPY002
+
+    made = trainer(Noisy())
+    first = train(made).change
+    np.random.seed(5)  # noqa: NPY002
+    random.seed(5)
+    before = random.getstate()
+    assert np.array_equal(train(made).change, first)
+    assert random.getstate() == before
+    assert not np.array_equal(train(made, round_number=2).change, first)
 
 
 def test_one_site_leaves_nothing_in_the_module_for_the_next() -> None:

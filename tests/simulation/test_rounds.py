@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
 from cloister.client.app import Site, Workbench, make_client_app
 from cloister.client.trainer import Trainer
 from cloister.core import Layout, SeededRandomness, Split, Task, TensorData, protocol
-from cloister.core.errors import PeersMissing
+from cloister.core.errors import DataError, PeersMissing
 from cloister.core.resolve import build_model
 from cloister.core.spec import parse_federation
 from cloister.server.app import make_server_app
@@ -127,7 +127,10 @@ class Federation:
 
 def changed(reply: Message, message: Message, **arrays: Any) -> Message:
     content = RecordDict(
-        {protocol.UPDATE: ArrayRecord(arrays), protocol.REPORT: MetricRecord({"loss": 0.1, "records": 5})}
+        {
+            protocol.UPDATE: ArrayRecord(arrays),
+            protocol.REPORT: MetricRecord({"loss": 0.1, "records": 5, "steps": 1}),
+        }
     )
     return Message(content, reply_to=message)
 
@@ -164,6 +167,33 @@ def pickled_bytes(message: Message, reply: Message) -> Message:
     )
 
 
+def raw_bytes(data: bytes) -> Callable[[Message, Message], Message]:
+    """Bytes that NumPy's own reader would take for a ZIP archive, or evaluate."""
+
+    def attack(message: Message, reply: Message) -> Message:
+        return changed(reply, message, vector=Array("float32", vector_of(reply).shape, "numpy.ndarray", data))
+
+    return attack
+
+
+def trailing_bytes(message: Message, reply: Message) -> Message:
+    array = Array(vector_of(reply))
+    return changed(reply, message, vector=Array(array.dtype, array.shape, array.stype, array.data + b"more"))
+
+
+def too_large(message: Message, reply: Message) -> Message:
+    """Finite, and enough to leave float32's range once it is added."""
+    vector = vector_of(reply)
+    vector[0] = 3.4e38
+    return changed(reply, message, vector=Array(vector))
+
+
+def extra_record(message: Message, reply: Message) -> Message:
+    made = changed(reply, message, vector=Array(vector_of(reply)))
+    made.content["more"] = ConfigRecord({"text": "x" * 10**6})
+    return made
+
+
 def extra_array(message: Message, reply: Message) -> Message:
     return changed(reply, message, vector=Array(vector_of(reply)), more=Array(vector_of(reply)))
 
@@ -184,10 +214,16 @@ def flower_error(message: Message, reply: Message) -> Message:
         (with_nan, "not-finite"),
         (wrong_length, "wrong-shape"),
         (wrong_type, "wrong-shape"),
-        (lying_header, "wrong-s"),
+        (lying_header, "unreadable"),
         (pickled_bytes, "unreadable"),
         (extra_array, "wrong-arrays"),
-        (no_report, "wrong-report"),
+        (no_report, "wrong-records"),
+        (raw_bytes(b"PK\x03\x04" + b"x" * 30), "unreadable"),
+        (raw_bytes(b"\x93NUMPY\x01\x00\x10\x00" + b"(" * 16), "unreadable"),
+        (raw_bytes(b"\x93NUMPY\x01\x00\x00\x20" + b"1+" * 4096), "unreadable"),
+        (trailing_bytes, "unreadable"),
+        (too_large, "too-large"),
+        (extra_record, "wrong-records"),
     ],
 )
 def test_a_bad_reply_is_refused_with_a_reason_and_the_round_goes_on_without_it(
@@ -222,6 +258,77 @@ def test_a_sites_exception_never_sends_its_text(tmp_path: Path) -> None:
     text = (tmp_path / "events.jsonl").read_text()
     assert "site-failed: the site's code raised RuntimeError" in text
     assert "Jane" not in text
+
+
+@pytest.mark.parametrize("error", [DataError("Jane Doe, born 1950"), SystemExit("Jane Doe")])
+def test_a_task_cannot_speak_through_our_own_errors(tmp_path: Path, error: BaseException) -> None:
+    federation = Federation(tmp_path)
+
+    def explode(*_: Any) -> Any:
+        raise error
+
+    object.__setattr__(federation.sites.splits["cy"].train, "batch", explode)
+    federation.run()
+    text = (tmp_path / "events.jsonl").read_text()
+    assert f"site-failed: the site's code raised {type(error).__name__}" in text
+    assert "Jane" not in text
+
+
+LIES: dict[str, dict[str, Any]] = {
+    "accuracy beyond its range": {"metric.accuracy": 1e300},
+    "a negative accuracy": {"metric.accuracy": -7.0},
+    "a metric of its own": {"metric.x\x1b[2J": 0.5},
+    "a name as long as a book": {"metric." + "x" * 10**6: 0.5},
+    "a metric of another kind of task": {"metric.r2": 0.5},
+    "a matrix that counts other records": {"confusion": [5, 5, 5, 5]},
+    "a loss that is no number": {"loss": float("nan")},
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=list(LIES))
+def test_a_measurement_that_cannot_be_true_is_refused_and_not_averaged(
+    tmp_path: Path, lie: dict[str, Any]
+) -> None:
+    federation = Federation(tmp_path, federation={"name": "t", "rounds": 1})
+
+    def lying(message: Message, reply: Message) -> Message:
+        if message.metadata.message_type == "evaluate":
+            reply.content.metric_records[protocol.REPORT].update(lie)
+        return reply
+
+    federation.hostile = {"bob": lying}
+    federation.run()
+    refused = [
+        event
+        for event in federation.events("site")
+        if event["phase"] == "evaluate" and event["status"] == "refused"
+    ]
+    assert [event["site"] for event in refused] == ["bob"]
+    assert {event["where"] for event in federation.events("evaluation")} == {
+        "sites",
+        "site:ann",
+        "site:cy",
+        "site:dee",
+    }
+    assert (tmp_path / "events.jsonl").stat().st_size < 20_000
+
+
+def test_a_small_poisson_draw_is_drawn_again_and_is_no_failure(tmp_path: Path) -> None:
+    tables = {
+        "cohort": {"per_round": {"poisson": 0.1}, "min_sites": 1},
+        "evaluation": {"sites": False, "every": 0},
+    }
+    federation = Federation(tmp_path, federation={"name": "t", "rounds": 12}, **tables)
+    federation.run()
+    assert len(federation.events("round")) == 12
+    assert not federation.events("warning")
+
+
+def test_a_cohort_that_is_never_large_enough_says_so(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, cohort={"per_round": {"poisson": 1e-9}, "min_sites": 4})
+    with pytest.raises(PeersMissing, match="did not draw min_sites = 4") as refused:
+        federation.run()
+    assert "per_round" in refused.value.remedy
 
 
 def test_flowers_error_text_is_not_kept(tmp_path: Path) -> None:
@@ -289,7 +396,7 @@ def test_weights_are_the_servers_and_never_the_sites_word(tmp_path: Path) -> Non
         content = RecordDict(
             {
                 protocol.UPDATE: ArrayRecord({"vector": Array(vector_of(reply))}),
-                protocol.REPORT: MetricRecord({"loss": 0.1, "records": 10**9}),
+                protocol.REPORT: MetricRecord({"loss": 0.1, "records": 10**9, "steps": 1}),
             }
         )
         return Message(content, reply_to=message)

@@ -172,14 +172,34 @@ def _answer(message: Message, work: Callable[[], RecordDict]) -> Message:
     """Reply with what ``work`` returns, or with a refusal that holds no data."""
     try:
         content = work()
-    except CloisterError as error:
-        content = _refusal(error.code, error.message)
-    except Exception as error:  # noqa: BLE001 - nothing of it may leave but its type
-        _log.error(
-            "message refused: %s", type(error).__name__, exc_info=bool(os.environ.get("CLOISTER_DEBUG"))
-        )
-        content = _refusal("site-failed", f"the site's code raised {type(error).__name__}")
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - nothing of it may leave but what `_told` lets through
+        _log.error("message refused: %s", _kind(error), exc_info=bool(os.environ.get("CLOISTER_DEBUG")))
+        content = _told(error)
     return Message(content, reply_to=message)
+
+
+def _told(error: BaseException) -> RecordDict:
+    """Return a refusal that quotes Cloister's own messages, which hold no data, and never those of a task or a library."""
+    if isinstance(error, CloisterError) and _raised_by_us(error):
+        return _refusal(error.code, error.message)
+    return _refusal("site-failed", f"the site's code raised {_kind(error)}")
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether the ``raise`` stands in a module of Cloister: a task may raise our errors with words of its own."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and str(traceback.tb_frame.f_globals.get("__name__", "")).startswith(
+        "cloister."
+    )
+
+
+def _kind(error: BaseException) -> str:
+    """Return the error's type where it is a well-known one: a task may name a class after what it read."""
+    kind = type(error)
+    known = kind.__module__.split(".")[0] in ("builtins", "torch", "numpy", "cloister")
+    return kind.__name__ if known else "an error of its own"
 
 
 def _refusal(code: str, message: str) -> RecordDict:

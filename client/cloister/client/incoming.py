@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, Message
 
 from cloister.core import protocol
+from cloister.core.decoding import decode_vector
 from cloister.core.errors import IntegrityError
 from cloister.core.update import Layout, Vector
 
@@ -46,14 +47,15 @@ class Job:
         """
         if self.arrays is None or name not in self.arrays:
             raise IntegrityError(f"the job has no array '{name}'", code="job-array")
-        vector = self.arrays[name].numpy()
-        if vector.dtype != np.float32 or vector.shape != (size,):
+        array = self.arrays[name]
+        try:
+            vector = decode_vector(array.data, size) if type(array) is Array else array.numpy()
+        except ValueError as error:
+            raise IntegrityError(f"the job's array '{name}': {error}", code="job-array") from None
+        if vector.dtype != np.float32 or vector.shape != (size,) or not np.isfinite(vector).all():
             raise IntegrityError(
-                f"the job's array '{name}' is {vector.dtype} {vector.shape}, not float32 ({size},)",
-                code="job-array",
+                f"the job's array '{name}' is not float32 ({size},) and finite", code="job-array"
             )
-        if not np.isfinite(vector).all():
-            raise IntegrityError(f"the job's array '{name}' is not finite", code="job-array")
         checked: Vector = vector
         return checked
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cloister.client.batches import epoch_batches, hold_out, step_batches
 from cloister.client.devices import autocast
-from cloister.core.data import Data
+from cloister.core.data import Data, move
 from cloister.core.randomness import Randomness
 from cloister.core.spec import Training
 from cloister.core.task import Task
@@ -146,7 +146,7 @@ class PlainPasses:
         for rows in batches:
             inputs, targets = data.batch(rows)
             if bench.device.type != "cpu":
-                inputs, targets = inputs.to(bench.device), targets.to(bench.device)
+                inputs, targets = move(inputs, bench.device), targets.to(bench.device)
             bench.optimiser.zero_grad(set_to_none=True)
             loss = self._step(bench.model, inputs, targets)
             bench.correct()
@@ -162,7 +162,7 @@ class PlainPasses:
         with torch.inference_mode():
             for rows in torch.split(torch.arange(len(data)), 1024):
                 inputs, targets = data.batch(rows)
-                outputs = bench.model(inputs.to(bench.device))
+                outputs = bench.model(move(inputs, bench.device))
                 total += float(self._task.loss(outputs, targets.to(bench.device)).sum())
         bench.model.train()
         return total / len(data)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import nn
 
 from cloister.client.corrections import gradient_corrections
@@ -18,6 +17,7 @@ from cloister.client.optimisers import begin_round, make_optimiser
 from cloister.client.passes import Bench, PlainPasses, PlainStep, Work
 from cloister.client.private_steps import private_steps
 from cloister.client.schedule import learning_rate_factor
+from cloister.client.seeding import seeded
 from cloister.core.data import Data
 from cloister.core.errors import DataError
 from cloister.core.randomness import Randomness
@@ -130,8 +130,7 @@ class Trainer:
             site=site,
             round_number=round_number,
         )
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            self._seed_layers(randomness.torch_seed("layers", round_number, site))
+        with seeded(randomness, self.device, round_number, site):
             done = self._work.run(data, bench)
         change = self.layout.read(self.model) - vector
         if not np.isfinite(change).all():
@@ -146,11 +145,3 @@ class Trainer:
 
     def _plain(self) -> Work:
         return PlainPasses(self.task, self._training, PlainStep(self.task, self._training, self.device))
-
-    def _seed_layers(self, seed: int) -> None:
-        """Seed what dropout draws from; ``torch.manual_seed`` would also queue a seed for every absent device, each time."""
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-        elif self.device.type == "mps":
-            torch.mps.manual_seed(seed)

@@ -127,10 +127,14 @@ class Collector:
                 found.append(checked)
         if not found:
             return None
-        shared = set.intersection(*(set(one.metrics) for one in found))
+        names = sorted({name for one in found for name in one.metrics})
         mean = CheckedEvaluation(
             loss=float(np.mean([one.loss for one in found])),
-            metrics={name: float(np.mean([one.metrics[name] for one in found])) for name in sorted(shared)},
+            # Over the sites that have it: AUROC, for one, is not defined where all records are of one class.
+            metrics={
+                name: float(np.mean([one.metrics[name] for one in found if name in one.metrics]))
+                for name in names
+            },
             records=sum(one.records for one in found),
         )
         self._plan.bus.emit("evaluation", number, where="sites", **vars(mean))

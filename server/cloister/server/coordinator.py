@@ -7,6 +7,7 @@ with the names of the missing and stays resumable.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ __all__ = ["Coordinator"]
 
 #: A round that found too few sites is tried this often before the run stops.
 _ATTEMPTS = 3
+#: A cohort that is drawn smaller than ``min_sites`` (a Poisson draw may be empty) is drawn again, at most so often.
+_DRAWS = 10_000
 #: Up to this many sites, the last round is measured at all of them and not only at its cohort.
 _ALL_SITES = 200
 
@@ -130,23 +133,27 @@ class Coordinator:
         vectors = {protocol.VECTOR: state.model}
         if state.scaffold is not None:
             vectors[protocol.CONTROL] = state.scaffold.sent()
-        why = ""
-        for attempt in range(1, _ATTEMPTS + 1):
-            generator = self._plan.randomness.generator("cohort", number, attempt)
+        attempts, why = 0, ""
+        for draw in range(1, _DRAWS + 1):
+            generator = self._plan.randomness.generator("cohort", number, draw)
             cohort = choose_cohort(self._spec.cohort, self._sites, generator)
-            if len(cohort) < least:
-                why = f"{len(cohort)} sites were drawn"
-            else:
-                self._spending.ask(cohort)
-                collected = self._collector.train(number, cohort, vectors)
-                if collected.answered >= least:
-                    return cohort, collected
-                why = collected.summary()
-            text = f"round {number} was not aggregated (attempt {attempt} of {_ATTEMPTS}): {why}"
+            if len(cohort) < least:  # a small draw is nobody's fault: draw again
+                continue
+            self._spending.ask(cohort)
+            collected = self._collector.train(number, cohort, vectors)
+            if collected.answered >= least:
+                return cohort, collected
+            attempts, why = attempts + 1, collected.summary()
+            text = f"round {number} was not aggregated (attempt {attempts} of {_ATTEMPTS}): {why}"
             self._plan.bus.emit("warning", number, text=text)
+            if attempts == _ATTEMPTS:
+                raise PeersMissing(
+                    f"round {number} stayed below min_sites = {least} in {_ATTEMPTS} attempts: {why}",
+                    remedy="bring the sites back and resume with --resume, or lower cohort.min_sites",
+                )
         raise PeersMissing(
-            f"round {number} stayed below min_sites = {least} in {_ATTEMPTS} attempts: {why}",
-            remedy="bring the sites back and resume with --resume, or lower cohort.min_sites",
+            f"round {number}: cohort.per_round did not draw min_sites = {least} of {self._sites} sites in {_DRAWS} draws",
+            remedy="raise cohort.per_round, or lower cohort.min_sites",
         )
 
     def _measure(self, number: int, model: Vector, cohort: list[int]) -> tuple[str, float] | None:
@@ -167,8 +174,10 @@ class Coordinator:
         return score
 
     def _better(self, best: Best | None, number: int, score: tuple[str, float] | None) -> Best | None:
-        if score is None or (best is not None and score[1] <= best.value):
+        if score is None or not math.isfinite(score[1]):
             return best
+        if best is not None and (score[0] != best.by or score[1] <= best.value):
+            return best  # a run is judged by one measure from its first measurement on
         return Best(round_number=number, by=score[0], value=score[1])
 
     def _save(self, state: _State) -> None:

@@ -14,14 +14,20 @@ import numpy as np
 from flwr.app import Array, Message, MetricRecord
 
 from cloister.core import protocol
+from cloister.core.decoding import LARGEST, decode_vector
 from cloister.core.update import Vector
 from cloister.server.exchange import Answer
 
 __all__ = ["CheckedEvaluation", "CheckedUpdate", "Refused", "check_evaluation", "check_update"]
 
 _TEXT_LIMIT = 300
-_HEADER_LIMIT = 4096
-_MAX_METRICS = 64
+_MOST_RECORDS = 10**12
+#: The metrics of `cloister.core.metrics`, each with its range (a float32 may be a rounding above 1).
+_SHARE = (0.0, 1.0 + 1e-6)
+_CLASSIFICATION = dict.fromkeys(
+    ("accuracy", "precision", "recall", "f1", "auroc", "calibration_error"), _SHARE
+)
+_REGRESSION = {"mse": (0.0, LARGEST), "mae": (0.0, LARGEST), "r2": (-LARGEST, 1.0 + 1e-6)}
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class CheckedEvaluation:
     confusion: list[list[int]] | None = field(default=None)
 
 
-def check_update(  # noqa: PLR0911 - one refusal a line
+def check_update(
     answer: Answer, *, size: int, names: tuple[str, ...], private: bool = False
 ) -> CheckedUpdate | Refused:
     """Check the reply to a ``train`` message.
@@ -71,30 +77,19 @@ def check_update(  # noqa: PLR0911 - one refusal a line
         names: exactly the arrays that must be there.
         private: the run is private: the update comes alone, and a reply that tells more is refused.
     """
-    message = _usable(answer)
+    message = _usable(answer, {protocol.UPDATE} if private else {protocol.UPDATE, protocol.REPORT})
     if isinstance(message, Refused):
         return message
-    record = message.content.array_records.get(protocol.UPDATE)
-    if record is None or set(record) != set(names):
-        return Refused("wrong-arrays", f"expected {', '.join(names)}")
-    arrays: dict[str, Vector] = {}
-    for name in names:
-        vector = _read(record[name], size)
-        if isinstance(vector, Refused):
-            return vector
-        arrays[name] = vector
+    arrays = _arrays(message, size, names)
+    if isinstance(arrays, Refused):
+        return arrays
     if private:
-        alone = len(message.content) == 1
-        return (
-            CheckedUpdate(arrays=arrays, loss=None, records=1)
-            if alone
-            else Refused("wrong-report", "a private reply tells more")
-        )
+        return CheckedUpdate(arrays=arrays, loss=None, records=1)
     report = message.content.metric_records.get(protocol.REPORT, MetricRecord())
-    loss, records = report.get("loss"), report.get("records")
-    if not isinstance(loss, float) or not math.isfinite(loss):
-        return Refused("wrong-report", "loss is not a finite number")
-    if not isinstance(records, int) or records < 1:
+    loss, records = _number(report.get("loss"), -LARGEST, LARGEST), report.get("records")
+    if loss is None or set(report) != {"loss", "records", "steps"}:
+        return Refused("wrong-report", "expected a finite loss, records and steps")
+    if not isinstance(records, int) or not 1 <= records <= _MOST_RECORDS:
         return Refused("wrong-report", "records is not a positive whole number")
     return CheckedUpdate(arrays=arrays, loss=loss, records=records)
 
@@ -106,46 +101,68 @@ def check_evaluation(answer: Answer, *, classes: int) -> CheckedEvaluation | Ref
         answer: what came back (not missing).
         classes: how many classes a confusion matrix has (0: regression).
     """
-    message = _usable(answer)
+    message = _usable(answer, {protocol.REPORT})
     if isinstance(message, Refused):
         return message
     report = message.content.metric_records.get(protocol.REPORT, MetricRecord())
     records = report.get("records")
-    loss = report.get(
-        "loss", 0.0 if records == 0 else None
-    )  # a site without test records has nothing to tell
-    if not isinstance(records, int) or records < 0 or not isinstance(loss, float) or not math.isfinite(loss):
-        return Refused("wrong-report", "records is not a whole number, or loss not a finite one")
-    metrics = {
-        key.removeprefix(protocol.METRIC): value
-        for key, value in report.items()
-        if key.startswith(protocol.METRIC)
-    }
-    if len(metrics) > _MAX_METRICS or not all(
-        isinstance(value, float) and math.isfinite(value) for value in metrics.values()
-    ):
-        return Refused("wrong-report", "a metric is not a finite number")
-    confusion = _confusion(report, classes, records) if classes and protocol.CONFUSION in report else None
-    if isinstance(confusion, Refused):
-        return confusion
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
-    return CheckedEvaluation(loss=loss, metrics=numbers, records=records, confusion=confusion)
+    if not isinstance(records, int) or not 0 <= records <= _MOST_RECORDS:
+        return Refused("wrong-report", "records is not a whole number")
+    if records == 0:
+        nothing = set(report) == {"records"}
+        return (
+            CheckedEvaluation(loss=0.0, metrics={}, records=0)
+            if nothing
+            else Refused("wrong-report", "figures without records")
+        )
+    loss = _number(report.get("loss"), -LARGEST, LARGEST)
+    metrics = _metrics(report, classes)
+    if loss is None or isinstance(metrics, Refused):
+        return (
+            metrics
+            if isinstance(metrics, Refused)
+            else Refused("wrong-report", "loss is not a finite number")
+        )
+    confusion = _confusion(report, classes, records)
+    return (
+        confusion
+        if isinstance(confusion, Refused)
+        else CheckedEvaluation(loss=loss, metrics=metrics, records=records, confusion=confusion)
+    )
 
 
-def _confusion(report: MetricRecord, classes: int, records: int) -> list[list[int]] | Refused:
+def _metrics(report: MetricRecord, classes: int) -> dict[str, float] | Refused:
+    """Return the task metrics, each one that `cloister.core.metrics` knows and in its range."""
+    known = _CLASSIFICATION if classes else _REGRESSION
+    metrics: dict[str, float] = {}
+    for key, value in report.items():
+        if key in ("loss", "records", protocol.CONFUSION):
+            continue
+        name = key.removeprefix(protocol.METRIC)
+        number = _number(value, *known[name]) if key.startswith(protocol.METRIC) and name in known else None
+        if number is None:
+            return Refused(
+                "wrong-report", f"'{_clean(key, 32)}' is no metric of this task, or out of its range"
+            )
+        metrics[name] = number
+    return metrics
+
+
+def _confusion(report: MetricRecord, classes: int, records: int) -> list[list[int]] | Refused | None:
+    if protocol.CONFUSION not in report:
+        return None
     counts = report[protocol.CONFUSION]
-    if (
-        not isinstance(counts, list)
-        or len(counts) != classes**2
-        or not all(isinstance(c, int) and 0 <= c <= records for c in counts)
-    ):
-        return Refused("wrong-report", "the confusion matrix has another shape or an impossible count")
+    if not classes or not isinstance(counts, list) or len(counts) != classes**2:
+        return Refused("wrong-report", "the confusion matrix has another shape")
+    if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != records:
+        return Refused("wrong-report", "the confusion matrix does not count the records")
     return [
         [int(count) for count in counts[start : start + classes]] for start in range(0, classes**2, classes)
     ]
 
 
-def _usable(answer: Answer) -> Message | Refused:
+def _usable(answer: Answer, wanted: set[str]) -> Message | Refused:
+    """Return the message if it holds exactly the records that are ``wanted``."""
     message = answer.reply
     if message is None:
         return Refused("missing")
@@ -157,31 +174,49 @@ def _usable(answer: Answer) -> Message | Refused:
     if refusal is not None:
         code, text = refusal.get("code"), refusal.get("message")
         return Refused(_clean(code, 64) or "site-refused", _clean(text, _TEXT_LIMIT))
+    if set(message.content) != wanted:
+        return Refused("wrong-records", f"expected exactly {', '.join(sorted(wanted))}")
     return message
 
 
+def _arrays(message: Message, size: int, names: tuple[str, ...]) -> dict[str, Vector] | Refused:
+    record = message.content.array_records.get(protocol.UPDATE)
+    if record is None or set(record) != set(names):
+        return Refused("wrong-arrays", f"expected {', '.join(names)}")
+    arrays: dict[str, Vector] = {}
+    for name in names:
+        vector = _read(record[name], size)
+        if isinstance(vector, Refused):
+            return vector
+        arrays[name] = vector
+    return arrays
+
+
 def _read(array: Array, size: int) -> Vector | Refused:
-    if type(array) is Array and len(array.data) > 4 * size + _HEADER_LIMIT:
-        return Refused("wrong-size", f"{len(array.data)} bytes for {size} numbers")
-    if array.dtype != "float32" or tuple(array.shape) != (size,):
-        return Refused(
-            "wrong-shape", f"{_clean(array.dtype, 16)} {tuple(array.shape)[:4]}, expected float32 ({size},)"
-        )
+    if array.dtype != "float32" or tuple(array.shape) != (size,) or array.stype != "numpy.ndarray":
+        said = f"{_clean(array.dtype, 16)} {tuple(array.shape)[:4]}"
+        return Refused("wrong-shape", f"{said}, expected float32 ({size},)")
     try:
-        vector = array.numpy()
-    except (ValueError, TypeError, EOFError, MemoryError, OverflowError, SyntaxError):
-        return Refused("unreadable", "the array's bytes are not a NumPy array")
-    if not isinstance(vector, np.ndarray) or vector.dtype != np.float32 or vector.shape != (size,):
+        # An engine on one machine hands over an array of its own making; bytes are read by our own strict reader.
+        vector = decode_vector(array.data, size) if type(array) is Array else array.numpy()
+    except ValueError as error:
+        return Refused("unreadable", str(error))
+    if vector.dtype != np.float32 or vector.shape != (size,):
         return Refused("wrong-shape", f"the array holds something else than float32 ({size},)")
     if not np.isfinite(vector).all():
         return Refused("not-finite", "the update holds NaN or infinity")
+    if size and max(float(vector.max()), -float(vector.min())) > LARGEST:
+        return Refused("too-large", f"the update holds a number beyond {LARGEST:g}")
     return vector
+
+
+def _number(value: object, low: float, high: float) -> float | None:
+    """Return ``value`` if it is a finite float in [low, high]."""
+    return value if isinstance(value, float) and math.isfinite(value) and low <= value <= high else None
 
 
 def _clean(text: object, limit: int) -> str:
     """Return printable text of at most ``limit`` characters; anything else becomes empty."""
-    return (
-        "".join(character for character in text if character.isprintable())[:limit]
-        if isinstance(text, str)
-        else ""
-    )
+    if not isinstance(text, str):
+        return ""
+    return "".join(character for character in text[: 4 * limit] if character.isprintable())[:limit]

@@ -21,7 +21,7 @@ import torch
 from cloister.client.private_steps import RecordLoss
 from cloister.core._version import __version__
 from cloister.core.checking import check_federation, check_records
-from cloister.core.errors import CloisterError
+from cloister.core.errors import CloisterError, DataError, TaskError
 from cloister.core.metrics import Measurement, measure
 from cloister.core.preflight import try_task
 from cloister.core.resolve import build_model
@@ -35,7 +35,7 @@ from cloister.server.release import write_model
 from cloister.server.report import write_report
 from cloister.server.run_folder import RunFolder
 from cloister.server.tracking import tracking_sinks
-from cloister.simulation.baselines import train_baselines
+from cloister.simulation.baselines import baselines
 from cloister.simulation.engines import Engine, Opened
 from cloister.simulation.sites import SimulatedSites
 from cloister.simulation.threads import one_thread
@@ -114,7 +114,7 @@ def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
     notes += list(getattr(task, "notes", ()))
     model = build_model(task, loaded.spec.federation.seed)
     layout = Layout.of(model)
-    first = sites.roster.split(0).train
+    first = next(iter(sites.owners.values())).train
     try_task(task, model, first)
     if loaded.spec.privacy.unit == "record":
         inputs, targets = first.batch(torch.arange(min(3, len(first))))
@@ -175,7 +175,7 @@ def _run(
                 bus.close()
         paths = write_report(folder.path)
     except (CloisterError, KeyboardInterrupt):
-        with contextlib.suppress(CloisterError):
+        with contextlib.suppress(CloisterError, OSError):
             write_report(folder.path)  # what there is so far
         raise
     finally:
@@ -206,8 +206,6 @@ def _finish(
     folder: RunFolder, sites: SimulatedSites, prepared: _Prepared, vector: Vector, bus: EventBus
 ) -> None:
     rounds = sites.spec.federation.rounds
-    for where, found in train_baselines(sites, prepared.initial, prepared.measure):
-        bus.emit("evaluation", rounds, where=where, **vars(found))
     model = build_model(sites.task, sites.spec.federation.seed)
     about = {
         "federation": sites.spec.federation.name,
@@ -216,6 +214,13 @@ def _finish(
         "cloister": __version__,
     }
     write_model(folder.model, model, prepared.layout, vector, about)
+    for baseline in baselines(sites, prepared.initial, prepared.measure):
+        try:
+            found = baseline.train()
+        except (DataError, TaskError) as error:  # the federation's own model is there already: go on without
+            bus.emit("warning", rounds, text=f"{baseline.where} could not be trained: {error.message}")
+        else:
+            bus.emit("evaluation", rounds, where=baseline.where, **vars(found))
     bus.emit("end", rounds, status="done", code="done", message="", model=folder.model.name)
 
 
