@@ -130,8 +130,27 @@ def main() -> None:
     hand_over(given.result, answer)
 
 
+class _Watched:
+    """A Flower grid that notes when its first reply comes."""
+
+    def __init__(self, grid: Any, marks: dict[str, float]) -> None:
+        self._grid = grid
+        self._marks = marks
+
+    def push_messages(self, messages: Any) -> Any:
+        """Send messages."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, identifiers: Any) -> Any:
+        """Return the replies that are there."""
+        replies = list(self._grid.pull_messages(identifiers))
+        if replies:
+            self._marks.setdefault("first_introduced", now())
+        return replies
+
+
 def _time_introductions(marks: dict[str, float]) -> None:
-    """Note how the app's own first question goes over Ray, a message a site: when it was asked, first and last answered."""
+    """Note how the app's own first question goes over Ray, a message a site: when the first and the last was answered."""
     directory: Any = importlib.import_module("cloister.server.directory")
     ray_engine: Any = importlib.import_module("cloister.simulation.ray_engine")
     ask, answers = ray_engine.discover, directory.exchange
@@ -141,10 +160,8 @@ def _time_introductions(marks: dict[str, float]) -> None:
         marks["introduced"] = now()
         return found
 
-    def exchange(*positional: Any, **named: Any) -> Any:
-        for answer in answers(*positional, **named):
-            marks.setdefault("first_introduced", now())
-            yield answer
+    def exchange(grid: Any, messages: Any, **named: Any) -> Any:
+        return answers(_Watched(grid, marks), messages, **named)
 
     ray_engine.discover, directory.exchange = discover, exchange
 

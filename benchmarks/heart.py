@@ -33,7 +33,10 @@ def main() -> None:
             alone = {name: found["last"]["accuracy"] for name, found in metrics["baselines"]["local"].items()}
             best = max(alone, key=lambda name: alone[name])
             met = federated >= pooled - 0.015 and federated >= 0.77 and federated >= alone[best]
-            print(f"{seed:>4}  {federated:>9.3f}  {pooled:>6.3f}  {alone[best]:.3f} ({best})".ljust(58) + ("yes" if met else "no"))
+            print(
+                f"{seed:>4}  {federated:>9.3f}  {pooled:>6.3f}  {alone[best]:.3f} ({best})".ljust(58)
+                + ("yes" if met else "no")
+            )
 
 
 if __name__ == "__main__":

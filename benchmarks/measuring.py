@@ -74,18 +74,23 @@ class Ratio:
 
 
 class Noise:
-    """How busy other programs kept the cores before each contestant started."""
+    """How busy other programs kept the cores before each contestant started.
 
-    def __init__(self) -> None:
+    Args:
+        patience: seconds to wait for them to finish, each time.
+    """
+
+    def __init__(self, patience: float) -> None:
         self.samples: list[float] = []
+        self._patience = patience
 
     def sample(self) -> None:
-        """Look for half a second, in which this program does nothing."""
-        before = _cpu()
-        time.sleep(_SAMPLE_S)
-        after = _cpu()
-        if before and after and after[1] > before[1]:
-            self.samples.append((after[0] - before[0]) / (after[1] - before[1]))
+        """Look for half a second, in which this program does nothing; look again while others are busy and patience lasts."""
+        deadline = time.monotonic() + self._patience
+        while (busy := _busy()) is not None and busy > _QUIET and time.monotonic() < deadline:
+            pass
+        if busy is not None:
+            self.samples.append(busy)
 
     def report(self) -> dict[str, Any]:
         """Return the samples and whether they spoil the figures."""
@@ -107,6 +112,13 @@ def options(description: str | None, *, repetitions: int) -> argparse.ArgumentPa
     )
     parser.add_argument(
         "--seed", type=int, default=1, help="seed of the first repetition; the next has the next (1)"
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=0,
+        metavar="S",
+        help="seconds to wait before each contestant for other programs to leave the cores (0)",
     )
     parser.add_argument(
         "--json",
@@ -242,8 +254,18 @@ def hand_in(
         raise SystemExit("missed: " + "; ".join(missed))
 
 
-def _cpu() -> tuple[int, int] | None:
-    """Return the machine's (busy, all) clock ticks so far, where the system tells."""
+def _busy() -> float | None:
+    """Return the share of the machine's processor time that is used during half a second, where the system tells."""
+    before = _ticks()
+    time.sleep(_SAMPLE_S)
+    after = _ticks()
+    if before is None or after is None or after[1] <= before[1]:
+        return None
+    return (after[0] - before[0]) / (after[1] - before[1])
+
+
+def _ticks() -> tuple[int, int] | None:
+    """Return the machine's (busy, all) clock ticks so far."""
     try:
         ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     except OSError:

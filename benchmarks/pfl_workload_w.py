@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,9 @@ def main() -> None:
             "versions": versions,
         }
         hand_over(given.result, answer)
-    if torch.distributed.is_initialized():  # pfl leaves it open, and gloo's threads may then abort the process at its end
-        torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # nobody leaves before the answer is there
+    os._exit(0)  # pfl leaves gloo's threads running, and taking them down now and then aborts the process
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main() -> None:
 
     populations = [CLIENTS, *given.clients]
     found: dict[int, list[Run]] = {population: [] for population in populations}
-    noise = Noise()
+    noise = Noise(given.patience)
     for repetition in range(given.repetitions):
         turn = repetition % len(populations)
         for population in populations[turn:] + populations[:turn]:
@@ -54,7 +54,7 @@ def main() -> None:
     memory = {
         population: [one.answer["peak_rss_bytes"] for one in runs] for population, runs in found.items()
     }
-    targets = [
+    targets: list[dict[str, Any]] = [
         {
             "what": f"a round of {population:,} clients over one of {CLIENTS:,}",
             "target": f"<= {TARGET}",

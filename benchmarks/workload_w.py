@@ -67,7 +67,7 @@ def main() -> None:
     contestants = _contestants(given)
     names = [name for name in contestants if name not in given.without]
     found: dict[str, list[Run]] = {name: [] for name in names}
-    noise = Noise()
+    noise = Noise(given.patience)
     for repetition in range(given.repetitions):
         turn = repetition % len(names)
         for name in names[turn:] + names[:turn]:

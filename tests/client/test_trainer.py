@@ -246,7 +246,7 @@ def test_early_stop_keeps_the_model_with_the_best_validation_loss() -> None:
 
 
 def test_training_that_diverges_is_refused_and_names_the_site() -> None:
-    made = trainer(optimizer={"name": "sgd", "lr": 1e38}, local_steps=50)
+    made = trainer(optimizer={"name": "sgd", "lr": 1e6, "weight_decay": 1e6}, local_steps=50)
     with pytest.raises(DataError, match="site 'a' left the model not finite") as refused:
         train(made)
     assert refused.value.code == "update-not-finite"
@@ -296,3 +296,42 @@ def test_gradient_step_is_a_seam() -> None:
         layout.read(model), split.train, site="a", round_number=1, randomness=SeededRandomness(0)
     )
     assert not result.change.any()
+
+
+class Named(Points):
+    """The same points, by name."""
+
+    def model(self) -> nn.Module:
+        class ByName(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = nn.Linear(3, 2)
+
+            def forward(self, batch: dict[str, Tensor]) -> Tensor:
+                found: Tensor = self.inner(batch["x"])
+                return found
+
+        return ByName()
+
+
+class NamedData:
+    def __init__(self, data: TensorData) -> None:
+        self.inner, self.targets = data, data.targets
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def batch(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        inputs, targets = self.inner.batch(rows)
+        return {"x": inputs}, targets
+
+    def subset(self, rows: Any) -> NamedData:
+        chosen = torch.as_tensor(rows)
+        return NamedData(TensorData(self.inner.inputs[chosen], self.targets[chosen]))
+
+
+def test_inputs_by_name_can_be_held_out_for_early_stop() -> None:
+    engine, vector, data = trainer(Named(), local_epochs=3, early_stop={"patience": 1})
+    result = engine.train(vector, NamedData(data), site="a", round_number=1, randomness=SeededRandomness(1))
+    assert np.isfinite(result.change).all()
+    assert result.change.any()

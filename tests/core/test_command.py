@@ -112,6 +112,20 @@ class TestHowACommandEnds:
         assert said.out == ""
         assert said.err == "error: it was [refused]\n  → do [that]\n"
 
+    @pytest.mark.parametrize("status", [0, 3, None])
+    def test_code_that_leaves_with_a_status_of_its_own_does_not_end_the_command_well(
+        self, status: int | None, state_folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert ended(raising(SystemExit(status))) == 1
+        assert "(SystemExit)" in capsys.readouterr().err
+        assert len(list((state_folder / "cloister" / "reports").iterdir())) == 1
+
+    def test_a_pipe_that_breaks_elsewhere_is_a_fault_like_any_other(
+        self, state_folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert ended(raising(BrokenPipeError())) == 1
+        assert "(BrokenPipeError)" in capsys.readouterr().err
+
     def test_with_json_a_refusal_is_one_object_on_standard_output(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -381,7 +395,7 @@ main()
             process.stdout.close()
             assert process.stderr is not None
             assert process.stderr.read() == b""
-        assert process.returncode == 1
+        assert process.returncode == 141
         assert not (state_folder / "cloister").exists()
 
 

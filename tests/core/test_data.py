@@ -1,6 +1,7 @@
 """Records that can be taken in batches."""
 
-from typing import Any
+from collections import OrderedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cloister.core.data import Data, LazyData, Split, TensorData
-from cloister.core.errors import DataError
+from cloister.core.data import Data, LazyData, Split, TensorData, move
+from cloister.core.errors import DataError, TaskError
 
 
 class Pairs(Dataset[tuple[Any, Any]]):
@@ -139,3 +140,43 @@ def test_rows_may_be_any_integer_array() -> None:
 
 def test_a_tensor_is_not_data() -> None:
     assert not isinstance(Tensor(), Data)
+
+
+NOT_TENSORS: list[Any] = [np.zeros(3), [0, 1, 1], None, torch.tensor(3)]
+
+
+@pytest.mark.parametrize("given", NOT_TENSORS, ids=["array", "list", "none", "0-d"])
+def test_records_in_memory_that_are_no_tensors_are_refused_with_the_way_out(given: Any) -> None:
+    rows = torch.zeros(3)
+    for inputs, targets in ((given, rows), (rows, given)):
+        with pytest.raises(TaskError, match="not a tensor with one row a record") as caught:
+            TensorData(inputs, targets)
+        assert (caught.value.code, caught.value.exit_code) == ("task-data", 3)
+        assert "torch.as_tensor" in caught.value.remedy
+
+
+@pytest.mark.parametrize("given", [None, torch.zeros(3), [1, 2]], ids=["none", "tensor", "list"])
+def test_a_split_of_something_else_than_data_is_refused(given: Any) -> None:
+    for parts in ((given, in_memory()), (in_memory(), given)):
+        with pytest.raises(TaskError, match="which is no Data") as caught:
+            Split(*parts)
+        assert caught.value.code == "task-data"
+
+
+class Pair(NamedTuple):
+    left: Tensor
+    right: Tensor
+
+
+def test_inputs_of_any_shape_are_moved_and_keep_it() -> None:
+    one = torch.ones(2)
+    batch = {"a": [one, (one, "text")], "b": Pair(one, one), "c": OrderedDict(d=one)}
+    moved = move(batch, "meta")
+    assert [
+        tensor.device.type for tensor in (moved["a"][0], moved["a"][1][0], *moved["b"], moved["c"]["d"])
+    ] == ["meta"] * 5
+    assert isinstance(moved["b"], Pair)
+    assert isinstance(moved["a"][1], tuple)
+    assert moved["a"][1][1] == "text"
+    packed = torch.nn.utils.rnn.pack_sequence([torch.ones(2), torch.ones(1)])
+    assert torch.equal(move(packed, "cpu").data, packed.data)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk  # type: ignore[import-untyped]
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from cloister.core import LazyData, Split, Task, TensorData
 from cloister.core.errors import DataError, TaskError
@@ -197,7 +197,7 @@ def test_every_layer_keeps_the_mode_and_the_weights_it_had_and_no_gradient_is_ma
 
 def test_the_mode_comes_back_when_the_model_raises() -> None:
     model = nn.Sequential(nn.Linear(9, 3))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(TaskError):
         measure(Scores(), model, drawn(3))
     assert model[0].training
 
@@ -223,6 +223,45 @@ def test_a_loss_that_is_not_one_a_record_is_refused() -> None:
         def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
             return super().loss(outputs, targets).mean()
 
-    with pytest.raises(TaskError, match="returned shape") as caught:
+    with pytest.raises(TaskError, match=r"returned \(\) for 60 records") as caught:
         measure(Mean(), nn.Identity(), drawn(3))
     assert caught.value.code == "task-loss"
+
+
+@pytest.mark.parametrize("stop", [ValueError("record 4711"), SystemExit(0)])
+@pytest.mark.parametrize("part", ["model", "loss", "data"])
+def test_a_task_that_raises_or_leaves_in_an_evaluation_is_refused_without_its_words(
+    part: str, stop: BaseException
+) -> None:
+    def fail(*_: object) -> Any:
+        raise stop
+
+    class Failing(Scores):
+        def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return fail() if part == "loss" else super().loss(outputs, targets)
+
+    class Model(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return fail() if part == "model" else inputs
+
+    records = drawn(3)
+
+    class Pairs(Dataset[tuple[Any, Any]]):
+        def __getitem__(self, index: int) -> tuple[Any, Any]:
+            return fail() if part == "data" else (records.inputs[index], records.targets[index])
+
+    data = LazyData(Pairs(), records.targets)
+    with pytest.raises(TaskError) as caught:
+        measure(Failing(), Model(), data)
+    assert (caught.value.code, caught.value.exit_code) == ("task-raised", 3)
+    assert "4711" not in caught.value.message
+    assert caught.value.remedy
+
+
+def test_a_loss_that_is_no_tensor_is_refused() -> None:
+    class Number(Scores):
+        def loss(self, outputs: Tensor, targets: Tensor) -> Any:
+            return float(super().loss(outputs, targets).mean())
+
+    with pytest.raises(TaskError, match="returned float for 60 records"):
+        measure(Number(), nn.Identity(), drawn(3))

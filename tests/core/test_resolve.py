@@ -2,9 +2,11 @@
 
 import textwrap
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,16 @@ from torch import nn
 from cloister.core.data import Split, TensorData
 from cloister.core.errors import CloisterError, DataError, TaskError
 from cloister.core.preflight import try_task
-from cloister.core.resolve import POOLED, build_model, check_data, load_task, owners, task_names
+from cloister.core.resolve import (
+    POOLED,
+    build_model,
+    check_data,
+    described,
+    load_task,
+    notes_of,
+    owners,
+    task_names,
+)
 from cloister.core.spec.tables import TaskTable
 from cloister.core.task import Task
 
@@ -416,8 +427,137 @@ class TestRecords:
         )
         check_data(Regression(), records([0.5, -3.0]), owner="a", part="training")
 
+    @pytest.mark.parametrize("shape", [(4, 1), (4, 2), (2,)])
+    def test_targets_that_are_not_one_a_record_are_refused(self, shape: tuple[int, ...]) -> None:
+        class Odd(Handed):
+            targets = torch.zeros(shape)
+
+        error = refused(lambda: check_data(Regression(), Odd(), owner="a", part="test"))
+        assert (error.code, error.exit_code) == ("data-target", 4)
+        assert f"site 'a': test targets have shape {shape} for 4 records" in error.message
+
+    def test_targets_that_are_no_tensor_are_refused(self) -> None:
+        class Odd(Handed):
+            targets: Any = (0, 1, 0, 1)
+
+        odd: Any = Odd()
+        error = refused(lambda: check_data(task(), odd, owner="a", part="test"))
+        assert (error.code, error.exit_code) == ("task-data", 3)
+
+    @pytest.mark.parametrize("classes", [2, None, "no"])
+    def test_classes_that_are_no_names_are_refused(self, folder: Path, classes: Any) -> None:
+        (folder / "odd.py").write_text(f"{TASK}\nclass Odd(Mine):\n    classes = {classes!r}\n")
+        error = refused(lambda: load_task(TaskTable(use="odd.py:Odd"), folder))
+        assert error.code == "task-classes"
+        assert "not a tuple of names" in error.message
+
+
+class Handed:
+    """Data of a user's own, of four records."""
+
+    targets: Any
+
+    def __len__(self) -> int:
+        return 4
+
+    def batch(self, rows: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        return torch.zeros(len(rows), 2), self.targets[rows]
+
+    def subset(self, rows: Any) -> Any:
+        return self
+
+
+class TestWhatATaskSaysOfItself:
+    def test_a_card_becomes_plain_data(self) -> None:
+        class Mine(Regression):
+            def describe(self) -> dict[str, Any]:
+                return {"title": "é", "sizes": (1, 2.5)}
+
+        assert described(Mine()) == {"title": "é", "sizes": [1, 2.5]}
+
+    @pytest.mark.parametrize(
+        "card", [None, ["x"], {"x": object()}, {"x": {1, 2}}, {"x": float("nan")}, {"x": "\ud800"}]
+    )
+    def test_a_card_that_json_cannot_hold_is_refused(self, card: Any) -> None:
+        class Mine(Regression):
+            def describe(self) -> dict[str, Any]:
+                return card  # type: ignore[no-any-return]
+
+        error = refused(lambda: described(Mine()))
+        assert (error.code, error.exit_code) == ("task-describe", 3)
+
+    def test_a_card_or_notes_that_raise_are_refused_without_the_words(self) -> None:
+        class Mine(Regression):
+            def describe(self) -> dict[str, Any]:
+                raise ValueError("patient 4711")
+
+            @property
+            def notes(self) -> list[str]:
+                raise ValueError("patient 4711")
+
+        for call in (lambda: described(Mine()), lambda: notes_of(Mine())):
+            error = refused(call)
+            assert error.code == "task-raised"
+            assert "4711" not in error.message
+
+    @pytest.mark.parametrize("notes", [5, "text", (object(),), None, [b"x"]])
+    def test_notes_that_are_no_list_of_texts_are_refused(self, notes: Any) -> None:
+        mine = Regression()
+        vars(mine)["notes"] = notes
+        assert refused(lambda: notes_of(mine)).code == "task-notes"
+
+    def test_notes_are_a_list_and_empty_where_there_are_none(self) -> None:
+        mine = Regression()
+        assert notes_of(mine) == []
+        vars(mine)["notes"] = ("synthetic",)
+        assert notes_of(mine) == ["synthetic"]
+
 
 class TestTheTrial:
+    def test_what_the_trial_changes_is_put_back(self) -> None:
+        class Counting(nn.Linear):
+            def __init__(self) -> None:
+                super().__init__(2, 2, dtype=torch.float64)
+                self.calls: torch.Tensor
+                self.register_buffer("calls", torch.zeros(()))
+
+            def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+                self.calls += 1
+                return super().forward(inputs.double())
+
+        model = Counting()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        try_task(task(), model, records([0, 1, 1]))
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+    def test_a_loss_without_a_gradient_is_refused(self) -> None:
+        def detached(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return nn.functional.cross_entropy(outputs, targets, reduction="none").detach()
+
+        error = refused(lambda: try_task(task(loss=detached), nn.Linear(2, 2), records([0, 1])))
+        assert (error.code, error.exit_code) == ("task-loss", 3)
+        assert "no gradient" in error.message
+
+    def test_a_tensor_that_cannot_be_written_is_refused(self) -> None:
+        model = nn.Linear(2, 2)
+        model.register_buffer("all_one", torch.ones(1).expand(5))
+        error = refused(lambda: try_task(task(), model, records([0, 1])))
+        assert (error.code, error.exit_code) == ("task-model", 3)
+
+    def test_fixed_weights_that_differ_from_build_to_build_are_refused(self) -> None:
+        def model(generator: Any) -> nn.Module:
+            made = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+            made[0].weight = nn.Parameter(torch.tensor(generator.random((2, 2))).float(), requires_grad=False)
+            return made
+
+        drawn, seeded = np.random.default_rng(5), partial(np.random.default_rng, 5)
+        error = refused(lambda: try_task(task(model=lambda: model(drawn)), nn.Linear(2, 2), records([0, 1])))
+        assert (error.code, error.exit_code) == ("task-model", 3)
+        assert "another model each time" in error.message
+        try_task(task(model=lambda: model(seeded())), nn.Linear(2, 2), records([0, 1]))
+
     def test_a_sound_task_passes_and_its_model_is_left_as_it_was(self) -> None:
         model = nn.Linear(2, 2)
         try_task(task(), model, records([0, 1, 1]))

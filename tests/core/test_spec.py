@@ -20,9 +20,9 @@ from cloister.core.spec.refusals import expected
 HERE = Path()
 SMALL: dict[str, Any] = {"federation": {"name": "heart", "rounds": 3}, "task": {"use": "heart"}}
 
-positive = st.floats(min_value=1e-6, max_value=1e6, allow_nan=False)
+positive = st.floats(min_value=1e-3, max_value=1e6, allow_nan=False)
 count = st.integers(min_value=1, max_value=1000)
-text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 keys = text.filter(bool)
 plain = st.recursive(
     st.booleans() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False, allow_infinity=False) | text,
@@ -195,7 +195,7 @@ class TestRefusals:
             ),
             ("federation=3", "federation = 3: should be a table"),
             ("cohort.wait_s=soon", 'cohort.wait_s = "soon": should be a number'),
-            ("training.optimizer.lr=0", "training.optimizer.lr = 0: should be more than 0"),
+            ("training.optimizer.lr=0", "training.optimizer.lr = 0: should be at least 1e-12"),
             ("training.optimizer.momentum=1", "training.optimizer.momentum = 1: should be less than 1"),
             (
                 "training.schedule={name='step', every=2, gamma=2}",
@@ -207,7 +207,7 @@ class TestRefusals:
             ),
             ("training.optimizer.betas=[0.5, 'a']", 'training.optimizer.betas[1] = "a": should be a number'),
             ("training.class_weights=3", "training.class_weights = 3: should be a list"),
-            ("training.class_weights=[1, -1]", "training.class_weights[1] = -1: should be more than 0"),
+            ("training.class_weights=[1, -1]", "training.class_weights[1] = -1: should be at least 1e-12"),
             ("training.early_stop=3", "training.early_stop = 3: should be a table"),
             ("evaluation.central=1", "evaluation.central = 1: should be true or false"),
             ("tracking.mlflow=3", "tracking.mlflow = 3: should be text in quotes"),
@@ -361,6 +361,61 @@ class TestWhatTomlCanSayAndAFederationCannot:
     def test_none_in_plain_data_counts_as_left_out(self) -> None:
         given_none = {**SMALL, "cohort": {"sites": None}}
         assert parse_federation(given_none, base=HERE).digest() == parse_federation(SMALL, base=HERE).digest()
+
+
+class TestWhatWouldEndDeepInsideTorch:
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "training.optimizer.lr=1e7",
+            "training.optimizer.lr=1e-300",
+            "training.optimizer.weight_decay=1e300",
+            "training.optimizer.eps=1e300",
+            "training.proximal_mu=1e300",
+            "training.l1=1e300",
+            "training.l2=1e300",
+            "training.gradient_clip=1e300",
+            "training.schedule={name='exponential', gamma=1e-300}",
+            "training.schedule.warmup=10000000000",
+            "training.batch_size=10000000000",
+            "training.local_steps=9223372036854775808",
+            "training.class_weights=[1e300, 1]",
+            "federation.rounds=9223372036854775808",
+            "aggregation.optimizer.tau=1e300",
+            "aggregation.optimizer.tau=1e-300",
+            "aggregation.optimizer.lr=1e300",
+            "evaluation.every=10000000000",
+            "cohort.wait_s=1e300",
+            "cohort.partition={by='dirichlet', alpha=1e-300}",
+            "cohort.partition={by='dirichlet', alpha=1e300}",
+            "cohort.partition={by='quantity', skew=1e-300}",
+            "cohort.partition={by='quantity', skew=1e300}",
+        ],
+    )
+    def test_a_number_beyond_all_sense_is_refused_by_its_key(self, override: str) -> None:
+        said = refused(override).splitlines()[1]
+        assert said.startswith(f"  {override.partition('=')[0]}")
+        assert "should be at " in said
+
+    @pytest.mark.parametrize("depth", [40, 300, 5000])
+    def test_lists_and_tables_nested_without_end_are_refused(self, depth: int) -> None:
+        nested: list[Any] = []
+        for _ in range(depth):
+            nested = [nested]
+        table: dict[str, Any] = {"x": 1}
+        for _ in range(depth):
+            table = {"a": table}
+        for document in ({**SMALL, "task": {"use": "heart", "z": nested}}, {**SMALL, "a": table}):
+            assert "nested more than 32 deep" in refused(document=document)
+        assert "nested more than 32 deep" in refused(".".join("a" * depth) + "=1")
+        assert "nested more than 32 deep" in refused("task.z=" + "[" * 40 + "]" * 40)
+
+    @pytest.mark.parametrize("text", ["\0.py:X", "\ud800"])
+    def test_text_that_no_file_can_hold_is_refused_wherever_it_stands(self, text: str) -> None:
+        for task in ({"use": text}, {"use": "heart", "x": [text]}, {"use": "heart", text: 1}):
+            assert "NUL or with half a surrogate pair" in refused(document={**SMALL, "task": task})
+        assert "half a surrogate pair" in refused(f"tracking.mlflow={text}")
+        assert "half a surrogate pair" in refused(f"{text}=1")
 
 
 class TestNotYetOffered:

@@ -245,6 +245,16 @@ class TestRefusals:
         with pytest.raises(TaskError, match=r"'0\.weight' has no shape yet"):
             Layout.of(nn.Sequential(nn.LazyLinear(3)))
 
+    def test_a_model_of_averaged_buffers_alone_has_nothing_to_train(self) -> None:
+        model = nn.Linear(2, 2).requires_grad_(requires_grad=False)
+        model.register_buffer("scale", torch.ones(2))
+        with pytest.raises(TaskError, match="no trainable parameter"):
+            Layout.of(model)
+
+    def test_a_tensor_without_values_is_refused_by_name(self) -> None:
+        with pytest.raises(TaskError, match=r"'weight' has no values \(device 'meta'\)"):
+            Layout.of(nn.Linear(2, 2, device="meta"))
+
     @pytest.mark.parametrize("model", [nn.ReLU(), nn.Linear(2, 2).requires_grad_(requires_grad=False)])
     def test_a_model_with_nothing_to_train_is_refused(self, model: nn.Module) -> None:
         with pytest.raises(TaskError, match="no trainable parameter"):

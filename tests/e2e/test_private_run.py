@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import dp_accounting
+import dp_accounting  # type: ignore[import-untyped]
 import numpy as np
 import pytest
-from dp_accounting.pld import PLDAccountant
+from dp_accounting.pld import PLDAccountant  # type: ignore[import-untyped]
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -44,8 +44,10 @@ def ask(path: Path, kind: str) -> Message:
     sites = SimulatedSites(json.dumps(loaded.effective()), loaded.base)
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 9
     layout = sites.bench.trainer.layout
-    job = {"protocol": protocol.PROTOCOL, "round": 1, "federation": sites.federation, "layout": layout.digest}
-    content = RecordDict({protocol.JOB: ConfigRecord(job)})
+    job = ConfigRecord(
+        {"protocol": protocol.PROTOCOL, "round": 1, "federation": sites.federation, "layout": layout.digest}
+    )
+    content = RecordDict({protocol.JOB: job})
     record = ArrayRecord()
     record[protocol.VECTOR] = LiveArray(layout.read(sites.bench.trainer.model))
     content[protocol.MODEL] = record

@@ -3,7 +3,7 @@
 import json
 import math
 
-import dp_accounting.dp_event as dp
+import dp_accounting.dp_event as dp  # type: ignore[import-untyped]  # dp-accounting ships no types
 import numpy as np
 import pytest
 from dp_accounting import NeighboringRelation
@@ -156,7 +156,8 @@ for _ in range(40):
         ({**POISSON, "sampling_rate": 0.0}, "sampling_rate"),
         ({**POISSON, "sampling_rate": 1.5}, "sampling_rate"),
         ({**POISSON, "sampling_rate": [POISSON]}, "sampling_rate"),
-        ({"type": "composed", "events": POISSON}, "composed"),
+        ({"type": "composed", "events": POISSON}, "sequence"),
+        ({"type": "composed", "events": None}, "sequence"),
         ({"type": "composed", "events": [1.0]}, "float"),
         ({"type": "composed", "events": "events"}, "composed"),
         (
@@ -189,6 +190,15 @@ for _ in range(40):
 def test_what_cannot_be_read_is_an_integrity_error_that_names_it(value: object, named: str) -> None:
     with pytest.raises(IntegrityError, match=named):
         from_json(value)
+
+
+def test_what_is_written_can_be_read_however_deep_and_what_is_too_deep_is_not_written() -> None:
+    event: Event = STEP
+    for _ in range(15):
+        event = Repeated(event=event, times=1)
+    assert from_json(to_json(event)) == event
+    with pytest.raises(SpecError, match="16 deep"):
+        to_json(Repeated(event=event, times=1))
 
 
 def test_a_written_value_is_refused_as_a_spec_error_that_names_the_field_and_the_value() -> None:
@@ -279,7 +289,10 @@ def test_a_cohort_whose_participations_are_unknown_is_charged_for_every_round() 
 def test_one_record_a_person_is_the_plain_event_and_no_sampling_is_a_larger_sensitivity() -> None:
     assert list(SeveralRecords(records=1, event=STEP).units()) == list(STEP.units())
     everything = PoissonGaussian(noise_multiplier=6.0, sampling_rate=1.0, steps=2)
-    assert list(SeveralRecords(records=3, event=everything).units()) == [(Gaussian(noise_multiplier=2.0), 2)]
+    person = SeveralRecords(records=3, event=everything)
+    assert list(person.units()) == [(Gaussian(noise_multiplier=2.0), 2)]
+    assert person.dp_event().event.event == dp.GaussianDpEvent(2.0)
+    assert SeveralRecords(records=3, event=Laplace(noise_multiplier=6.0)).dp_event() == dp.LaplaceDpEvent(2.0)
 
 
 def test_joint_queries_cost_what_their_precisions_add_up_to() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,3 +93,55 @@ def test_a_temporary_file_of_a_crash_is_not_taken_for_a_checkpoint(tmp_path: Pat
     found = store.newest(digest="d", layout="l")
     assert found is not None
     assert found.round_number == 1
+
+
+@pytest.mark.parametrize(
+    "model",
+    [None, np.zeros(4, np.float32), np.zeros((5, 1), np.float32), np.zeros(5), np.zeros((), np.float32)],
+    ids=["missing", "short", "shape", "dtype", "number"],
+)
+def test_a_checkpoint_without_the_whole_model_is_refused(tmp_path: Path, model: object) -> None:
+    store = CheckpointStore(tmp_path)
+    arrays = {} if model is None else {"model": np.asarray(model)}
+    store.save(replace(checkpoint(1), arrays={"other": np.zeros(1), **arrays}))
+    with pytest.raises(IntegrityError, match="does not hold the model") as refused:
+        store.newest(digest="d", layout="l", size=5)
+    assert refused.value.remedy
+
+
+@pytest.mark.parametrize("field", [{"events_offset": "x"}, {"round_number": 7}, {"fingerprint": 3}])
+def test_a_checkpoint_whose_state_is_odd_is_refused(tmp_path: Path, field: dict[str, Any]) -> None:
+    CheckpointStore(tmp_path).save(replace(checkpoint(1), **field))
+    (found,) = tmp_path.iterdir()
+    found.rename(tmp_path / "round-000001.safetensors")
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        CheckpointStore(tmp_path).load(1)
+
+
+@pytest.mark.parametrize(
+    ("now", "what"),
+    [
+        ("data=2 code=1 versions=1", "the data changed"),
+        ("data=1 code=2 versions=1", "the task's code changed"),
+        ("data=1 code=1 versions=2", "the versions of Cloister and torch changed"),
+        ("data=2 code=2 versions=1", "the task's code and the data changed"),
+    ],
+)
+def test_a_checkpoint_of_other_data_code_or_versions_is_refused_by_name(
+    tmp_path: Path, now: str, what: str
+) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save(replace(checkpoint(3), fingerprint="data=1 code=1 versions=1"))
+    with pytest.raises(IntegrityError, match=f"^{what} since round 3") as refused:
+        store.newest(digest="d", layout="l", fingerprint=now)
+    assert refused.value.exit_code == 7
+    for same in ("data=1 code=1 versions=1", ""):
+        assert store.newest(digest="d", layout="l", size=5, fingerprint=same) is not None
+
+
+@pytest.mark.parametrize("kind", ["missing", "file"])
+def test_a_checkpoints_folder_that_is_none_is_refused(tmp_path: Path, kind: str) -> None:
+    if kind == "file":
+        (tmp_path / "c").write_text("x")
+    with pytest.raises(IntegrityError, match="folder"):
+        CheckpointStore(tmp_path / "c").newest(digest="d", layout="l")

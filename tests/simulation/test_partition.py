@@ -348,12 +348,6 @@ def test_a_regression_has_no_classes_to_spread() -> None:
     assert "quantity" in refused.value.remedy
 
 
-@pytest.mark.parametrize(("by", "key"), [("dirichlet", "alpha"), ("quantity", "skew")])
-def test_a_concentration_without_any_skew_is_refused_by_value(by: str, key: str) -> None:
-    with pytest.raises(SpecError, match=rf"partition\.{key} = 1e\+307 is no skew at all"):
-        make_roster(cohort(3, by, **{key: 1e307}), pool(), Classes(), SeededRandomness(1))
-
-
 # Shards and quantity -------------------------------------------------------------------------------------------------------------
 
 

@@ -314,7 +314,7 @@ def test_a_measurement_that_cannot_be_true_is_refused_and_not_averaged(
 
 
 def test_a_small_poisson_draw_is_drawn_again_and_is_no_failure(tmp_path: Path) -> None:
-    tables = {
+    tables: dict[str, dict[str, Any]] = {
         "cohort": {"per_round": {"poisson": 0.1}, "min_sites": 1},
         "evaluation": {"sites": False, "every": 0},
     }

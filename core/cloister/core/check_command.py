@@ -53,7 +53,7 @@ def check(loaded: Loaded) -> dict[str, Any]:
     from cloister.core.checking import check_federation, check_records, expected_cohort, population
     from cloister.core.exposure import exposure
     from cloister.core.preflight import try_task
-    from cloister.core.resolve import build_model, load_task, owners
+    from cloister.core.resolve import build_model, described, load_task, notes_of, owners
     from cloister.core.update import Layout
 
     spec = loaded.spec
@@ -64,6 +64,8 @@ def check(loaded: Loaded) -> dict[str, Any]:
     splits = owners(task)
     warnings += check_records(loaded, splits)
     try_task(task, model, next(iter(splits.values())).train)
+    described(task)
+    warnings += notes_of(task)
     sites = population(spec, splits)
     cohort = expected_cohort(spec, sites)
     return {

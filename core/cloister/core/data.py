@@ -6,7 +6,7 @@ are ``(input, target)`` pairs, and reads an item when it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from cloister.core.errors import DataError
+from cloister.core.errors import DataError, TaskError
 
-__all__ = ["Data", "LazyData", "Rows", "Split", "TensorData"]
+__all__ = ["Data", "LazyData", "Rows", "Split", "TensorData", "move"]
 
 #: Row numbers, shape (n,), int64.
 Rows = npt.NDArray[np.int64]
@@ -53,12 +53,24 @@ class TensorData:
     Attributes:
         inputs: (n, …) one row a record.
         targets: (n,) int64 class numbers, or float32 values.
+
+    Raises:
+        TaskError: one of the two is no tensor with a row a record.
+        DataError: they do not have the same number of rows.
     """
 
     inputs: Tensor
     targets: Tensor
 
     def __post_init__(self) -> None:
+        for what, given in (("inputs", self.inputs), ("targets", self.targets)):
+            if not isinstance(given, Tensor) or given.ndim == 0:
+                kind = "0-d tensor" if isinstance(given, Tensor) else type(given).__name__
+                raise TaskError(
+                    f"TensorData was given a {kind} as its {what}, not a tensor with one row a record",
+                    remedy=f"give torch.as_tensor({what})",
+                    code="task-data",
+                )
         if len(self.inputs) != len(self.targets):
             raise DataError(
                 f"{len(self.inputs)} inputs do not go with {len(self.targets)} targets",
@@ -135,7 +147,36 @@ class _Subset:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One owner's records: those to train on and those kept for testing."""
+    """One owner's records: those to train on and those kept for testing.
+
+    Raises:
+        TaskError: one of the two is no `Data`.
+    """
 
     train: Data
     test: Data
+
+    def __post_init__(self) -> None:
+        for part, given in (("train", self.train), ("test", self.test)):
+            if not isinstance(given, Data):
+                raise TaskError(
+                    f"Split was given a {type(given).__name__} as '{part}', which is no Data",
+                    remedy="give TensorData(inputs, targets) or LazyData; for no test records, one without rows",
+                    code="task-data",
+                )
+
+
+def move(inputs: Any, device: torch.device | str) -> Any:
+    """Return what a batch's inputs hold on ``device``: a tensor, or tuples, lists and mappings of them, however nested.
+
+    What has a ``to`` of its own (a packed sequence, say) is asked; what is no tensor (a text) stays as it is.
+    """
+    if callable(getattr(inputs, "to", None)):
+        return inputs.to(device)
+    if isinstance(inputs, Mapping):
+        return {key: move(value, device) for key, value in inputs.items()}
+    if isinstance(inputs, tuple) and hasattr(inputs, "_fields"):  # a named tuple takes its fields one by one
+        return type(inputs)(*(move(value, device) for value in inputs))
+    if isinstance(inputs, list | tuple):
+        return type(inputs)(move(value, device) for value in inputs)
+    return inputs

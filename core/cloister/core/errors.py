@@ -3,6 +3,7 @@
 ::
 
     CloisterError                    exit 1   our own fault unless a subclass says otherwise
+    ├── StorageError                 exit 1   a file cannot be written: the disk is full or refuses (code ``disk``)
     ├── UsageError                   exit 2   the command was called wrongly
     ├── SpecError                    exit 3   the federation file was refused
     │   ├── TaskError                exit 3   the task it names was refused, or raised
@@ -20,6 +21,8 @@ and the row number.
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import ClassVar
 
 __all__ = [
@@ -32,6 +35,7 @@ __all__ = [
     "PeersMissing",
     "PolicyError",
     "SpecError",
+    "StorageError",
     "TaskError",
     "UsageError",
 ]
@@ -48,6 +52,7 @@ EXIT_CODES: dict[int, str] = {
     7: "integrity: a signature, hash, ledger or stored file does not hold",
     8: "an audit missed its threshold",
     130: "interrupted: resume with --resume",
+    141: "nobody reads what it prints (a closed pipe)",
 }
 
 
@@ -66,6 +71,32 @@ class CloisterError(Exception):
     def as_dict(self) -> dict[str, str]:
         """Return the refusal as ``--json`` prints it."""
         return {"code": self.code, "message": self.message, "remedy": self.remedy}
+
+
+class StorageError(CloisterError, OSError):
+    """A file cannot be written: the disk is full, or refuses. What stood there before still stands.
+
+    It is an ``OSError`` too, with its ``errno`` and ``strerror``, for a caller that has a refusal of its own.
+    """
+
+    default_code = "disk"
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str], cause: OSError) -> StorageError:
+        """Return the refusal for ``path``, which could not be written because of ``cause``."""
+        reason = cause.strerror or type(cause).__name__
+        full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        made = cls(
+            f"cannot write '{os.fspath(path)}': {reason}",
+            remedy="free space on the disk, then go on with --resume"
+            if full
+            else "check the folder, its disk and its permissions, then go on with --resume",
+        )
+        made.errno, made.strerror = cause.errno, reason
+        return made
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class UsageError(CloisterError):

@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["sync_folder", "write_whole"]
+from cloister.core.errors import StorageError
+
+__all__ = ["sweep", "sync_folder", "write_whole"]
+
+
+#: The name that `write_whole` writes under: that of the file, hidden, with what ``tempfile.mkstemp`` adds.
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}", re.DOTALL)
 
 
 def write_whole(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
     """Write ``data`` to ``path`` so that a crash leaves the old file or the new one, never a part.
 
     The bytes go to a temporary name in the same folder, reach the disk, and take the name in one step.
+
+    Raises:
+        StorageError: the disk is full or refuses; the old file stands.
     """
     raw = data.encode() if isinstance(data, str) else data
+    try:
+        _write_whole(path, raw, mode)
+    except OSError as error:
+        raise StorageError.of(path, error) from None
+
+
+def sweep(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove what a killed `write_whole` left in ``folder``: temporary files of the files that ``names`` matches whole.
+
+    Nothing else is touched, and a folder or file that cannot be read or removed is left as it is. Only for a folder that nobody
+    else is writing to.
+    """
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            match = _TEMPORARY.fullmatch(path.name)
+            if match and names.fullmatch(match[1]) and path.is_file() and not path.is_symlink():
+                path.unlink(missing_ok=True)
+
+
+def _write_whole(path: Path, raw: bytes, mode: int) -> None:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

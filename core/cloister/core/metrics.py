@@ -24,13 +24,15 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cloister.core.data import Data, Rows
+from cloister.core.data import Data, Rows, move
 from cloister.core.errors import DataError, TaskError
+from cloister.core.guarding import guarded
 from cloister.core.task import Task
 
 __all__ = ["Measurement", "measure"]
@@ -81,7 +83,8 @@ def measure(
 
     Raises:
         DataError: there is no record to measure.
-        TaskError: the model's outputs or the losses do not have the shape that the task's kind asks for.
+        TaskError: the task's data, model or loss raised or called ``sys.exit``, or the outputs or the losses do not have
+            the shape that the task's kind asks for.
     """
     chosen = torch.arange(len(data)) if rows is None else torch.as_tensor(rows, dtype=torch.int64)
     if len(chosen) == 0:
@@ -90,17 +93,18 @@ def measure(
             remedy="give the site test records, or measure another part",
             code="data-empty",
         )
+    name = type(task).__name__
     outputs, targets, total = [], [], 0.0
     with _evaluating(model), torch.inference_mode():
         for batch in torch.split(chosen, batch_size):
-            inputs, wanted = data.batch(batch)
-            wanted = wanted.to(device)
-            found = model(_to(inputs, device))
+            inputs, wanted = guarded(name, "data.batch()", partial(_batch, data, batch, device))
+            found = guarded(name, "its model", partial(model, inputs))
             _check(task, found, len(batch))
-            losses = task.loss(found, wanted)
-            if losses.shape != (len(batch),):
+            losses = guarded(name, "loss()", partial(task.loss, found, wanted))
+            shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            if shape != (len(batch),):
                 raise TaskError(
-                    f"{type(task).__name__}.loss returned shape {tuple(losses.shape)} for {len(batch)} records",
+                    f"{name}.loss returned {shape} for {len(batch)} records",
                     remedy="return one loss a record",
                     code="task-loss",
                 )
@@ -169,6 +173,11 @@ def _regression(values: Tensor, truth: Tensor) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
+def _batch(data: Data, rows: Tensor, device: torch.device | str) -> tuple[Any, Tensor]:
+    inputs, targets = data.batch(rows)
+    return move(inputs, device), targets.to(device)
+
+
 def _check(task: Task, outputs: object, records: int) -> None:
     wanted = [(records, len(task.classes))] if task.kind == "classification" else [(records,), (records, 1)]
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
@@ -178,16 +187,6 @@ def _check(task: Task, outputs: object, records: int) -> None:
             remedy="return one score a class, or one value a record for regression",
             code="task-model",
         )
-
-
-def _to(inputs: Any, device: torch.device | str) -> Any:
-    if isinstance(inputs, Tensor):
-        return inputs.to(device)
-    if isinstance(inputs, dict):
-        return {key: _to(value, device) for key, value in inputs.items()}
-    if isinstance(inputs, (list, tuple)):
-        return type(inputs)(_to(value, device) for value in inputs)
-    return inputs
 
 
 @contextmanager

@@ -22,9 +22,12 @@ ends                       0           ``out.result`` on standard output with ``
 raises a `CloisterError`   its own     ``error: message`` and ``  → remedy`` on standard error, or ``{"error": …}`` with
                                        ``--json`` on standard output
 is interrupted             130         the same, with ``out.on_interrupt`` as the remedy
+writes to a reader gone    141         nothing more: ``cloister check … | head -1`` ends as other programs do (128 + SIGPIPE)
 raises anything else       1           the same, with a report id; the traceback goes to a file that only its owner may
                                        read (it may quote data), and to standard error only with ``CLOISTER_DEBUG=1``
 =========================  ==========  ================================================================================
+
+"Anything else" holds ``SystemExit``: code that a command calls does not decide how the command ends.
 
 With ``--json`` everything else that writes to standard output during the block, a task's ``print`` or a worker process, lands
 on standard error, so that standard output holds one JSON object and nothing more.
@@ -82,6 +85,7 @@ SetOption = Annotated[
 ]
 
 _INTERRUPTED = 130
+_READER_GONE = 141
 
 
 @dataclass(kw_only=True)
@@ -124,7 +128,9 @@ def outcome(json_output: bool) -> Iterator[Outcome]:
             _print_json(out.result)
     except (click.ClickException, click.exceptions.Exit):
         raise
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - `settle` reports each kind
+    except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - `settle` reports each kind
+        if _reader_gone(error):
+            raise typer.Exit(_READER_GONE) from None
         raise typer.Exit(settle(error, json_output=json_output, on_interrupt=out.on_interrupt)) from None
 
 
@@ -160,6 +166,14 @@ def settle(error: BaseException, *, json_output: bool, on_interrupt: str = "") -
     return 1
 
 
+def _reader_gone(error: BaseException) -> bool:
+    """Whether Rich found that nobody reads what it prints; it has then turned standard output to nowhere.
+
+    A broken pipe that did not come from a console (a worker process that died) is a fault like any other.
+    """
+    return isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
+
+
 def reports_folder() -> Path:
     """Return the folder of traceback files: ``$XDG_STATE_HOME/cloister/reports``, by default below ``~/.local/state``."""
     stated = os.environ.get("XDG_STATE_HOME", "")
@@ -193,6 +207,14 @@ def _report(error: BaseException) -> tuple[str, Path | None]:
 
 
 def _tell(refusal: Mapping[str, str], *, json_output: bool) -> None:
+    try:
+        _print_refusal(refusal, json_output=json_output)
+    except SystemExit as error:
+        if not _reader_gone(error):
+            raise
+
+
+def _print_refusal(refusal: Mapping[str, str], *, json_output: bool) -> None:
     if json_output:
         _print_json({"error": refusal})
         return

@@ -12,34 +12,40 @@ import importlib.util
 import inspect
 import json
 import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cloister.core.data import Data, Split
-from cloister.core.errors import CloisterError, DataError, TaskError
+from cloister.core.errors import DataError, TaskError
+from cloister.core.guarding import guarded
 from cloister.core.randomness import SeededRandomness
 from cloister.core.spec.refusals import nearest, refusals
 from cloister.core.spec.tables import TaskTable
 from cloister.core.task import Task
 
-__all__ = ["POOLED", "build_model", "load_task", "owners", "task_names"]
+__all__ = [
+    "POOLED",
+    "build_model",
+    "check_data",
+    "described",
+    "guarded",
+    "load_task",
+    "notes_of",
+    "owners",
+    "task_names",
+]
 
 #: The owner's name when a task hands over one `Split` for all.
 POOLED = "pooled"
-
-T = TypeVar("T")
-
-_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def task_names() -> list[str]:
@@ -87,15 +93,22 @@ def _checked(task: Any, use: str) -> Task:
             remedy="name a subclass of cloister.core.Task",
             code="task-type",
         )
-    if task.kind not in ("classification", "regression"):
+    kind, classes = guarded(use, "its kind or classes", lambda: (task.kind, task.classes))
+    if kind not in ("classification", "regression"):
         raise TaskError(
-            f"task '{use}' is of kind '{task.kind}'",
+            f"task '{use}' is of kind '{kind}'",
             remedy="set kind to 'classification' or 'regression'",
             code="task-kind",
         )
-    if task.kind == "classification" and len(task.classes) < 2:
+    if not isinstance(classes, list | tuple):
         raise TaskError(
-            f"task '{use}' is a classification with {len(task.classes)} classes",
+            f"task '{use}' has a {type(classes).__name__} as its classes, not a tuple of names",
+            remedy='name each class, for example classes = ("no", "yes"); () for a regression',
+            code="task-classes",
+        )
+    if kind == "classification" and len(classes) < 2:
+        raise TaskError(
+            f"task '{use}' is a classification with {len(classes)} classes",
             remedy="name at least two in `classes`",
             code="task-classes",
         )
@@ -147,7 +160,7 @@ def owners(task: Task) -> dict[str, Split]:
         )
     for owner, split in splits.items():
         check_data(task, split.train, owner=owner, part="training")
-        if len(split.test):
+        if guarded(type(task).__name__, "its test data", partial(len, split.test)):
             check_data(task, split.test, owner=owner, part="test")
     return splits
 
@@ -156,15 +169,29 @@ def check_data(task: Task, data: Data, *, owner: str, part: str) -> None:
     """Refuse data that cannot be trained on.
 
     Raises:
-        DataError: no record, targets out of range or not finite, or one class only where the task needs more.
+        DataError: no record, targets that are not one a record, out of range or not finite, or one class only where the
+            task needs more.
+        TaskError: the targets are no tensor, or the data raised.
     """
-    if len(data) == 0:
+    size, targets = guarded(type(task).__name__, f"its {part} data", lambda: (len(data), data.targets))
+    if size == 0:
         raise DataError(
             f"site '{owner}' has no {part} record",
             remedy="give it data, or leave it out of the federation",
             code="data-empty",
         )
-    targets = data.targets
+    if not isinstance(targets, Tensor):
+        raise TaskError(
+            f"site '{owner}': its {part} targets are a {type(targets).__name__}, not a tensor",
+            remedy="give torch.as_tensor(targets)",
+            code="task-data",
+        )
+    if tuple(targets.shape) != (size,):
+        raise DataError(
+            f"site '{owner}': {part} targets have shape {tuple(targets.shape)} for {size} records, not ({size},)",
+            remedy="give one number a record, for example targets.squeeze(1) where the shape is (n, 1)",
+            code="data-target",
+        )
     if task.kind == "classification":
         if targets.is_floating_point():
             raise DataError(
@@ -193,27 +220,46 @@ def check_data(task: Task, data: Data, *, owner: str, part: str) -> None:
         )
 
 
-def guarded(name: str, where: str, call: Callable[[], T]) -> T:
-    """Call into a task; what it raises becomes a `TaskError` without the exception's text."""
-    try:
-        return call()
-    except CloisterError:
-        raise
-    except (Exception, SystemExit) as error:  # a task that calls sys.exit() does not end the run in silence
+def described(task: Task) -> dict[str, Any]:
+    """Return what ``task.describe()`` says of the task, as plain JSON data.
+
+    Raises:
+        TaskError: it raised, or returned something else than a dict that JSON can hold.
+    """
+    name = type(task).__name__
+    found = guarded(name, "describe()", task.describe)
+    if isinstance(found, dict):
+        try:
+            text = json.dumps(found, allow_nan=False, ensure_ascii=False)
+            text.encode()
+            plain: dict[str, Any] = json.loads(text)
+        except (TypeError, ValueError, RecursionError):  # an object, nan, half a surrogate pair, a circle
+            pass
+        else:
+            return plain
+    what = "a dict that JSON cannot hold" if isinstance(found, dict) else f"a {type(found).__name__}"
+    raise TaskError(
+        f"{name}.describe() returned {what}",
+        remedy='return a dict of texts, finite numbers, lists and dicts, for example {"title": "My task"}',
+        code="task-describe",
+    )
+
+
+def notes_of(task: Task) -> list[str]:
+    """Return the task's ``notes``, sentences for the report's reader; none where it has no such attribute.
+
+    Raises:
+        TaskError: they are no list of texts.
+    """
+    name = type(task).__name__
+    found = guarded(name, "its notes", lambda: getattr(task, "notes", ()))
+    if not isinstance(found, list | tuple) or not all(isinstance(note, str) for note in found):
         raise TaskError(
-            f"task '{name}' raised {type(error).__name__} in {where}{_place(error)}",
-            remedy="set CLOISTER_DEBUG=1 to see the whole traceback",
-            code="task-raised",
-        ) from error
-
-
-def _place(error: BaseException) -> str:
-    """Say where in the task's code ``error`` arose: its innermost line outside installed packages, if there is one."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f" (at {Path(error.filename).name}:{error.lineno})"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    own = [frame for frame in frames if not frame.filename.startswith((*_INSTALLED, "<"))] or frames
-    return f" (at {Path(own[-1].filename).name}:{own[-1].lineno}, {own[-1].name})" if own else ""
+            f"the notes of {name} are no list of texts",
+            remedy='set notes to a list of sentences, for example notes = ["synthetic data"]',
+            code="task-notes",
+        )
+    return [str(note) for note in found]
 
 
 def _makes_task(attribute: Any) -> bool:

@@ -72,7 +72,8 @@ class Layout:
         """Return the layout of ``model``.
 
         Raises:
-            TaskError: a complex tensor, a lazy layer's parameter, or no trainable parameter at all.
+            TaskError: a complex tensor, a lazy layer's parameter, a tensor without values (device ``meta``), or no trainable
+                parameter at all.
         """
         entries = []
         fixed = hashlib.sha256()
@@ -81,6 +82,12 @@ class Layout:
                 raise TaskError(
                     f"the model's tensor '{name}' has no shape yet",
                     remedy="give the sizes of lazy layers",
+                    code="task-model",
+                )
+            if tensor.is_meta:
+                raise TaskError(
+                    f"the model's tensor '{name}' has no values (device 'meta')",
+                    remedy="build the model on the CPU",
                     code="task-model",
                 )
             if tensor.is_complex():
@@ -102,7 +109,9 @@ class Layout:
                 fixed.update(
                     tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
                 )
-        if not any(entry.kind == "averaged" for entry in entries):
+        if not any(
+            parameter.requires_grad and parameter.is_floating_point() for parameter in model.parameters()
+        ):
             raise TaskError(
                 "the model has no trainable parameter",
                 remedy="return a model with parameters that require a gradient",

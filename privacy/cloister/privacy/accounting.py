@@ -150,8 +150,6 @@ def delta_at(
     tally = Tally(hidden_cohort=hidden_cohort)
     tally.add(events)
     merged, relation = tally.merged(), _relation(relation)
-    if merged.empty:
-        return 0.0
     deltas = (pld_delta(merged, relation, epsilon), rdp_delta(merged, relation, epsilon))
     known = [delta for delta in deltas if delta is not None]
     if not known:

@@ -27,7 +27,7 @@ __all__ = ["BookKeeping", "obstacle"]
 def obstacle(model: nn.Module) -> str | None:
     """Return why book-keeping cannot serve this model, or ``None`` where it can."""
     owners: dict[int, str] = {}
-    for name, layer in model.named_modules(remove_duplicate=False):
+    for name, layer in model.named_modules():
         if not _own(layer):
             continue
         if rule_for(layer) is None:

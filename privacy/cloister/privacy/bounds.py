@@ -79,25 +79,23 @@ class Bound:
 
 def pld_bound(merged: Merged, relation: Relation, delta: float) -> Bound:
     """Return ε by privacy loss distributions (Koskela et al. 2020; Doroshenko et al. 2022, arXiv 2207.04380)."""
-    if merged.unbounded:
-        return Bound(math.inf, "something was released without any bound")
-    if reason := _no_pld(merged, relation):
-        return Bound(None, reason)
+    losses = _losses(merged, relation)
+    if isinstance(losses, Bound):
+        return losses
     aside = _aside(merged)
     if delta < _FLOOR * aside:
         return Bound(None, f"δ = {delta:g} is too close to the rounding of {aside:g} that its FFT may cause")
-    if (grid := _grid(merged, relation)) is None:
-        return Bound(math.inf, f"the privacy loss may pass {LARGEST_LOSS:g}: not computed")
     with _quietly():
-        return Bound(float(_composed(merged, relation, grid).get_epsilon_for_delta(delta - aside)))
+        return Bound(float(losses.get_epsilon_for_delta(delta - aside)))
 
 
 def pld_delta(merged: Merged, relation: Relation, epsilon: float) -> float | None:
     """Return δ at ``epsilon`` by privacy loss distributions; ``None`` where there is no valid bound."""
-    if merged.unbounded or _no_pld(merged, relation) or (grid := _grid(merged, relation)) is None:
-        return 1.0 if merged.unbounded else None
+    losses = _losses(merged, relation)
+    if isinstance(losses, Bound):
+        return None if losses.epsilon is None else 1.0
     with _quietly():
-        found = float(_composed(merged, relation, grid).get_delta_for_epsilon(epsilon))
+        found = float(losses.get_delta_for_epsilon(epsilon))
     return min(max(found, 0.0) + _aside(merged), 1.0)
 
 
@@ -132,6 +130,21 @@ def rdp_delta(merged: Merged, relation: Relation, epsilon: float) -> float | Non
 # ---------------------------------------------------------------- privacy loss distributions
 
 
+def _losses(merged: Merged, relation: Relation) -> Any:
+    """Return the PLD of the composition; a `Bound` without or with an infinite ε where there is none."""
+    if merged.unbounded:
+        return Bound(math.inf, "something was released without any bound")
+    if reason := _no_pld(merged, relation):
+        return Bound(None, reason)
+    if (grid := _grid(merged, relation)) is None:
+        return Bound(math.inf, f"the privacy loss may pass {LARGEST_LOSS:g}: not computed")
+    try:
+        with _quietly():
+            return _composed(merged, relation, grid)
+    except ValueError:  # mixtures whose losses are all closer to their limit than floating point can tell
+        return Bound(None, "dp-accounting cannot represent its privacy losses")
+
+
 @lru_cache(maxsize=4)
 def _composed(merged: Merged, relation: Relation, grid: float) -> Any:
     """Return the PLD of the whole composition."""
@@ -159,13 +172,10 @@ def _single(unit: Event, relation: Relation, grid: float) -> Any:
         return _gaussian(unit.noise_multiplier, unit.sampling_rate, relation, grid)
     if isinstance(unit, Laplace):
         return _pld().from_laplace_mechanism(unit.noise_multiplier, value_discretization_interval=grid)
+    from cloister.privacy.mixture import mixture_pld
+
     mixture = unit.dp_event()
-    return _pld().from_mixture_gaussian_mechanism(
-        mixture.standard_deviation,
-        mixture.sensitivities,
-        mixture.sampling_probs,
-        value_discretization_interval=grid,
-    )
+    return mixture_pld(mixture.standard_deviation, mixture.sensitivities, mixture.sampling_probs, grid)
 
 
 def _gaussian(noise: float, rate: float, relation: Relation, grid: float) -> Any:
@@ -269,7 +279,8 @@ def _rdp(merged: Merged, relation: Relation) -> tuple[npt.NDArray[np.float64], n
         if isinstance(curve, str):
             return orders, curve
         total = total + count * curve
-    return orders, total
+    # Closer to zero dp-accounting's conversion leaves its domain.
+    return orders, np.maximum(total, RDP_ROUNDING)
 
 
 @lru_cache(maxsize=256)

@@ -19,7 +19,7 @@ case                                   what happens
 =====================================  =========================================================
 empty batch                            noise only; a release like any other
 inf or NaN in a record's gradient      the record contributes 0; others are as without it
-‖g_i‖ above 1.8e19                     its square overflows: the record contributes 0
+‖g_i‖, or a factor of it, above 1.8e19  its square overflows: the record contributes 0
 ‖g_i‖ = 0                              contributes 0
 σ or C is 0, negative, inf or NaN      refused
 a buffer changes in the forward pass   refused: it would leave without noise

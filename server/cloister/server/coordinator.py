@@ -197,6 +197,7 @@ class Coordinator:
                 events_offset=self._plan.bus.position(),
                 arrays=arrays,
                 best=state.best,
+                fingerprint=self._plan.fingerprint,
             )
         )
 

@@ -90,7 +90,8 @@ def discover(
         names: the order of the sites, where it is known; else they are sorted by name.
 
     Raises:
-        PeersMissing: fewer came in time, or two gave the same name.
+        PeersMissing: fewer came in time or gave a name of ``names``, or two gave the same name. An answer from another node
+            than the one asked counts for nobody.
     """
     deadline = time.monotonic() + wait_s
     while len(nodes := list(grid.get_node_ids())) < expected:
@@ -108,16 +109,22 @@ def discover(
             None if reply is None or reply.has_error() else reply.content.config_records.get(protocol.SITE)
         )
         name = None if record is None else record.get("name")
-        if not isinstance(name, str) or not 0 < len(name) <= _NAME_LIMIT:
-            continue
+        if answer.foreign or not isinstance(name, str) or not 0 < len(name) <= _NAME_LIMIT:
+            continue  # not introduced: by itself, or at all
         if name in found:
             raise PeersMissing(
                 f"two nodes call themselves '{name}'", remedy="give each site a name of its own"
             )
         found[name] = nodes[answer.position]
-    if len(found) < expected:
-        raise PeersMissing(
-            f"{len(found)} of {expected} sites introduced themselves", remedy="read the sites' logs"
-        )
     order = [name for name in names if name in found] if names is not None else sorted(found)
+    if len(order) < expected:
+        strangers = (
+            f", and {len(found) - len(order)} others by names that are not theirs"
+            if len(found) > len(order)
+            else ""
+        )
+        raise PeersMissing(
+            f"{len(order)} of {expected} sites introduced themselves{strangers}",
+            remedy="read the sites' logs",
+        )
     return ListedDirectory([found[name] for name in order], order)

@@ -37,7 +37,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from cloister.core.errors import CloisterError, IntegrityError, UsageError
+from cloister.core.errors import CloisterError, IntegrityError, StorageError, UsageError
 
 __all__ = ["REQUIRED", "EventBus", "EventLog", "Sink", "plain", "read_events"]
 
@@ -97,8 +97,8 @@ class EventLog:
         """Add one event as one whole line; a NaN or an infinity in it becomes ``null``.
 
         Raises:
-            CloisterError: the event holds something that JSON cannot (``code = "event"``), or the disk took only a part of
-                the line (``code = "disk"``; the part is removed again).
+            CloisterError: the event holds something that JSON cannot (``code = "event"``).
+            StorageError: the disk took only a part of the line; the part is removed again.
         """
         line = (
             json.dumps(plain(event), allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
@@ -111,19 +111,22 @@ class EventLog:
                 rest = rest[os.write(self._file, rest) :]
         except OSError as error:
             os.ftruncate(self._file, start)
-            raise CloisterError(
-                f"cannot write to the events file '{self.path}': {error.strerror}",
-                remedy="free space on the disk, then continue the run with --resume",
-                code="disk",
-            ) from None
+            raise StorageError.of(self.path, error) from None
 
     def position(self) -> int:
         """Return the size of the file in bytes: where the next event begins."""
         return os.fstat(self._file).st_size
 
     def sync(self) -> None:
-        """Make every event so far last through a power cut."""
-        os.fsync(self._file)
+        """Make every event so far last through a power cut.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise StorageError.of(self.path, error) from None
 
     def truncate(self, offset: int) -> None:
         """Forget every event from byte ``offset`` on (a `position` of before), and make that last.
@@ -150,9 +153,11 @@ class EventLog:
     def close(self) -> None:
         """Sync and close; a second call does nothing."""
         if self._file >= 0:
-            self.sync()
-            os.close(self._file)
-            self._file = -1
+            try:
+                self.sync()
+            finally:
+                os.close(self._file)
+                self._file = -1
 
 
 class EventBus:

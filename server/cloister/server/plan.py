@@ -46,6 +46,7 @@ class RunPlan:
         memory: what virtual sites keep, or ``None``.
         make_array: how a flat vector becomes a Flower ``Array``.
         resume: the checkpoint to go on from.
+        fingerprint: what the run computes with, kept in every checkpoint and compared on a resume.
     """
 
     loaded: Loaded
@@ -59,3 +60,4 @@ class RunPlan:
     memory: SiteMemory | None = None
     make_array: Callable[[Vector], Array] = Array
     resume: Checkpoint | None = None
+    fingerprint: str = ""

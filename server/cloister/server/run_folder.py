@@ -5,15 +5,22 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cloister.core.errors import IntegrityError, UsageError
-from cloister.core.files import write_whole
+from cloister.core.errors import IntegrityError, StorageError, UsageError
+from cloister.core.files import sweep, write_whole
 from cloister.core.spec import Loaded, load_federation
 
 __all__ = ["RunFolder"]
+
+#: The files that are written whole: in the run folder, and among the checkpoints.
+_WHOLE = re.compile(
+    r"federation\.toml|origins\.json|base\.txt|model\.safetensors|report\.(json|html)|model-card\.md"
+)
+_CHECKPOINT = re.compile(r"round-\d{6,}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -42,20 +49,25 @@ class RunFolder:
             raise UsageError(
                 f"cannot write a run folder under '{parent}': {error.strerror}", remedy="give another --out"
             ) from None
-        (path / "checkpoints").mkdir()
-        write_whole(path / "origins.json", json.dumps(dict(loaded.origins), indent=1, sort_keys=True))
-        write_whole(path / "base.txt", str(loaded.base))
-        # Last: a folder with this file is a run that can be resumed.
-        write_whole(path / "federation.toml", loaded.effective_toml())
+        try:
+            (path / "checkpoints").mkdir()
+            write_whole(path / "origins.json", json.dumps(dict(loaded.origins), indent=1, sort_keys=True))
+            write_whole(path / "base.txt", os.fsencode(loaded.base))
+            # Last: a folder with this file is a run that can be resumed.
+            write_whole(path / "federation.toml", loaded.effective_toml())
+        except StorageError:
+            raise
+        except OSError as error:
+            raise StorageError.of(path, error) from None
         return cls(path, _lock(path))
 
     @classmethod
     def reopen(cls, path: Path) -> tuple[RunFolder, Loaded]:
-        """Open a run's folder again to go on with it.
+        """Open a run's folder again to go on with it; what a killed write left behind is removed.
 
         Raises:
-            UsageError: it is not a run's folder.
-            IntegrityError: another process is writing to it.
+            UsageError: it is not a run's folder, or it cannot be written to.
+            IntegrityError: another process is writing to it, or a file of it does not hold.
         """
         if not (path / "federation.toml").is_file() or not (path / "base.txt").is_file():
             raise UsageError(
@@ -63,8 +75,18 @@ class RunFolder:
                 remedy="name a folder under runs/",
             )
         written = load_federation(path / "federation.toml")
-        base = Path((path / "base.txt").read_text())
-        return cls(path, _lock(path)), Loaded(spec=written.spec, base=base, origins=written.origins)
+        base = _read_base(path / "base.txt")
+        folder = cls(path, _lock(path))
+        if not folder.checkpoints.is_dir():
+            folder.close()
+            raise IntegrityError(
+                f"the run '{path}' has no folder 'checkpoints'",
+                remedy="restore it, or start a new run",
+                code="run-folder",
+            )
+        sweep(path, _WHOLE)
+        sweep(folder.checkpoints, _CHECKPOINT)
+        return folder, Loaded(spec=written.spec, base=base, origins=written.origins)
 
     @property
     def events(self) -> Path:
@@ -94,8 +116,30 @@ def _made(path: Path) -> bool:
     return True
 
 
+def _read_base(path: Path) -> Path:
+    try:
+        text = os.fsdecode(path.read_bytes()).removesuffix("\n")
+        if os.path.isabs(text) and "\0" not in text:  # noqa: PTH117 - "" is no path
+            return Path(text)
+        reason = "it names no folder by its whole path"
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+    raise IntegrityError(
+        f"cannot use '{path}': {reason}",
+        remedy="write the folder of the federation file into it, or start a new run",
+        code="run-folder",
+    )
+
+
 def _lock(path: Path) -> int:
-    descriptor = os.open(path / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        descriptor = os.open(path / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to the run '{path}': '.lock': {error.strerror}",
+            remedy="check the folder and its permissions; '.lock' must be a file, and may be removed",
+            code="run-folder",
+        ) from None
     try:
         # A record lock, which a forked worker does not inherit: it ends with this process, however that ends.
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

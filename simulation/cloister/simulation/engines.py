@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -17,7 +18,7 @@ from typing import Protocol
 from flwr.app import ArrayRecord, Context, RecordDict
 
 from cloister.client.app import make_client_app
-from cloister.core.errors import UsageError
+from cloister.core.errors import IntegrityError, UsageError
 from cloister.core.update import Vector
 from cloister.server.app import make_server_app
 from cloister.server.checkpoints import Arrays
@@ -29,6 +30,9 @@ from cloister.simulation.sites import POSITION, SimulatedSites
 from cloister.simulation.workers import Inline, Runner, WorkerPool
 
 __all__ = ["Engine", "LocalEngine", "Opened", "make_engine"]
+
+#: The name of an array that a site keeps: node, record, key.
+_KEPT = re.compile(r"([1-9][0-9]{0,17})\.([^.]+)\.(.+)", re.ASCII | re.DOTALL)
 
 
 class Opened(Protocol):
@@ -145,8 +149,15 @@ class _GridMemory:
         }
 
     def restore(self, arrays: Arrays) -> None:
+        nodes = self._grid.get_node_ids()
         for name, array in arrays.items():
-            node, record, key = name.split(".", 2)
-            state = self._grid.states.setdefault(int(node), RecordDict())
-            state.setdefault(record, ArrayRecord())
-            state.array_records[record][key] = LiveArray(array)
+            match = _KEPT.fullmatch(name)
+            if match is None or int(match[1]) not in nodes:
+                raise IntegrityError(
+                    f"the checkpoint's array 'site.{name}' belongs to no site of this run",
+                    remedy="remove that checkpoint: the one before it is used then",
+                    code="checkpoint-unreadable",
+                )
+            state = self._grid.states.setdefault(int(match[1]), RecordDict())
+            state.setdefault(match[2], ArrayRecord())
+            state.array_records[match[2]][match[3]] = LiveArray(array)

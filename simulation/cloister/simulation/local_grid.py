@@ -18,8 +18,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from cloister.core.errors import CloisterError
 from cloister.simulation.packing import Attached, Block, Piece, pack, payload, unpack
-from cloister.simulation.workers import Result, Runner, Task, Workers
+from cloister.simulation.workers import Result, Runner, Task, Workers, undisturbed
 
 __all__ = ["LocalGrid", "client_runner"]
 
@@ -48,7 +49,10 @@ def client_runner(app: ClientApp) -> Runner:
             return Result(ticket=task.ticket, error=_RAISED)
         if reply.has_error():
             return Result(ticket=task.ticket, error=reply.error.code)
-        block = _block([*_arrays(reply.content), *_arrays(context.state)])
+        try:
+            block = _block([*_arrays(reply.content), *_arrays(context.state)], private=attached.private)
+        except CloisterError:  # shared memory is full
+            return Result(ticket=task.ticket)
         pieces = _by_array([*_arrays(reply.content), *_arrays(context.state)], block)
         result = Result(
             ticket=task.ticket,
@@ -105,14 +109,14 @@ class LocalGrid(Grid):
         """Return a new message."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
-    def get_node_ids(self) -> Iterable[int]:
+    def get_node_ids(self) -> range:
         """Return the nodes' numbers, as a range: a million of them cost nothing."""
         return range(1, self._nodes + 1)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue ``messages``; an array that several of them share is placed in shared memory once."""
         batch = list(messages)
-        block = _block([array for message in batch for array in _arrays(message.content)])
+        block = self._place([array for message in batch for array in _arrays(message.content)])
         pieces = _by_array([array for message in batch for array in _arrays(message.content)], block)
         tickets = []
         for message in batch:
@@ -121,7 +125,7 @@ class LocalGrid(Grid):
             message.metadata.__dict__["_message_id"] = ticket
             self._sent[ticket] = message
         if block:
-            self._blocks[block.memory.name] = (block, set(tickets))
+            self._blocks[block.memory.name][1].update(tickets)
         for ticket, message in zip(tickets, batch, strict=True):
             self._submit(ticket, message, pieces)
         return tickets
@@ -148,20 +152,29 @@ class LocalGrid(Grid):
         return replies
 
     def close(self) -> None:
-        """Stop the workers and free all shared memory."""
-        self._workers.close()
-        for block, _ in self._blocks.values():
-            block.free()
-        self._blocks.clear()
+        """Stop the workers and free all shared memory; Ctrl-C waits for that."""
+        with undisturbed():
+            try:
+                self._workers.close()
+            finally:
+                while self._blocks:
+                    self._blocks.popitem()[1][0].free()
+
+    def _place(self, arrays: list[Array]) -> Block | None:
+        """Place arrays in a block that `close` frees, whatever happens before."""
+        block = _block(arrays, private=self._workers.private)
+        if block:
+            self._blocks[block.memory.name] = (block, set())
+        return block
 
     def _submit(self, ticket: str, message: Message, pieces: dict[int, Piece]) -> None:
         node = message.metadata.dst_node_id
         state = self.states.get(node)
         packed_state = None
         if state:
-            block = _block(_arrays(state))
+            block = self._place(_arrays(state))
             if block:
-                self._blocks[block.memory.name] = (block, {ticket})
+                self._blocks[block.memory.name][1].add(ticket)
             by_array = _by_array(_arrays(state), block)
             packed_state = pack(state, lambda array: by_array[id(array)])
         self._workers.submit(
@@ -184,9 +197,14 @@ class LocalGrid(Grid):
             if not tickets:
                 block.free()
                 del self._blocks[name]
-        if time.time() > message.metadata.created_at + message.metadata.ttl:
+        try:
+            self._keep(result, message)
+        finally:
             if result.block is not None:
                 self._attached.free(result.block)
+
+    def _keep(self, result: Result, message: Message) -> None:
+        if time.time() > message.metadata.created_at + message.metadata.ttl:
             return
         if result.content is None:
             self._done[result.ticket] = Message(Error(code=result.error), reply_to=message)
@@ -194,8 +212,6 @@ class LocalGrid(Grid):
         reply = Message(unpack(result.content, self._attached.take), reply_to=message)
         if result.state is not None:
             self.states[message.metadata.dst_node_id] = unpack(result.state, self._attached.take)
-        if result.block is not None:
-            self._attached.free(result.block)
         self._done[result.ticket] = reply
 
 
@@ -211,9 +227,9 @@ def _arrays(content: RecordDict) -> list[Array]:
     return [array for record in content.array_records.values() for array in record.values()]
 
 
-def _block(arrays: list[Array]) -> Block | None:
+def _block(arrays: list[Array], *, private: bool) -> Block | None:
     distinct = {id(array): array for array in arrays}
-    return Block([payload(array) for array in distinct.values()]) if distinct else None
+    return Block([payload(array) for array in distinct.values()], private=private) if distinct else None
 
 
 def _by_array(arrays: list[Array], block: Block | None) -> dict[int, Piece]:

@@ -7,16 +7,20 @@ travels as its memory; any other ``Array`` (a ciphertext, or what a hostile app 
 
 from __future__ import annotations
 
+import errno
+import itertools
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from cloister.core.errors import CloisterError
 from cloister.simulation.live_array import LiveArray
 
 __all__ = ["Attached", "Block", "Packed", "Piece", "pack", "payload", "unpack"]
@@ -49,20 +53,46 @@ class _Memory(SharedMemory):
             self.close()
 
 
-class Block:
-    """Shared memory that holds some arrays, each once."""
+class _Private:
+    """Memory of this process alone, with the part of `SharedMemory` that a block needs."""
 
-    def __init__(self, arrays: list[npt.NDArray[Any]]) -> None:
+    _numbers = itertools.count(1)
+    known: ClassVar[dict[str, _Private]] = {}
+
+    def __init__(self, size: int) -> None:
+        self.name = f"private-{next(self._numbers)}"
+        self.buf = memoryview(bytearray(size))
+        self.known[self.name] = self
+
+    def close(self) -> None:
+        """Nothing to do: the memory ends with the last array that lies in it."""
+
+    def unlink(self) -> None:
+        self.known.pop(self.name, None)
+
+
+class Block:
+    """Memory that holds some arrays, each once: shared with other processes, or ``private`` to this one.
+
+    Raises:
+        CloisterError: there is no room for it in shared memory (``code = "shared-memory"``); nothing is kept of it.
+    """
+
+    def __init__(self, arrays: list[npt.NDArray[Any]], *, private: bool = False) -> None:
         offsets, size = [], 0
         for array in arrays:
             offsets.append(size)
             size += -(-array.nbytes // _ALIGN) * _ALIGN
-        self.memory = _Memory(create=True, size=max(size, 1))
+        self.memory = _Private(max(size, 1)) if private else _shared(max(size, 1))
         self.pieces = [
             Piece(self.memory.name, o, str(a.dtype), a.shape) for o, a in zip(offsets, arrays, strict=True)
         ]
-        for array, piece in zip(arrays, self.pieces, strict=True):
-            _view(self.memory, piece)[...] = array
+        try:
+            for array, piece in zip(arrays, self.pieces, strict=True):
+                _view(self.memory, piece)[...] = array
+        except BaseException:
+            self.free()
+            raise
 
     def free(self) -> None:
         """Give the memory back; a process that is attached keeps it until it lets go."""
@@ -72,16 +102,21 @@ class Block:
 
 
 class Attached:
-    """The blocks that this process reads, each attached once; those that were not used last are let go."""
+    """The blocks that this process reads, each attached once; those that were not used last are let go.
 
-    def __init__(self) -> None:
-        self._blocks: dict[str, _Memory] = {}
+    Attributes:
+        private: both ends are this process: blocks made in answer need not be shared.
+    """
+
+    def __init__(self, *, private: bool = False) -> None:
+        self.private = private
+        self._blocks: dict[str, _Memory | _Private] = {}
 
     def view(self, piece: Piece) -> npt.NDArray[Any]:
         """Return the array where it lies, read-only."""
         if piece.block not in self._blocks:
             self._release()
-            self._blocks[piece.block] = _Memory(piece.block)
+            self._blocks[piece.block] = _attach(piece.block)
         view = _view(self._blocks[piece.block], piece)
         view.flags.writeable = False
         return view
@@ -92,8 +127,9 @@ class Attached:
 
     def free(self, name: str) -> None:
         """Let a block go and remove it for everybody."""
-        memory = self._blocks.pop(name, None) or _Memory(name)
-        memory.close()
+        memory = self._blocks.pop(name, None) or _attach(name)
+        with suppress(BufferError):  # somebody still reads it: it ends with the last array
+            memory.close()
         memory.unlink()
 
     def _release(self) -> None:
@@ -141,7 +177,34 @@ def _array(memory: npt.NDArray[Any], claim: tuple[str, tuple[int, ...], str] | N
     return LiveArray(memory) if claim is None else Array(*claim, memory.tobytes())
 
 
-def _view(memory: SharedMemory, piece: Piece) -> npt.NDArray[Any]:
+def _attach(name: str) -> _Memory | _Private:
+    return _Private.known.get(name) or _Memory(name)
+
+
+def _shared(size: int) -> _Memory:
+    """Make shared memory whose pages are there: without that, the first write to a full /dev/shm is a SIGBUS."""
+    memory = None
+    try:
+        memory = _Memory(create=True, size=size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(memory._fd, 0, size)  # type: ignore[attr-defined]  # noqa: SLF001 - it has no public name
+    except BaseException as error:
+        if isinstance(error, OSError) and memory and error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+            return memory  # a file system that cannot reserve: as it was without
+        if memory is not None:
+            memory.close()
+            memory.unlink()
+        if isinstance(error, OSError):
+            raise CloisterError(
+                f"there is no room for {size / 1e6:.1f} MB in shared memory (/dev/shm): {error.strerror}",
+                remedy="give it more (docker run --shm-size=2g), or run with fewer --workers, or with --workers 0",
+                code="shared-memory",
+            ) from None
+        raise
+    return memory
+
+
+def _view(memory: _Memory | _Private, piece: Piece) -> npt.NDArray[Any]:
     count = int(np.prod(piece.shape, dtype=np.int64))
     if memory.buf is None:
         raise ValueError("this shared memory was let go")

@@ -49,7 +49,6 @@ __all__ = ["Roster", "make_roster"]
 
 _ATTEMPTS = 100
 _QUANTILES = 10
-_MOST_CONCENTRATED = 1e9  # beyond it a Dirichlet's draws are equal shares, and far beyond it they overflow
 
 
 class Roster(ABC):
@@ -308,12 +307,6 @@ def _checked_sites(cohort: Cohort, records: int, task: Task) -> int:
                 "lower per_site",
             )
         return sites
-    for key, value in (("alpha", partition.alpha), ("skew", partition.skew)):
-        if value is not None and value > _MOST_CONCENTRATED:
-            raise _refused(
-                f"partition.{key} = {value:g} is no skew at all (at most {_MOST_CONCENTRATED:g})",
-                "use partition = { by = 'iid' }",
-            )
     shards = partition.per_site or 1
     if sites * shards > records:
         asked = f"cohort.sites = {sites}" + (f" with per_site = {shards}" if partition.per_site else "")

@@ -24,14 +24,14 @@ from cloister.core.checking import check_federation, check_records
 from cloister.core.errors import CloisterError, DataError, TaskError
 from cloister.core.metrics import Measurement, measure
 from cloister.core.preflight import try_task
-from cloister.core.resolve import build_model
+from cloister.core.resolve import build_model, described, notes_of
 from cloister.core.spec import Loaded
 from cloister.core.update import Layout, Vector
 from cloister.privacy.refusals import check_on_records
 from cloister.server.checkpoints import CheckpointStore
 from cloister.server.events import EventBus, EventLog, Sink, read_events
 from cloister.server.plan import RunPlan
-from cloister.server.release import write_model
+from cloister.server.release import try_model, write_model
 from cloister.server.report import write_report
 from cloister.server.run_folder import RunFolder
 from cloister.server.tracking import tracking_sinks
@@ -105,15 +105,18 @@ class _Prepared:
     initial: Vector
     measure: Callable[[Vector], Measurement]
     notes: list[str]
+    card: dict[str, Any]
+    fingerprint: str
 
 
 def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
     """Build and try everything that a run needs; refuse here what can be refused."""
     task = sites.task
     notes = [*check_federation(loaded, task), *check_records(loaded, sites.owners)]
-    notes += list(getattr(task, "notes", ()))
+    notes += notes_of(task)
     model = build_model(task, loaded.spec.federation.seed)
     layout = Layout.of(model)
+    try_model(model, layout)
     first = next(iter(sites.owners.values())).train
     try_task(task, model, first)
     if loaded.spec.privacy.unit == "record":
@@ -129,7 +132,14 @@ def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
         layout.write(model, vector)
         return measure(task, model, sites.roster.central_test)
 
-    return _Prepared(layout=layout, initial=layout.read(model), measure=measure_centrally, notes=notes)
+    return _Prepared(
+        layout=layout,
+        initial=layout.read(model),
+        measure=measure_centrally,
+        notes=notes,
+        card=described(task),
+        fingerprint=sites.fingerprint,
+    )
 
 
 def _run(
@@ -144,7 +154,12 @@ def _run(
     spec = loaded.spec
     try:
         store = CheckpointStore(folder.checkpoints)
-        checkpoint = store.newest(digest=loaded.digest(), layout=prepared.layout.digest)
+        checkpoint = store.newest(
+            digest=loaded.digest(),
+            layout=prepared.layout.digest,
+            size=prepared.layout.size,
+            fingerprint=prepared.fingerprint,
+        )
         with (
             one_thread(),
             engine.open(sites) as opened,
@@ -169,6 +184,7 @@ def _run(
                     if spec.evaluation.central and len(sites.roster.central_test)
                     else None,
                     resume=checkpoint,
+                    fingerprint=prepared.fingerprint,
                 )
                 _finish(folder, sites, prepared, _rounds(opened, plan, bus), bus)
             finally:
@@ -242,7 +258,7 @@ def _facts(loaded: Loaded, sites: SimulatedSites, prepared: _Prepared, engine: E
         "versions": {name: version(name) for name in ("flwr", "torch", "numpy", "opacus")}
         | {"cloister": __version__, "python": platform.python_version()},
         "rounds": spec.federation.rounds,
-        "task": task.describe(),
+        "task": prepared.card,
         "classes": list(task.classes),
         "partition": {"by": spec.cohort.partition.by, "classes": list(task.classes), "sites": counted}
         if counted

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from flwr.app import Context
 
 from cloister.client.app import Site, Workbench
 from cloister.client.trainer import Trainer
+from cloister.core._version import __version__
 from cloister.core.data import Split
 from cloister.core.errors import IntegrityError
 from cloister.core.randomness import SeededRandomness
@@ -22,6 +24,7 @@ from cloister.core.resolve import build_model, load_task, owners
 from cloister.core.spec import FederationSpec, parse_federation
 from cloister.core.task import Task
 from cloister.core.update import Layout
+from cloister.simulation.fingerprint import data_digest, source_digest
 from cloister.simulation.partition import Roster, make_roster
 
 __all__ = ["POSITION", "SimulatedSites"]
@@ -66,6 +69,17 @@ class SimulatedSites:
     def roster(self) -> Roster:
         """Who holds what."""
         return make_roster(self.spec.cohort, self.owners, self.task, self.randomness)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What a run computes with, beside the federation file and the model's layout: ``data=… code=… versions=…``.
+
+        ``data`` is a SHA-256 over every owner's name, counts, targets and those tensors that its data holds in memory (of
+        `LazyData`, whose inputs lie elsewhere, only counts and targets); ``code`` one over the source files of the task's class
+        and its bases and the file that ``task.use`` names, but not what they import; ``versions`` names Cloister and torch.
+        """
+        code = source_digest(self.task, self.spec.task.use, self.base)
+        return f"data={data_digest(self.owners)} code={code} versions=cloister-{__version__},torch-{torch.__version__}"
 
     @cached_property
     def bench(self) -> Workbench:

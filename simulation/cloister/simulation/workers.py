@@ -12,9 +12,10 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -23,7 +24,7 @@ from typing import Any, Protocol
 from cloister.simulation.packing import Attached, Packed
 from cloister.simulation.threads import keep_memory
 
-__all__ = ["LOST", "Inline", "Result", "Runner", "Task", "WorkerPool", "Workers"]
+__all__ = ["LOST", "Inline", "Result", "Runner", "Task", "WorkerPool", "Workers", "undisturbed"]
 
 #: Flower's ``ErrorCode.CLIENT_APP_CRASHED``: the worker is gone, or nobody waits for its answer any more.
 LOST = 8
@@ -59,7 +60,13 @@ Runner = Callable[[Task, Attached], Result]
 
 
 class Workers(Protocol):
-    """Runs tasks and hands results out as they come."""
+    """Runs tasks and hands results out as they come.
+
+    Attributes:
+        private: they run in this process, so that nothing need lie in shared memory.
+    """
+
+    private: bool
 
     def submit(self, task: Task) -> None:
         """Queue a task."""
@@ -77,10 +84,12 @@ class Workers(Protocol):
 class Inline:
     """No worker process: a task runs when its result is asked for, in this process."""
 
+    private = True
+
     def __init__(self, make_runner: Callable[[], Runner]) -> None:
         self._runner = make_runner()
         self._tasks: deque[Task] = deque()
-        self._attached = Attached()
+        self._attached = Attached(private=True)
 
     def submit(self, task: Task) -> None:
         """Queue a task."""
@@ -109,6 +118,8 @@ class WorkerPool:
     They are forked where that is safe (Linux, one thread, no CUDA in this process), so that the task's data is shared and the
     first round starts at once; else they are spawned and build everything anew.
     """
+
+    private = False
 
     def __init__(self, make_runner: Callable[[], Runner], count: int, *, method: str | None = None) -> None:
         """Start the workers.
@@ -146,17 +157,24 @@ class WorkerPool:
             yield result
 
     def close(self) -> None:
-        """Stop the workers; one that does not listen is killed."""
-        self._queue.clear()
-        for worker in self._workers:
-            with suppress(OSError):
-                worker.pipe.send(None)
-            worker.pipe.close()
-        for worker in self._workers:
-            worker.process.join(timeout=0.2 if worker.held else 5)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+        """Stop the workers and free what they answered last; one that does not listen is killed. Ctrl-C waits for that."""
+        with undisturbed():
+            self._queue.clear()
+            for worker in self._workers:
+                with suppress(OSError):
+                    worker.pipe.send(None)
+            for worker in self._workers:
+                deadline = time.monotonic() + (0.2 if worker.held else 5)
+                while _free_next(worker.pipe, max(0.0, deadline - time.monotonic())):
+                    pass
+                worker.process.join(timeout=max(0.0, deadline - time.monotonic()))
+                if worker.process.is_alive():
+                    worker.process.kill()
+                    worker.process.join()
+                while _free_next(worker.pipe, 0):
+                    pass
+                worker.pipe.close()
+            self._workers.clear()
 
     def _hand_out(self) -> None:
         """Give each idle worker a task, and each a second one to go on with while there are plenty."""
@@ -190,9 +208,27 @@ class WorkerPool:
             daemon=True,
             name="cloister-worker",
         )
-        process.start()
+        # Started with SIGINT held back, which the worker inherits until it ignores it: Ctrl-C is for this process alone.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         return _Worker(process, ours, [])
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore Ctrl-C while the context lasts, where this thread may say so: what is being given back is given back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
 
 def _work(pipe: Connection, make_runner: Callable[[], Runner], others: list[Connection]) -> None:
@@ -200,6 +236,7 @@ def _work(pipe: Connection, make_runner: Callable[[], Runner], others: list[Conn
     for other in others:
         other.close()  # inherited: while it is open here, a dead parent goes unnoticed
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     import torch
 
@@ -210,6 +247,20 @@ def _work(pipe: Connection, make_runner: Callable[[], Runner], others: list[Conn
         while (task := pipe.recv()) is not None:
             pipe.send(runner(task, attached))
     os._exit(0)  # a forked child must not run its parent's exit handlers
+
+
+def _free_next(pipe: Connection, timeout: float) -> bool:
+    """Take one answer that nobody waits for and free its block; whether there was one."""
+    try:
+        if not pipe.poll(timeout):
+            return False
+        result: Result = pipe.recv()
+    except (EOFError, OSError):
+        return False
+    if result.block is not None:
+        with suppress(OSError):
+            Attached().free(result.block)
+    return True
 
 
 def _fork_is_safe() -> bool:

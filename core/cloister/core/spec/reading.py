@@ -2,7 +2,8 @@
 
 An unknown key is an error that offers the nearest known one; a value of the wrong type is an error that names the key, the
 value and what was expected; a setting that the format documents but this version does not offer says so. A value that is no
-finite number, text, truth value, list or table (``nan``, ``inf``, a date) is refused wherever it stands, also in ``[task]``.
+finite number, text, truth value, list or table (``nan``, ``inf``, a date) is refused wherever it stands, also in ``[task]``, and
+so are text with a NUL or half a surrogate pair, and tables and lists that are nested too deep.
 The effective file has every default filled in, with where each value came from.
 """
 
@@ -65,6 +66,8 @@ NOT_YET_STAGES = (
     "bucketing",
 )
 _MAX_BYTES = 1 << 20
+_MAX_DEPTH = 32
+_SHOWN = 80
 
 
 class Origin(StrEnum):
@@ -174,25 +177,32 @@ def parse_federation(
     return Loaded(spec=spec, base=base, origins=complete)
 
 
-def _plain(value: Any, key: str) -> Any:
+def _plain(value: Any, key: str, depth: int = 0) -> Any:
     """Copy plain data; refuse what a federation file cannot hold, by its key."""
+    if depth > _MAX_DEPTH:
+        raise SpecError(
+            f"{key}: tables and lists are nested more than {_MAX_DEPTH} deep",
+            remedy="flatten it, or let the task read it from a file of its own",
+        )
     if isinstance(value, Mapping):
         if "" in value:
             raise SpecError(
                 f"{key or 'the file'} has a key without a name", remedy="give it a name or remove it"
             )
         return {
-            str(k): _plain(inner, f"{key}.{k}" if key else str(k))
+            _text(str(k), key or "the file"): _plain(inner, f"{key}.{k}" if key else str(k), depth + 1)
             for k, inner in value.items()
             if inner is not None
         }
     if isinstance(value, list | tuple):
-        return [_plain(inner, f"{key}[{number}]") for number, inner in enumerate(value)]
+        return [_plain(inner, f"{key}[{number}]", depth + 1) for number, inner in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         raise SpecError(
             f"{key} = {value}: should be a finite number", remedy="give a number that is neither nan nor inf"
         )
-    if isinstance(value, bool | int | float | str):
+    if isinstance(value, str):
+        return _text(value, key)
+    if isinstance(value, bool | int | float):
         return value
     if isinstance(value, date | time):
         raise SpecError(
@@ -203,6 +213,16 @@ def _plain(value: Any, key: str) -> Any:
         f"{key} is a {type(value).__name__}, which a federation file cannot hold",
         remedy="give text, a number, true or false, a list or a table",
     )
+
+
+def _text(text: str, key: str) -> str:
+    """Refuse text that no file name and no UTF-8 file can hold."""
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise SpecError(
+            f"{key} holds text with a NUL or with half a surrogate pair: {text[:_SHOWN]!r}",
+            remedy="write the text in UTF-8, without NUL",
+        )
+    return text
 
 
 def _refuse_not_yet(document: Mapping[str, Any]) -> None:
@@ -235,6 +255,13 @@ def _read_override(text: str) -> tuple[str, Any]:
     if not separator or not all(key.split(".")):
         raise SpecError(
             f"--set '{text}' is not key=value",
+            remedy="write for example --set federation.rounds=5",
+            code="set",
+        )
+    _text(text, "--set")
+    if key.count(".") >= _MAX_DEPTH:
+        raise SpecError(
+            f"--set '{key[:_SHOWN]}…': tables are nested more than {_MAX_DEPTH} deep",
             remedy="write for example --set federation.rounds=5",
             code="set",
         )

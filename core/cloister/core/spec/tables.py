@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cloister.core.spec.base import Count, Fraction, Positive, Table
+from cloister.core.spec.base import Count, Fraction, Positive, Rate, Spread, Table, Whole
 from cloister.core.spec.training import EarlyStop, Optimizer, Schedule, Training
 
 __all__ = [
@@ -72,7 +72,7 @@ class Partition(Table):
         default="site",
         description="site: the owners that the data comes with; the others pool the data and split it anew",
     )
-    alpha: Positive | None = Field(
+    alpha: Spread | None = Field(
         default=None,
         description="dirichlet: concentration of each class's spread over the sites (smaller: more skew)",
     )
@@ -80,7 +80,7 @@ class Partition(Table):
         default=None,
         description="shards: how many shards a site gets; iid: records a site draws for itself (virtual sites, which may share records)",
     )
-    skew: Positive | None = Field(
+    skew: Spread | None = Field(
         default=None, description="quantity: concentration of the site sizes (smaller: more skew)"
     )
 
@@ -127,7 +127,7 @@ class Cohort(Table):
     min_sites: Count = Field(
         default=1, description="below it a round is not aggregated and the run stops with exit 6"
     )
-    wait_s: Positive = Field(
+    wait_s: Annotated[float, Field(ge=1e-3, le=1e8)] = Field(
         default=600.0, description="seconds that a round waits; a straggler's message expires with it"
     )
 
@@ -207,7 +207,7 @@ class ServerOptimizer(Table):
     name: Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"] = Field(
         default="fedavg", description="fedavg: add the mean update; the others keep a state at the server"
     )
-    lr: Positive = Field(default=1.0, description="server learning rate; about 0.01 for the adaptive ones")
+    lr: Rate = Field(default=1.0, description="server learning rate; about 0.01 for the adaptive ones")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="fedavgm")
     beta1: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.9, description="fedadagrad, fedadam, fedyogi"
@@ -233,7 +233,7 @@ class Aggregation(Table):
 class Evaluation(Table):
     """``[evaluation]``: who measures the model, and how often."""
 
-    every: Annotated[int, Field(ge=0)] = Field(
+    every: Whole = Field(
         default=1, description="rounds between two evaluations; 0: none; the last round counts always"
     )
     central: bool = Field(

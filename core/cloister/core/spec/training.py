@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cloister.core.spec.base import Count, Fraction, NonNegative, Positive, Table
+from cloister.core.spec.base import Count, Fraction, NonNegative, Positive, Rate, Table, Whole
 
 __all__ = ["EarlyStop", "Optimizer", "Schedule", "Training"]
 
@@ -15,11 +15,13 @@ class Optimizer(Table):
     """``training.optimizer``: the local optimiser; fresh at each round (a site keeps no optimiser state)."""
 
     name: Literal["sgd", "adam", "adamw", "rmsprop"] = Field(default="sgd", description="as in torch.optim")
-    lr: Positive = Field(default=0.05, description="learning rate; the schedule multiplies it")
+    lr: Rate = Field(default=0.05, description="learning rate; the schedule multiplies it")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="sgd and rmsprop")
     nesterov: bool = Field(default=False, description="sgd with momentum")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="adam and adamw", strict=False)
-    eps: Positive = Field(default=1e-8, description="adam, adamw and rmsprop")
+    eps: Annotated[float, Field(ge=1e-30, le=1e6)] = Field(
+        default=1e-8, description="adam, adamw and rmsprop"
+    )
     weight_decay: NonNegative = Field(
         default=0.0, description="decay of the weights as the optimiser does it"
     )
@@ -43,15 +45,13 @@ class Schedule(Table):
         description="constant, dropping at steps, falling by a factor each round, or along half a cosine",
     )
     every: Count | None = Field(default=None, description="step: rounds between two drops")
-    gamma: Annotated[float, Field(gt=0, le=1)] | None = Field(
+    gamma: Annotated[float, Field(ge=1e-12, le=1)] | None = Field(
         default=None, description="step and exponential: factor of each drop"
     )
     floor: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0, description="cosine: the factor that the curve ends on, just after the last round"
     )
-    warmup: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="rounds of linear warm-up before any of them"
-    )
+    warmup: Whole = Field(default=0, description="rounds of linear warm-up before any of them")
 
     @model_validator(mode="after")
     def _own_keys(self) -> Schedule:

@@ -68,12 +68,20 @@ class Rule(Protocol):
 
 
 def own_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that lie in ``layer`` itself, by name.
+    """Return the parameters of ``layer`` that no layer inside it has, by name.
 
-    ``layer.parameters(recurse=False)`` is not it: Opacus' recurrent layers list there those of their cells, under other names.
+    Opacus' recurrent layers register those of their cells a second time, under the names that torch's layers have.
     """
+    inside = {
+        id(parameter)
+        for part in layer.modules()
+        if part is not layer
+        for parameter in vars(part)["_parameters"].values()
+    }
     return {
-        name: parameter for name, parameter in vars(layer)["_parameters"].items() if parameter is not None
+        name: parameter
+        for name, parameter in vars(layer)["_parameters"].items()
+        if parameter is not None and id(parameter) not in inside
     }
 
 
@@ -264,9 +272,8 @@ class _Embedding:
         """A record's gradient has one row for each token that it holds: those rows are all that is kept."""
         tokens = torch.cat([one.reshape(len(one), -1) for (one,), _ in calls], 1)
         rows = torch.cat([one.reshape(len(one), -1, one.shape[-1]) for _, one in calls], 1)
-        if (
-            layer.padding_idx is not None
-        ):  # its row gets no gradient (torch.nn.Embedding); Opacus 1.6 gives it one
+        # The padding token's row gets no gradient (torch.nn.Embedding); Opacus 1.6 gives it one.
+        if layer.padding_idx is not None:
             rows = rows.masked_fill((tokens == layer.padding_idx).unsqueeze(2), 0)
         records, words = len(tokens), layer.num_embeddings
         owner = torch.arange(records, device=tokens.device).unsqueeze(1)

@@ -86,26 +86,25 @@ class Store:
             IntegrityError: (``ledger-unwritable``) it cannot be opened for writing.
         """
         self._path = path
-        with _writing(path):
+        with _writing(path), contextlib.ExitStack() as stack:
             # Held open as long as the connection: closing any descriptor of the file would drop SQLite's own locks (POSIX).
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                self._identity = _identity(os.fstat(self._descriptor))
-                self._connection = sqlite3.connect(
-                    path, isolation_level=None, timeout=10.0, check_same_thread=False
-                )
-                for pragma in (
-                    f"page_size={_PAGE}",
-                    "auto_vacuum=NONE",
-                    "journal_mode=TRUNCATE",
-                    f"synchronous={'EXTRA' if durable else 'OFF'}",
-                    "trusted_schema=OFF",
-                    "cell_size_check=ON",
-                ):
-                    self._connection.execute(f"PRAGMA {pragma}")
-            except BaseException:
-                os.close(self._descriptor)
-                raise
+            stack.callback(os.close, self._descriptor)
+            self._identity = _identity(os.fstat(self._descriptor))
+            self._connection = sqlite3.connect(
+                path, isolation_level=None, timeout=10.0, check_same_thread=False
+            )
+            stack.callback(self._connection.close)
+            for pragma in (
+                f"page_size={_PAGE}",
+                "auto_vacuum=NONE",
+                "journal_mode=TRUNCATE",
+                f"synchronous={'EXTRA' if durable else 'OFF'}",
+                "trusted_schema=OFF",
+                "cell_size_check=ON",
+            ):
+                self._connection.execute(f"PRAGMA {pragma}")
+            stack.pop_all()  # all went well: `close` is for later
 
     def append(self, entry: Entry, *, after: Entry | None) -> None:
         """Add ``entry`` behind ``after``; with ``after=None`` also make the table, in one transaction.
@@ -198,20 +197,23 @@ def _copy(path: Path, copy: Path, *, wait_s: float) -> None:
         return
     with contextlib.ExitStack() as stack:
         try:
-            connection = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=wait_s
-            )
-            stack.callback(connection.close)
-            connection.execute("BEGIN")
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # takes SQLite's shared lock
+            if _in_rollback_mode(path):  # in WAL mode, SQLite would make files beside it even to read
+                connection = sqlite3.connect(
+                    f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=wait_s
+                )
+                stack.callback(connection.close)
+                connection.execute("BEGIN")
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # takes the shared lock
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
                 raise IntegrityError(
                     f"the ledger '{path}' could not be read within {wait_s:g} s: it is being written",
                     remedy="try again",
                     code="ledger-busy",
                 ) from None
             # Otherwise it is damaged or holds a hot journal, so that nobody is within a commit: copy it as it is.
+        except (OSError, UnicodeDecodeError):
+            pass  # not readable, or so damaged that SQLite's own message is no text
         try:
             copy.write_bytes(path.read_bytes())
             if journal.exists():
@@ -225,10 +227,7 @@ def _copy(path: Path, copy: Path, *, wait_s: float) -> None:
 
 
 def _read(path: Path) -> Snapshot | None:
-    raw = path.read_bytes()
-    if (
-        len(raw) >= 100 and raw[18:20] != b"\x01\x01"
-    ):  # https://www.sqlite.org/fileformat2.html#file_format_version_numbers
+    if not _in_rollback_mode(path):
         raise _damaged("it is not in the mode that a ledger is written in")
     connection = sqlite3.connect(path, isolation_level=None)
     try:
@@ -262,6 +261,14 @@ def _read(path: Path) -> Snapshot | None:
     finally:
         connection.close()
     return Snapshot(rows=rows, size=len(raw), sha256=hashlib.sha256(raw).hexdigest())
+
+
+def _in_rollback_mode(path: Path) -> bool:
+    """Return whether the header says so; a file too short for a header may become anything."""
+    with path.open("rb") as file:
+        header = file.read(20)
+    # https://www.sqlite.org/fileformat2.html#file_format_version_numbers
+    return len(header) < 20 or header[18:] == b"\x01\x01"
 
 
 @contextlib.contextmanager
