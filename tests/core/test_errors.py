@@ -36,7 +36,7 @@ def test_every_class_has_a_code_of_its_own() -> None:
 
 
 def test_every_exit_status_of_a_class_is_in_the_table_and_the_other_way_round() -> None:
-    assert {kind.exit_code for kind in CLASSES} | {0, 130} == set(EXIT_CODES)
+    assert {kind.exit_code for kind in CLASSES} | {0, 130, 141} == set(EXIT_CODES)
 
 
 def test_a_refusal_carries_code_message_and_remedy() -> None:

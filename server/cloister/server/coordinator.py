@@ -56,7 +56,7 @@ class Coordinator:
         self._sites = len(directory)
         self._collector = Collector(plan, grid, directory)
         self._optimiser = optimiser_from(self._spec.aggregation.optimizer)
-        self._spending = Spending(self._spec, plan.bus, directory)
+        self._spending = Spending(self._spec, plan.bus, directory, seeded=plan.randomness.reproducible)
         self._digest = plan.loaded.digest()
 
     def run(self) -> Vector:

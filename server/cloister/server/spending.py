@@ -12,6 +12,7 @@ import numpy as np
 
 from cloister.core.spec import FederationSpec
 from cloister.privacy.plan import RecordPlan, record_plan
+from cloister.privacy.statement import statement_for
 from cloister.server.checkpoints import Arrays
 from cloister.server.directory import Directory
 from cloister.server.events import EventBus
@@ -25,11 +26,12 @@ _POINTS, _SITES = 20, 200
 class Spending:
     """Counts how often each site was asked to train, and tells ε."""
 
-    def __init__(self, spec: FederationSpec, bus: EventBus, directory: Directory) -> None:
+    def __init__(self, spec: FederationSpec, bus: EventBus, directory: Directory, *, seeded: bool) -> None:
         self._plan: RecordPlan | None = record_plan(spec)
         self._spec = spec
         self._bus = bus
         self._directory = directory
+        self._seeded = seeded
         self._asked: Counter[int] = Counter()
 
     def ask(self, cohort: list[int]) -> None:
@@ -63,15 +65,19 @@ class Spending:
     def _emit(self, number: int, asked: int, *, site: str | None) -> None:
         if self._plan is None:
             return
-        found = self._plan.spent(asked)
+        plan, found = self._plan, self._plan.spent(asked)
+        sampling = f"Poisson with a public rate of {plan.sampling_rate:g} a step, {plan.steps} steps a round"
         self._bus.emit(
             "privacy",
             number,
             epsilon=found.epsilon,
             allowed=self._spec.privacy.epsilon,
-            delta=self._plan.delta,
+            delta=plan.delta,
             relation="zero-out",
-            sampling=f"Poisson with a public rate of {self._plan.sampling_rate:g} a step, {self._plan.steps} steps a round",
-            noise_multiplier=self._plan.noise_multiplier,
+            sampling=sampling,
+            noise_multiplier=plan.noise_multiplier,
+            pld=found.pld,
+            rdp=found.rdp,
+            statement=statement_for("record", found, sampling=sampling, seeded=self._seeded).text(),
             site=site,
         )

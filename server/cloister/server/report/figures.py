@@ -121,7 +121,7 @@ def _privacy(history: History, spec: Mapping[str, Any]) -> dict[str, Any]:
         },
         "statement": "No differential privacy: the model may reveal something about single records that it was trained on."
         if unit == "none"
-        else f"Differential privacy with unit '{unit}'.",
+        else (most or {}).get("statement") or f"Differential privacy with unit '{unit}'.",
     }
 
 

@@ -78,6 +78,7 @@ def render_page(
         costs=not plots.keys().isdisjoint({"traffic", "time"}),
         noun=site_noun(history.run),
         seers=who_sees(spec),
+        guarantee=report["privacy"]["statement"].splitlines() if report["privacy"]["unit"] != "none" else [],
         refused=refused_table(history),
         missing=_missing(history),
         facts=_facts(report, history),
