@@ -277,9 +277,7 @@ def test_book_keeping_agrees_with_opacus_hooks_to_float32_rounding() -> None:
         losses(wrapped(x)).sum().backward()  # type: ignore[no-untyped-call]
     theirs = [p.grad_sample.sum(0) for p in wrapped.parameters()]
     for mine, other in zip(ours, theirs, strict=True):
-        assert (
-            float((mine - other).norm() / other.norm()) < 6e-7
-        )  # 10 units of float32 in a sum of 32 x 784 terms
+        assert float((mine - other).norm() / other.norm()) < 2e-7  # float32 rounds to 6e-8
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -282,6 +282,21 @@ def test_an_error_in_the_loss_releases_nothing() -> None:
     assert all(p.grad is None for p in engine.model.parameters())
 
 
+def test_a_gradient_that_was_not_clipped_never_stays_behind() -> None:
+    class Sly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.c(functional.linear(functional.linear(x, self.a.weight), self.b.weight))
+
+    engine = DpSgd(Sly(), loss, settings())
+    with pytest.raises(TaskError, match="outside of its layer"):
+        engine.step_on(points(), torch.arange(30), source())
+    assert all(p.grad is None for p in engine.model.parameters())
+
+
 def test_a_buffer_that_the_forward_pass_changes_stops_the_step() -> None:
     class Counting(nn.Module):
         seen: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +15,16 @@ from torch.nn import functional
 from cloister.core.errors import TaskError
 from cloister.core.models import build
 from cloister.privacy.refusals import check_model_for_dp, check_on_records
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors on a busy machine: a second thread costs more than it gives."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 MODELS: dict[str, tuple[str | dict[str, Any], tuple[int, ...], int | None]] = {
     "logistic": ("logistic", (5,), None),
@@ -122,6 +132,18 @@ def test_shared_weights_fall_back_to_hooks_and_are_refused_where_book_keeping_is
     assert check_model_for_dp(Tied()) == "hooks"
     with pytest.raises(TaskError, match=r"'scores.weight' and 'words.weight' are one parameter"):
         check_model_for_dp(Tied(), "bookkeeping")
+
+
+def test_hooks_refuse_a_layer_with_buffers_beside_its_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Buffered(Mine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("constant", torch.ones(3))
+
+    monkeypatch.setitem(GradSampleModule.GRAD_SAMPLERS, Buffered, lambda *_: {})
+    assert check_model_for_dp(Buffered()) == "bookkeeping"
+    with pytest.raises(TaskError, match="parameters and buffers"):
+        check_model_for_dp(Buffered(), "hooks")
 
 
 def test_a_layer_that_is_called_twice_keeps_book_keeping() -> None:

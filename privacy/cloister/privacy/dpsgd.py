@@ -146,11 +146,26 @@ class DpSgd:
         Raises:
             TaskError: losses that are not one a record, or a model that hides a record's gradient or changes a buffer.
         """
-        for parameter in self._parameters:
-            parameter.grad = None
         sums: dict[Tensor, Tensor] = {
             parameter: torch.zeros_like(parameter) for parameter in self._parameters
         }
+        try:
+            report = self._accumulate(batches, sums)
+        except BaseException:
+            for parameter in self._parameters:
+                parameter.grad = None  # a batch gradient may lie there, neither clipped nor noisy
+            raise
+        self._release(sums, noise)
+        return report
+
+    def step_on(self, data: Data, rows: Tensor, noise: GaussianSource) -> StepReport:
+        """Release one private gradient of ``rows`` ((k,) int64, k may be 0) of a site's records: see `step`.
+
+        Records are read one physical batch at a time and moved to the model's device.
+        """
+        return self.step(self._physical(data, rows), noise)
+
+    def _accumulate(self, batches: Iterable[tuple[Any, Tensor]], sums: dict[Tensor, Tensor]) -> StepReport:
         buffers = Buffers(self.model)
         total, finite, records, dropped = 0.0, 0, 0, 0
         for inputs, targets in batches:
@@ -164,19 +179,11 @@ class DpSgd:
             )
             buffers.check()
             seen = clipped.losses[clipped.losses.isfinite()]
-            total += float(seen.double().sum())
+            total += float(seen.sum())
             finite += len(seen)
             records += len(targets)
             dropped += clipped.dropped
-        self._release(sums, noise)
         return StepReport(loss=total / max(finite, 1), records=records, dropped=dropped)
-
-    def step_on(self, data: Data, rows: Tensor, noise: GaussianSource) -> StepReport:
-        """Release one private gradient of ``rows`` ((k,) int64, k may be 0) of a site's records: see `step`.
-
-        Records are read one physical batch at a time and moved to the model's device.
-        """
-        return self.step(self._physical(data, rows), noise)
 
     def _physical(self, data: Data, rows: Tensor) -> Iterator[tuple[Any, Tensor]]:
         device = self._parameters[0].device
@@ -192,7 +199,7 @@ class DpSgd:
         self.released += 1  # before the first draw: noise that was drawn is charged, whatever comes after
         for parameter, total in sums.items():
             noisy = noise.perturb(total, std=self.settings.noise_std).div_(self.settings.expected_batch)
-            parameter.grad = torch.empty_like(parameter).copy_(noisy)
+            parameter.grad = torch.empty_like(parameter).copy_(noisy.to(parameter.dtype))
 
 
 def _move(inputs: Any, device: torch.device) -> Any:

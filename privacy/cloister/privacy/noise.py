@@ -84,7 +84,7 @@ class GaussianSource:
             std: σ·C, the standard deviation of the noise, in the units of ``total``.
 
         Returns:
-            The noisy total, float64, in the same shape and on the same device.
+            The noisy total in the same shape: float64, so on the CPU (an accelerator may have none).
 
         Raises:
             SpecError: ``std`` is not a positive number.
@@ -96,7 +96,7 @@ class GaussianSource:
                 code="privacy-noise",
             )
         draws = torch.from_numpy(self.standard_normal(total.numel())).view(total.shape)
-        return draws.to(total.device).mul_(std).add_(total)
+        return draws.mul_(std).add_(total.cpu())
 
 
 def gaussian_source(randomness: Randomness, purpose: str, *key: Key) -> GaussianSource:

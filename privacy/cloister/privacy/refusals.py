@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from opacus import GradSampleModule  # type: ignore[import-untyped]  # Opacus ships no types
+from opacus.grad_sample import GradSampleHooks  # type: ignore[import-untyped]
 from opacus.layers.dp_multihead_attention import SequenceBias  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -84,6 +85,12 @@ def check_model_for_dp(model: nn.Module, method: Method = "auto") -> Literal["bo
             f"book-keeping cannot give per-record gradients of this model: {reason}",
             remedy="use method = 'hooks' or 'auto'",
             code="dp-bookkeeping",
+        )
+    if GradSampleHooks.validate(model):
+        raise TaskError(
+            f"Opacus' hooks, which this model needs ({reason or 'they were asked for'}), refuse a layer with parameters and buffers",
+            remedy="keep buffers in a layer without parameters of its own",
+            code="dp-layer",
         )
     return "hooks"
 

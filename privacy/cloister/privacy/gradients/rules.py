@@ -130,7 +130,7 @@ def _positions(layer: nn.Linear | nn.Conv2d, x: Tensor, dy: Tensor) -> LayerGrad
     parts = [] if bias is None else [_materialised(bias, dy.sum(1))]
     if weight is not None:
         positions, width, height = x.shape[1], x.shape[2], dy.shape[2]
-        if _cheaper_as_ghost(positions, width, height):
+        if _cheaper_as_ghost(x, positions, width, height):
 
             def total(factors: Factors) -> Tensor:
                 scaled = factors.weigh(dy).reshape(-1, height)
@@ -143,8 +143,10 @@ def _positions(layer: nn.Linear | nn.Conv2d, x: Tensor, dy: Tensor) -> LayerGrad
     return _together(parts)
 
 
-def _cheaper_as_ghost(positions: int, width: int, height: int) -> bool:
+def _cheaper_as_ghost(x: Tensor, positions: int, width: int, height: int) -> bool:
     """Compare T²(d + o) operations in float64 with T·d·o, and do without a big matrix a record where that costs little."""
+    if x.device.type == "mps":  # it has no float64
+        return False
     factor = 4 if width * height < 2**16 else 1
     return factor * positions * (width + height) < width * height
 
@@ -187,7 +189,7 @@ class _Conv2d:
                 return _positions(
                     layer, x.permute(0, 2, 3, 1).flatten(1, 2), dy.permute(0, 2, 3, 1).flatten(1, 2)
                 )
-            if _cheaper_as_ghost(positions, width, height):
+            if _cheaper_as_ghost(x, positions, width, height):
                 return self._ghost(layer, x, dy)
         parts = []
         if layer.weight.requires_grad:
