@@ -125,6 +125,12 @@ def options(description: str | None, *, repetitions: int) -> argparse.ArgumentPa
         action="store_true",
         help="print one JSON object on standard output, everything else on standard error",
     )
+    parser.add_argument(
+        "--doc",
+        type=Path,
+        metavar="FILE",
+        help="also put the tables into this document, between the benchmark's two markers",
+    )
     parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
     return parser
 
@@ -244,14 +250,32 @@ def say(text: str, *, end: str = "\n") -> None:
 def hand_in(
     given: argparse.Namespace, answer: Mapping[str, Any], text: str, *, missed: Sequence[str]
 ) -> None:
-    """Print the result and, with ``--check``, exit with 1 when a target was missed."""
+    """Print the result, put it into a document with ``--doc``, and with ``--check`` exit with 1 when a target was missed.
+
+    Raises:
+        SystemExit: a target was missed, or the document lacks the two markers.
+    """
     if given.json:
         say(text)
         print(json.dumps(answer, indent=1))
     else:
         print(text)
+    if given.doc is not None:
+        _write_into(given.doc, answer, text)
     if given.check and missed:
         raise SystemExit("missed: " + "; ".join(missed))
+
+
+def _write_into(document: Path, answer: Mapping[str, Any], text: str) -> None:
+    """Replace what stands between a benchmark's two markers."""
+    begin, end = (f"<!-- {answer['benchmark']}: {side} -->" for side in ("begin", "end"))
+    before, found, rest = document.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise SystemExit(f"{document} has no lines '{begin}' and '{end}'")
+    here = answer["machine"]
+    where = f"{here['processor']}, {here['cores']} cores; commit {here['commit'][:9]}{' with changes' if here['changed'] else ''}"
+    document.write_text(f"{before}{begin}\n{text}\n\n({where}; {time.strftime('%Y-%m-%d')})\n{end}{after}")
 
 
 def _busy() -> float | None:

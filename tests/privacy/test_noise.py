@@ -28,9 +28,8 @@ def draws(source: GaussianSource, std: float = STD) -> np.ndarray:
 
 def sources() -> dict[str, GaussianSource]:
     # The deployment's path with a key that is fixed here, so that the test gives the same answer every day.
-    deployed = GaussianSource(
-        generator=np.random.Generator(AESCounter(key=2**127 + 12345)), reproducible=False
-    )
+    lanes = tuple(np.random.Generator(AESCounter(key=2**127 + lane)) for lane in range(4))
+    deployed = GaussianSource(lanes=lanes, reproducible=False)
     return {"seeded": gaussian_source(SeededRandomness(3), "noise", 1, "a"), "keyed": deployed}
 
 
@@ -57,7 +56,7 @@ def test_noise_has_the_moments_of_a_normal(name: str) -> None:
 
 def test_noise_is_independent_from_number_to_number() -> None:
     z = draws(sources()["seeded"]) / STD
-    for lag in (1, 2, 64):
+    for lag in (1, 2, 64, COUNT // 4, COUNT // 2):  # a quarter is one lane's stretch
         assert abs((z[:-lag] * z[lag:]).mean()) < 3.29 / math.sqrt(COUNT - lag)
 
 
@@ -92,6 +91,20 @@ def test_the_cipher_is_aes_in_counter_mode_under_the_key_alone() -> None:
     cipher = Cipher(algorithms.AES128(key.to_bytes(16, "little")), modes.ECB()).encryptor()
     blocks = [cipher.update(counter.to_bytes(16, "little")) for counter in range(4)]
     assert raw.tobytes() == b"".join(blocks)
+
+
+def test_noise_is_the_same_for_any_number_of_threads() -> None:
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            source = gaussian_source(SeededRandomness(0), "noise")
+            found.append(np.concatenate([source.standard_normal(count) for count in (3, 200_001, 10)]))
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+    assert np.unique(found[0]).size == found[0].size
 
 
 def test_a_source_is_used_up_as_it_is_read() -> None:

@@ -197,9 +197,11 @@ class DpSgd:
 
     def _release(self, sums: dict[Tensor, Tensor], noise: GaussianSource) -> None:
         self.released += 1  # before the first draw: noise that was drawn is charged, whatever comes after
-        for parameter, total in sums.items():
-            noisy = noise.perturb(total, std=self.settings.noise_std).div_(self.settings.expected_batch)
-            parameter.grad = torch.empty_like(parameter).copy_(noisy.to(parameter.dtype))
+        flat = torch.cat([total.reshape(-1) for total in sums.values()])
+        noisy = noise.perturb(flat, std=self.settings.noise_std).div_(self.settings.expected_batch)
+        parts = torch.split(noisy.to(flat.dtype), [parameter.numel() for parameter in sums])
+        for parameter, part in zip(sums, parts, strict=True):
+            parameter.grad = torch.empty_like(parameter).copy_(part.view(parameter.shape))
 
 
 def _move(inputs: Any, device: torch.device) -> Any:

@@ -30,6 +30,7 @@ inf, NaN in total   stays inf or NaN: the caller keeps them out
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,12 @@ from cloister.core.errors import SpecError
 from cloister.core.randomness import Key, Randomness
 
 __all__ = ["GaussianSource", "cipher_generator", "gaussian_source"]
+
+#: Streams of one source; the noise depends on it, so it never changes.
+_LANES = 4
+
+#: Numbers from which on a second thread saves more than it costs.
+_WORTH_THREADS = 2**16
 
 
 def cipher_generator(randomness: Randomness, purpose: str, *key: Key) -> np.random.Generator:
@@ -60,19 +67,28 @@ def cipher_generator(randomness: Randomness, purpose: str, *key: Key) -> np.rand
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GaussianSource:
-    """A stream of normal numbers that is used up as it is read.
+    """Streams of normal numbers that are used up as they are read.
 
     Attributes:
-        generator: what draws.
+        lanes: what draws: each gives its own stretch of the numbers, so that lanes may draw at once.
         reproducible: whether somebody who knows the run's seed can draw the same noise.
     """
 
-    generator: np.random.Generator
+    lanes: tuple[np.random.Generator, ...]
     reproducible: bool
 
     def standard_normal(self, count: int) -> npt.NDArray[np.float64]:
-        """Return the next ``count`` numbers of N(0, 1)."""
-        return self.generator.standard_normal(count)
+        """Return the next ``count`` numbers of N(0, 1): the same ones for any number of threads (``torch.get_num_threads()``)."""
+        draws = np.empty(count)
+        stretches = np.array_split(draws, len(self.lanes))
+        threads = min(torch.get_num_threads(), len(self.lanes))
+        if threads == 1 or count < _WORTH_THREADS:
+            for lane, stretch in zip(self.lanes, stretches, strict=True):
+                lane.standard_normal(out=stretch)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(lambda lane, stretch: lane.standard_normal(out=stretch), self.lanes, stretches))
+        return draws
 
     def perturb(self, total: Tensor, *, std: float) -> Tensor:
         """Return ``total`` + N(0, std²·I).
@@ -102,13 +118,12 @@ class GaussianSource:
 def gaussian_source(randomness: Randomness, purpose: str, *key: Key) -> GaussianSource:
     """Return the noise for ``key``: see `cipher_generator`.
 
-    A key names one release and is used once: two releases with the same noise show their difference bare.
+    One source serves all releases of its key, which is used once: two releases with the same noise show their difference bare.
 
     Args:
         randomness: `SystemRandomness` in deployment, `SeededRandomness` in simulation.
         purpose: what is protected, such as ``"dp-sgd"``.
         key: for whom and when, such as a round and a site.
     """
-    return GaussianSource(
-        generator=cipher_generator(randomness, purpose, *key), reproducible=randomness.reproducible
-    )
+    lanes = tuple(cipher_generator(randomness, f"{purpose}/{lane}", *key) for lane in range(_LANES))
+    return GaussianSource(lanes=lanes, reproducible=randomness.reproducible)

@@ -7,8 +7,9 @@ partition anew; a forked worker shares them.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -105,6 +106,12 @@ class SimulatedSites:
         position = int(context.node_config[POSITION])
         return Site(name=self.roster.name(position), split=self.roster.split(position))
 
-    def __getstate__(self) -> dict[str, object]:
-        """Leave what was built behind: the other process builds its own."""
-        return {"federation": self.federation, "base": self.base}
+    def __reduce__(self) -> tuple[Callable[[str, Path], SimulatedSites], tuple[str, Path]]:
+        """Leave what was built behind: the other process builds its own, once, however often a copy reaches it."""
+        return _built_here, (self.federation, self.base)
+
+
+@lru_cache(maxsize=2)
+def _built_here(federation: str, base: Path) -> SimulatedSites:
+    """Return this process's own sites of a federation: Flower's Ray engine sends a copy with every message."""
+    return SimulatedSites(federation, base)
