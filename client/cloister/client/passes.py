@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from cloister.client.batches import epoch_batches, hold_out, step_batches
 from cloister.client.devices import autocast
+from cloister.client.optimisers import LocalOptimiser
 from cloister.core.data import Data, move
 from cloister.core.randomness import Randomness
 from cloister.core.spec import Training
 from cloister.core.task import Task
-from cloister.core.update import Layout
+from cloister.core.update import Tensors
 
 __all__ = ["Bench", "Done", "GradientStep", "PlainPasses", "PlainStep", "Work"]
 
@@ -31,7 +32,7 @@ class Bench:
 
     Attributes:
         model: in training mode, holding the round's model.
-        layout: what lies where in its vector.
+        tensors: its averaged tensors as a flat vector.
         device: where it lies.
         optimiser: as new.
         correct: corrects the gradients in place, before each step of the optimiser.
@@ -41,9 +42,9 @@ class Bench:
     """
 
     model: nn.Module
-    layout: Layout
+    tensors: Tensors
     device: torch.device
-    optimiser: torch.optim.Optimizer
+    optimiser: LocalOptimiser
     correct: Callable[[], None]
     randomness: Randomness
     site: str
@@ -127,18 +128,18 @@ class PlainPasses:
         coins = bench.randomness.generator("validation", bench.site)
         kept, held = (part.numpy() for part in hold_out(len(data), stop.validation, coins))
         part, validation = data.subset(kept), data.subset(held)
-        best, best_loss, waited, steps, loss = bench.layout.read(bench.model), float("inf"), 0, 0, None
+        best, best_loss, waited, steps, loss = bench.tensors.read(), float("inf"), 0, 0, None
         for _ in range(self._training.epochs):
             done = self._go(part, bench, epoch_batches(len(part), self._training.batch_size, shuffles))
             loss, steps = done.loss, steps + done.steps
             measured = self._mean_loss(validation, bench)
             if measured < best_loss:
-                best, best_loss, waited = bench.layout.read(bench.model), measured, 0
+                best, best_loss, waited = bench.tensors.read(), measured, 0
                 continue
             waited += 1
             if waited >= stop.patience:
                 break
-        bench.layout.write(bench.model, best)
+        bench.tensors.write(best)
         return Done(loss=loss, steps=steps)
 
     def _go(self, data: Data, bench: Bench, batches: Iterator[Tensor]) -> Done:
@@ -147,7 +148,7 @@ class PlainPasses:
             inputs, targets = data.batch(rows)
             if bench.device.type != "cpu":
                 inputs, targets = move(inputs, bench.device), targets.to(bench.device)
-            bench.optimiser.zero_grad(set_to_none=True)
+            bench.optimiser.zero_grad()
             loss = self._step(bench.model, inputs, targets)
             bench.correct()
             bench.optimiser.step()

@@ -13,7 +13,7 @@ from torch import nn
 
 from cloister.client.corrections import gradient_corrections
 from cloister.client.devices import choose_device
-from cloister.client.optimisers import begin_round, make_optimiser
+from cloister.client.optimisers import make_optimiser
 from cloister.client.passes import Bench, PlainPasses, PlainStep, Work
 from cloister.client.private_steps import private_steps
 from cloister.client.schedule import learning_rate_factor
@@ -70,6 +70,7 @@ class Trainer:
         self.layout = layout
         self.device = choose_device(spec.training)
         self.model = model.to(self.device)
+        self._tensors = layout.of_model(self.model)
         self._work = work or private_steps(spec, task, self.model) or self._plain()
         fixed = {entry.name for entry in layout.entries if entry.kind == "fixed"}
         self._fixed = {
@@ -81,7 +82,7 @@ class Trainer:
 
     def load(self, vector: Vector) -> None:
         """Put the round's model into the module, its fixed tensors as they were built."""
-        self.layout.write(self.model, vector)
+        self._tensors.write(vector)
         if self._fixed:
             self.model.load_state_dict(self._fixed, strict=False)
 
@@ -119,10 +120,10 @@ class Trainer:
         rate = self._training.optimizer.lr * learning_rate_factor(
             self._training.schedule, round_number, self._spec.federation.rounds
         )
-        begin_round(self._optimiser, rate)
+        self._optimiser.begin_round(rate)
         bench = Bench(
             model=self.model,
-            layout=self.layout,
+            tensors=self._tensors,
             device=self.device,
             optimiser=self._optimiser,
             correct=gradient_corrections(self._training, self.model, self.layout, start=vector, drift=drift),
@@ -132,7 +133,7 @@ class Trainer:
         )
         with seeded(randomness, self.device, round_number, site):
             done = self._work.run(data, bench)
-        change = self.layout.read(self.model) - vector
+        change = self._tensors.read() - vector
         if not np.isfinite(change).all():
             raise DataError(
                 f"training at site '{site}' left the model not finite",

@@ -34,7 +34,7 @@ from torch.nn.parameter import is_lazy
 
 from cloister.core.errors import TaskError
 
-__all__ = ["Entry", "Layout", "Update", "Vector"]
+__all__ = ["Entry", "Layout", "Tensors", "Update", "Vector"]
 
 #: A flat float32 array of shape (layout.size,).
 Vector = npt.NDArray[np.float32]
@@ -132,11 +132,7 @@ class Layout:
 
     def read(self, model: nn.Module) -> Vector:
         """Return the averaged tensors of ``model`` as a new vector of shape (size,) float32."""
-        vector = torch.empty(self.size, dtype=torch.float32)
-        with torch.no_grad():
-            for piece, tensor in self._pieces(model, vector):
-                piece.copy_(tensor)
-        return vector.numpy()
+        return self.of_model(model).read()
 
     def write(self, model: nn.Module, vector: Vector) -> None:
         """Copy ``vector`` of shape (size,) into the averaged tensors of ``model``.
@@ -144,14 +140,11 @@ class Layout:
         Raises:
             ValueError: the vector's shape or dtype is not this layout's.
         """
-        if vector.shape != (self.size,) or vector.dtype != np.float32:
-            raise ValueError(
-                f"expected a float32 vector of shape ({self.size},), got {vector.dtype} {vector.shape}"
-            )
-        source = torch.from_numpy(vector if vector.flags.writeable else _writable_view(vector))
-        with torch.no_grad():
-            for piece, tensor in self._pieces(model, source):
-                tensor.copy_(piece)
+        self.of_model(model).write(vector)
+
+    def of_model(self, model: nn.Module) -> Tensors:
+        """Return the averaged tensors of ``model``, to be read and written often."""
+        return Tensors(model, self.size)
 
     def split(self, vector: Vector) -> dict[str, Vector]:
         """Return the averaged tensors in ``vector`` by name, as views in their shapes."""
@@ -162,8 +155,44 @@ class Layout:
                 start += entry.size
         return views
 
-    def _pieces(self, model: nn.Module, vector: Tensor) -> list[tuple[Tensor, Tensor]]:
-        tensors = [tensor for _, tensor, averaged in _tensors(model) if averaged]
+
+class Tensors:
+    """The averaged tensors of one model, as a flat vector.
+
+    A model without buffers is looked through once: its parameters stay what they are. A buffer may be replaced at every step,
+    so one with buffers is looked through each time.
+    """
+
+    def __init__(self, model: nn.Module, size: int) -> None:
+        self._model = model
+        self._size = size
+        self._kept = None if any(True for _ in model.buffers()) else _averaged(model)
+
+    def read(self) -> Vector:
+        """Return them as a new vector of shape (size,) float32."""
+        vector = torch.empty(self._size, dtype=torch.float32)
+        with torch.no_grad():
+            for piece, tensor in self._pieces(vector):
+                piece.copy_(tensor)
+        return vector.numpy()
+
+    def write(self, vector: Vector) -> None:
+        """Copy ``vector`` of shape (size,) into them.
+
+        Raises:
+            ValueError: the vector's shape or dtype is another.
+        """
+        if vector.shape != (self._size,) or vector.dtype != np.float32:
+            raise ValueError(
+                f"expected a float32 vector of shape ({self._size},), got {vector.dtype} {vector.shape}"
+            )
+        source = torch.from_numpy(vector if vector.flags.writeable else _writable_view(vector))
+        with torch.no_grad():
+            for piece, tensor in self._pieces(source):
+                tensor.copy_(piece)
+
+    def _pieces(self, vector: Tensor) -> list[tuple[Tensor, Tensor]]:
+        tensors = _averaged(self._model) if self._kept is None else self._kept
         pieces = torch.split(vector, [tensor.numel() for tensor in tensors])
         return [(piece.view(tensor.shape), tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
 
@@ -179,6 +208,10 @@ class Update:
 
     vector: Vector
     layout: Layout
+
+
+def _averaged(model: nn.Module) -> list[Tensor]:
+    return [tensor for _, tensor, averaged in _tensors(model) if averaged]
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor, bool]]:

@@ -23,6 +23,7 @@ from cloister.server.collecting import Collected, Collector
 from cloister.server.directory import Directory
 from cloister.server.plan import RunPlan
 from cloister.server.spending import Spending
+from cloister.strategies.mean import Direction
 from cloister.strategies.optimisers import OptimiserState, optimiser_from
 from cloister.strategies.scaffold import ScaffoldState, server_control
 
@@ -117,7 +118,7 @@ class Coordinator:
             missing=collected.missing,
             refused=collected.refused,
             loss=float(np.mean(collected.losses)) if collected.losses else None,
-            update_norm=float(np.linalg.norm(direction)),
+            update_norm=_norm(direction),
             bytes_down=collected.bytes_down,
             bytes_up=collected.bytes_up,
             seconds=clock.seconds,
@@ -213,6 +214,11 @@ class _Phases:
         now = time.monotonic()
         self.seconds[phase] = now - self._since
         self._since = now
+
+
+def _norm(direction: Direction) -> float:
+    """Return the Euclidean norm without BLAS, whose threads go on spinning for a while after each call, on the workers' cores."""
+    return math.sqrt(float(np.einsum("i,i->", direction, direction)))
 
 
 def _score(metrics: dict[str, float], loss: float) -> tuple[str, float]:

@@ -19,7 +19,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from cloister.core.errors import CloisterError
-from cloister.simulation.packing import Attached, Block, Piece, pack, payload, unpack
+from cloister.simulation.packing import Attached, Block, Outbox, Packed, Piece, pack, payload, unpack
 from cloister.simulation.workers import Result, Runner, Task, Workers, undisturbed
 
 __all__ = ["LocalGrid", "client_runner"]
@@ -35,7 +35,7 @@ NodeConfig = Callable[[int], dict[str, Any]]
 def client_runner(app: ClientApp) -> Runner:
     """Return what a worker does with a task: call ``app`` with a message and a context made for it."""
 
-    def run(task: Task, attached: Attached) -> Result:
+    def run(task: Task, attached: Attached, outbox: Outbox) -> Result:
         if time.time() > task.expires:  # nobody waits for it: train nothing, spend nothing
             return Result(ticket=task.ticket)
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = _RUN_ID, 1, task.node
@@ -49,20 +49,18 @@ def client_runner(app: ClientApp) -> Runner:
             return Result(ticket=task.ticket, error=_RAISED)
         if reply.has_error():
             return Result(ticket=task.ticket, error=reply.error.code)
+        arrays = _distinct([*_arrays(reply.content), *_arrays(context.state)])
         try:
-            block = _block([*_arrays(reply.content), *_arrays(context.state)], private=attached.private)
+            block = outbox.place([payload(array) for array in arrays]) if arrays else None
         except CloisterError:  # shared memory is full
             return Result(ticket=task.ticket)
-        pieces = _by_array([*_arrays(reply.content), *_arrays(context.state)], block)
-        result = Result(
+        pieces = _by_array(arrays, block)
+        return Result(
             ticket=task.ticket,
             content=pack(reply.content, lambda array: pieces[id(array)]),
             state=pack(context.state, lambda array: pieces[id(array)]) if context.state else None,
             block=block.memory.name if block else None,
         )
-        if block:
-            block.memory.close()  # the receiver frees it
-        return result
 
     return run
 
@@ -116,8 +114,9 @@ class LocalGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue ``messages``; an array that several of them share is placed in shared memory once."""
         batch = list(messages)
-        block = self._place([array for message in batch for array in _arrays(message.content)])
-        pieces = _by_array([array for message in batch for array in _arrays(message.content)], block)
+        arrays = _distinct([array for message in batch for array in _arrays(message.content)])
+        block = self._place(arrays)
+        pieces = _by_array(arrays, block)
         tickets = []
         for message in batch:
             ticket = f"{next(self._numbers):032x}"
@@ -126,8 +125,11 @@ class LocalGrid(Grid):
             self._sent[ticket] = message
         if block:
             self._blocks[block.memory.name][1].update(tickets)
+        packed: dict[int, Packed] = {}  # a cohort's messages share their content
         for ticket, message in zip(tickets, batch, strict=True):
-            self._submit(ticket, message, pieces)
+            if id(message.content) not in packed:
+                packed[id(message.content)] = pack(message.content, lambda array: pieces[id(array)])
+            self._submit(ticket, message, packed[id(message.content)])
         return tickets
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -162,20 +164,22 @@ class LocalGrid(Grid):
 
     def _place(self, arrays: list[Array]) -> Block | None:
         """Place arrays in a block that `close` frees, whatever happens before."""
-        block = _block(arrays, private=self._workers.private)
-        if block:
-            self._blocks[block.memory.name] = (block, set())
+        if not arrays:
+            return None
+        block = Block([payload(array) for array in arrays], private=self._workers.private)
+        self._blocks[block.memory.name] = (block, set())
         return block
 
-    def _submit(self, ticket: str, message: Message, pieces: dict[int, Piece]) -> None:
+    def _submit(self, ticket: str, message: Message, content: Packed) -> None:
         node = message.metadata.dst_node_id
         state = self.states.get(node)
         packed_state = None
         if state:
-            block = self._place(_arrays(state))
+            arrays = _distinct(_arrays(state))
+            block = self._place(arrays)
             if block:
                 self._blocks[block.memory.name][1].add(ticket)
-            by_array = _by_array(_arrays(state), block)
+            by_array = _by_array(arrays, block)
             packed_state = pack(state, lambda array: by_array[id(array)])
         self._workers.submit(
             Task(
@@ -185,7 +189,7 @@ class LocalGrid(Grid):
                 message_type=message.metadata.message_type,
                 round_group=message.metadata.group_id,
                 expires=message.metadata.created_at + message.metadata.ttl,
-                content=pack(message.content, lambda array: pieces[id(array)]),
+                content=content,
                 state=packed_state,
             )
         )
@@ -201,7 +205,7 @@ class LocalGrid(Grid):
             self._keep(result, message)
         finally:
             if result.block is not None:
-                self._attached.free(result.block)
+                self._workers.was_read(result.block)
 
     def _keep(self, result: Result, message: Message) -> None:
         if time.time() > message.metadata.created_at + message.metadata.ttl:
@@ -227,11 +231,9 @@ def _arrays(content: RecordDict) -> list[Array]:
     return [array for record in content.array_records.values() for array in record.values()]
 
 
-def _block(arrays: list[Array], *, private: bool) -> Block | None:
-    distinct = {id(array): array for array in arrays}
-    return Block([payload(array) for array in distinct.values()], private=private) if distinct else None
+def _distinct(arrays: list[Array]) -> list[Array]:
+    return list({id(array): array for array in arrays}.values())
 
 
 def _by_array(arrays: list[Array], block: Block | None) -> dict[int, Piece]:
-    distinct = list(dict.fromkeys(id(array) for array in arrays))
-    return dict(zip(distinct, block.pieces, strict=True)) if block else {}
+    return dict(zip(map(id, arrays), block.pieces, strict=True)) if block else {}

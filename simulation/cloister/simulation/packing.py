@@ -1,7 +1,8 @@
 """Flower records between processes of one machine: arrays through shared memory, the rest as plain data.
 
 `pack` turns records into plain Python data in which each array is a `Piece` of one shared block; `unpack` reads them back. The
-receiver of the round's model reads it where it lies; the receiver of an update takes one copy and frees the block. A `LiveArray`
+receiver of the round's model reads it where it lies; the receiver of an update takes one copy and hands the block back, to be
+filled again (`Outbox`): making, mapping and removing shared memory costs more than what is written into it. A `LiveArray`
 travels as its memory; any other ``Array`` (a ciphertext, or what a hostile app made) as the bytes that it is, unread.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
@@ -23,7 +24,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from cloister.core.errors import CloisterError
 from cloister.simulation.live_array import LiveArray
 
-__all__ = ["Attached", "Block", "Packed", "Piece", "pack", "payload", "unpack"]
+__all__ = ["Attached", "Block", "Outbox", "Packed", "Piece", "pack", "payload", "remove", "unpack"]
 
 _ALIGN = 64
 
@@ -72,27 +73,35 @@ class _Private:
 
 
 class Block:
-    """Memory that holds some arrays, each once: shared with other processes, or ``private`` to this one.
+    """Memory that holds some arrays: shared with other processes, or ``private`` to this one.
 
     Raises:
         CloisterError: there is no room for it in shared memory (``code = "shared-memory"``); nothing is kept of it.
     """
 
     def __init__(self, arrays: list[npt.NDArray[Any]], *, private: bool = False) -> None:
-        offsets, size = [], 0
-        for array in arrays:
-            offsets.append(size)
-            size += -(-array.nbytes // _ALIGN) * _ALIGN
-        self.memory = _Private(max(size, 1)) if private else _shared(max(size, 1))
-        self.pieces = [
-            Piece(self.memory.name, o, str(a.dtype), a.shape) for o, a in zip(offsets, arrays, strict=True)
-        ]
+        self._size = max(_room(arrays), 1)
+        self.memory = _Private(self._size) if private else _shared(self._size)
+        self.pieces: list[Piece] = []
         try:
-            for array, piece in zip(arrays, self.pieces, strict=True):
-                _view(self.memory, piece)[...] = array
+            self.fill(arrays)
         except BaseException:
             self.free()
             raise
+
+    def fits(self, arrays: list[npt.NDArray[Any]]) -> bool:
+        """Whether there is room for ``arrays``."""
+        return _room(arrays) <= self._size
+
+    def fill(self, arrays: list[npt.NDArray[Any]]) -> None:
+        """Write ``arrays`` over what was there; `pieces` then tells where each lies."""
+        offset, pieces = 0, []
+        for array in arrays:
+            piece = Piece(self.memory.name, offset, str(array.dtype), array.shape)
+            _view(self.memory, piece)[...] = array
+            pieces.append(piece)
+            offset += _aligned(array.nbytes)
+        self.pieces = pieces
 
     def free(self) -> None:
         """Give the memory back; a process that is attached keeps it until it lets go."""
@@ -101,23 +110,59 @@ class Block:
         self.memory.unlink()
 
 
-class Attached:
-    """The blocks that this process reads, each attached once; those that were not used last are let go.
-
-    Attributes:
-        private: both ends are this process: blocks made in answer need not be shared.
-    """
+class Outbox:
+    """The blocks in which one process answers: one that was read is filled again."""
 
     def __init__(self, *, private: bool = False) -> None:
-        self.private = private
+        self._private = private
+        self._free: list[Block] = []
+        self._out: dict[str, Block] = {}
+
+    def place(self, arrays: list[npt.NDArray[Any]]) -> Block:
+        """Return a block that holds ``arrays``; it is taken until its name comes back.
+
+        Raises:
+            CloisterError: there is no room in shared memory.
+        """
+        block = next((one for one in self._free if one.fits(arrays)), None)
+        if block is None:
+            block = Block(arrays, private=self._private)
+        else:
+            self._free.remove(block)
+            block.fill(arrays)
+        self._out[block.memory.name] = block
+        return block
+
+    def take_back(self, names: Iterable[str]) -> None:
+        """Use these blocks again."""
+        self._free.extend(self._out.pop(name) for name in names)
+
+    def free(self) -> None:
+        """Give all memory back."""
+        for block in [*self._free, *self._out.values()]:
+            block.free()
+        self._free, self._out = [], {}
+
+
+class Attached:
+    """The blocks that this process reads, each attached once.
+
+    Args:
+        keep: how many stay attached; the one that was attached first is let go. All of them until `let_go` when left out.
+    """
+
+    def __init__(self, *, keep: int | None = None) -> None:
+        self._keep = keep
         self._blocks: dict[str, _Memory | _Private] = {}
 
     def view(self, piece: Piece) -> npt.NDArray[Any]:
         """Return the array where it lies, read-only."""
-        if piece.block not in self._blocks:
-            self._release()
-            self._blocks[piece.block] = _attach(piece.block)
-        view = _view(self._blocks[piece.block], piece)
+        memory = self._blocks.get(piece.block)
+        if memory is None:
+            while self._keep is not None and len(self._blocks) >= self._keep:
+                self.let_go(next(iter(self._blocks)))
+            memory = self._blocks[piece.block] = _attach(piece.block)
+        view = _view(memory, piece)
         view.flags.writeable = False
         return view
 
@@ -125,17 +170,20 @@ class Attached:
         """Return a copy of the array."""
         return self.view(piece).copy()
 
-    def free(self, name: str) -> None:
-        """Let a block go and remove it for everybody."""
-        memory = self._blocks.pop(name, None) or _attach(name)
-        with suppress(BufferError):  # somebody still reads it: it ends with the last array
-            memory.close()
-        memory.unlink()
-
-    def _release(self) -> None:
-        for name in list(self._blocks):
+    def let_go(self, name: str) -> None:
+        """Attach a block no longer; what still reads it keeps it."""
+        memory = self._blocks.pop(name, None)
+        if memory is not None:
             with suppress(BufferError):
-                self._blocks.pop(name).close()
+                memory.close()
+
+
+def remove(name: str) -> None:
+    """Remove a block that another process made and cannot remove any more; one that is gone is no error."""
+    with suppress(OSError):
+        memory = _attach(name)
+        memory.close()
+        memory.unlink()
 
 
 def pack(content: RecordDict, place: Callable[[Array], Piece]) -> Packed:
@@ -175,6 +223,14 @@ def _claim(array: Array) -> tuple[str, tuple[int, ...], str] | None:
 
 def _array(memory: npt.NDArray[Any], claim: tuple[str, tuple[int, ...], str] | None) -> Array:
     return LiveArray(memory) if claim is None else Array(*claim, memory.tobytes())
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGN) * _ALIGN
+
+
+def _room(arrays: list[npt.NDArray[Any]]) -> int:
+    return sum(_aligned(array.nbytes) for array in arrays)
 
 
 def _attach(name: str) -> _Memory | _Private:

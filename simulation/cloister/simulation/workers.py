@@ -7,6 +7,7 @@ dies (out of memory, killed) loses its tasks, which are answered as lost, and is
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -16,12 +17,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from cloister.simulation.packing import Attached, Packed
+from cloister.simulation.packing import Attached, Outbox, Packed, remove
 from cloister.simulation.threads import keep_memory
 
 __all__ = ["LOST", "Inline", "Result", "Runner", "Task", "WorkerPool", "Workers", "undisturbed"]
@@ -55,8 +56,11 @@ class Result:
     error: int = LOST
 
 
-#: Runs one task in a worker: reads arrays through the `Attached` blocks and answers.
-Runner = Callable[[Task, Attached], Result]
+#: Runs one task in a worker: reads arrays through the `Attached` blocks and answers in a block of the `Outbox`.
+Runner = Callable[[Task, Attached, Outbox], Result]
+
+#: Blocks that a worker keeps attached: the round's model, and what came with the last task.
+_ATTACHED = 2
 
 
 class Workers(Protocol):
@@ -76,6 +80,10 @@ class Workers(Protocol):
         """Yield the results that are there, waiting up to ``timeout`` seconds for the first."""
         ...
 
+    def was_read(self, block: str) -> None:
+        """Hand back the block of a result: it may be filled again."""
+        ...
+
     def close(self) -> None:
         """Stop."""
         ...
@@ -89,7 +97,7 @@ class Inline:
     def __init__(self, make_runner: Callable[[], Runner]) -> None:
         self._runner = make_runner()
         self._tasks: deque[Task] = deque()
-        self._attached = Attached(private=True)
+        self._attached, self._outbox = Attached(keep=_ATTACHED), Outbox(private=True)
 
     def submit(self, task: Task) -> None:
         """Queue a task."""
@@ -98,18 +106,26 @@ class Inline:
     def results(self, timeout: float) -> Iterator[Result]:  # noqa: ARG002
         """Run the next task and yield its result."""
         if self._tasks:
-            yield self._runner(self._tasks.popleft(), self._attached)
+            yield self._runner(self._tasks.popleft(), self._attached, self._outbox)
+
+    def was_read(self, block: str) -> None:
+        """Hand back the block of a result: it may be filled again."""
+        self._outbox.take_back([block])
 
     def close(self) -> None:
         """Forget what is queued."""
         self._tasks.clear()
+        self._outbox.free()
 
 
 @dataclass
 class _Worker:
     process: multiprocessing.process.BaseProcess
     pipe: Connection
-    held: list[Task]
+    held: list[Task] = field(default_factory=list)
+    #: The blocks that it answered in, and those of them that it may fill again when it hears of it.
+    blocks: set[str] = field(default_factory=set)
+    read: list[str] = field(default_factory=list)
 
 
 class WorkerPool:
@@ -153,11 +169,19 @@ class WorkerPool:
                 yield from self._replace(worker)
                 continue
             worker.held = [task for task in worker.held if task.ticket != result.ticket]
+            if result.block is not None:
+                worker.blocks.add(result.block)
             self._hand_out()
             yield result
 
+    def was_read(self, block: str) -> None:
+        """Hand back the block of a result: its worker fills it again."""
+        for worker in self._workers:
+            if block in worker.blocks:
+                worker.read.append(block)
+
     def close(self) -> None:
-        """Stop the workers and free what they answered last; one that does not listen is killed. Ctrl-C waits for that."""
+        """Stop the workers and free what they answered in; one that does not listen is killed. Ctrl-C waits for that."""
         with undisturbed():
             self._queue.clear()
             for worker in self._workers:
@@ -165,15 +189,16 @@ class WorkerPool:
                     worker.pipe.send(None)
             for worker in self._workers:
                 deadline = time.monotonic() + (0.2 if worker.held else 5)
-                while _free_next(worker.pipe, max(0.0, deadline - time.monotonic())):
+                while _take_next(worker, max(0.0, deadline - time.monotonic())):
                     pass
                 worker.process.join(timeout=max(0.0, deadline - time.monotonic()))
                 if worker.process.is_alive():
                     worker.process.kill()
                     worker.process.join()
-                while _free_next(worker.pipe, 0):
+                while _take_next(worker, 0):
                     pass
                 worker.pipe.close()
+                _remove_blocks(worker)
             self._workers.clear()
 
     def _hand_out(self) -> None:
@@ -185,11 +210,13 @@ class WorkerPool:
             task = self._queue.popleft()
             worker.held.append(task)
             with suppress(OSError):  # it died: `results` finds out and answers for its tasks
-                worker.pipe.send(task)
+                worker.pipe.send((task, worker.read))
+                worker.read = []
 
     def _replace(self, worker: _Worker) -> Iterator[Result]:
         worker.pipe.close()
         worker.process.join()
+        _remove_blocks(worker)
         lost = worker.held
         self._workers[self._workers.index(worker)] = self._start()
         # The task it ran is lost; one that only waited goes to another worker.
@@ -215,7 +242,7 @@ class WorkerPool:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
-        return _Worker(process, ours, [])
+        return _Worker(process, ours)
 
 
 @contextmanager
@@ -242,25 +269,33 @@ def _work(pipe: Connection, make_runner: Callable[[], Runner], others: list[Conn
 
     torch.set_num_threads(1)
     keep_memory()
-    runner, attached = make_runner(), Attached()
+    runner, attached, outbox = make_runner(), Attached(keep=_ATTACHED), Outbox()
+    gc.freeze()  # what is there now stays: the collector need not look at it again and again
     with suppress(EOFError, ConnectionError):
-        while (task := pipe.recv()) is not None:
-            pipe.send(runner(task, attached))
+        while (received := pipe.recv()) is not None:
+            task, read = received
+            outbox.take_back(read)
+            pipe.send(runner(task, attached, outbox))
     os._exit(0)  # a forked child must not run its parent's exit handlers
 
 
-def _free_next(pipe: Connection, timeout: float) -> bool:
-    """Take one answer that nobody waits for and free its block; whether there was one."""
+def _take_next(worker: _Worker, timeout: float) -> bool:
+    """Take one answer that nobody waits for, for its block's name; whether there was one."""
     try:
-        if not pipe.poll(timeout):
+        if not worker.pipe.poll(timeout):
             return False
-        result: Result = pipe.recv()
+        result: Result = worker.pipe.recv()
     except (EOFError, OSError):
         return False
     if result.block is not None:
-        with suppress(OSError):
-            Attached().free(result.block)
+        worker.blocks.add(result.block)
     return True
+
+
+def _remove_blocks(worker: _Worker) -> None:
+    for name in worker.blocks:
+        remove(name)
+    worker.blocks.clear()
 
 
 def _fork_is_safe() -> bool:
