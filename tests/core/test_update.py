@@ -265,3 +265,29 @@ def test_updates_are_told_apart_by_identity() -> None:
     layout = Layout.of(nn.Linear(2, 1))
     vector = np.zeros(3, dtype=np.float32)
     assert Update(vector, layout) != Update(vector, layout)
+
+
+class _Drifting(nn.Module):
+    """Replaces its buffer at every call, as an exponential mean written without care does."""
+
+    mean: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+        self.register_buffer("mean", torch.zeros(2))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.mean = 0.5 * self.mean + 0.5 * inputs.mean(0)
+        out: torch.Tensor = self.layer(inputs - self.mean)
+        return out
+
+
+def test_a_buffer_that_the_model_replaces_is_read_where_it_is_now() -> None:
+    model = _Drifting()
+    tensors = Layout.of(model).of_model(model)
+    before = tensors.read()
+    model(torch.ones(4, 2))
+    np.testing.assert_array_equal(tensors.read()[-2:], [0.5, 0.5])
+    tensors.write(before)
+    np.testing.assert_array_equal(model.mean.numpy(), [0.0, 0.0])

@@ -105,7 +105,7 @@ def start(path: Path, out: Path) -> subprocess.Popen[str]:
 
 def wait_for(out: Path, round_number: int, process: subprocess.Popen[str]) -> Path:
     """Return the run folder once its checkpoint of ``round_number`` is there."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180  # a loaded machine takes long to start
     while time.monotonic() < deadline and process.poll() is None:
         for run in out.glob("rings-*"):
             found = sorted(run.glob("checkpoints/round-*.safetensors"))

@@ -90,4 +90,4 @@ class _PlainSgd:
         moved = [(p.detach(), p.grad) for p in self._parameters if p.grad is not None]
         if moved:
             values, gradients = zip(*moved, strict=True)
-            torch._foreach_add_(values, gradients, alpha=-self._rate)  # noqa: SLF001 - what torch's own optimisers call
+            torch._foreach_add_(values, gradients, alpha=-self._rate)
