@@ -14,7 +14,7 @@ from cloister.core.errors import IntegrityError, StorageError, UsageError
 from cloister.core.files import sweep, write_whole
 from cloister.core.spec import Loaded, load_federation
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "lock_folder", "new_folder"]
 
 #: The files that are written whole: in the run folder, and among the checkpoints.
 _WHOLE = re.compile(
@@ -40,15 +40,7 @@ class RunFolder:
         Raises:
             UsageError: the folder cannot be made there.
         """
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        stem = f"{loaded.spec.federation.name}-{stamp}"
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            path = next(p for n in range(1, 1000) if _made(p := parent / (stem if n == 1 else f"{stem}-{n}")))
-        except OSError as error:
-            raise UsageError(
-                f"cannot write a run folder under '{parent}': {error.strerror}", remedy="give another --out"
-            ) from None
+        path = new_folder(parent, loaded.spec.federation.name, "a run folder")
         try:
             (path / "checkpoints").mkdir()
             write_whole(path / "origins.json", json.dumps(dict(loaded.origins), indent=1, sort_keys=True))
@@ -59,7 +51,7 @@ class RunFolder:
             raise
         except OSError as error:
             raise StorageError.of(path, error) from None
-        return cls(path, _lock(path))
+        return cls(path, lock_folder(path))
 
     @classmethod
     def reopen(cls, path: Path) -> tuple[RunFolder, Loaded]:
@@ -76,7 +68,7 @@ class RunFolder:
             )
         written = load_federation(path / "federation.toml")
         base = _read_base(path / "base.txt")
-        folder = cls(path, _lock(path))
+        folder = cls(path, lock_folder(path))
         if not folder.checkpoints.is_dir():
             folder.close()
             raise IntegrityError(
@@ -108,6 +100,27 @@ class RunFolder:
         os.close(self.lock)
 
 
+def new_folder(parent: Path, name: str, what: str) -> Path:
+    """Make a new folder ``<name>-<time>`` under ``parent``.
+
+    Args:
+        parent: made where it is not there.
+        name: the first part of the folder's name.
+        what: what the folder is, for the refusal.
+
+    Raises:
+        UsageError: it cannot be made there.
+    """
+    stem = f"{name}-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return next(p for n in range(1, 1000) if _made(p := parent / (stem if n == 1 else f"{stem}-{n}")))
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {what} under '{parent}': {error.strerror}", remedy="give another --out"
+        ) from None
+
+
 def _made(path: Path) -> bool:
     try:
         path.mkdir()
@@ -131,14 +144,24 @@ def _read_base(path: Path) -> Path:
     )
 
 
-def _lock(path: Path) -> int:
+def lock_folder(path: Path, what: str = "run") -> int:
+    """Lock a folder against a second writer and return the descriptor that holds the lock; closing it lets go.
+
+    Args:
+        path: the folder.
+        what: what the folder is, for the refusal.
+
+    Raises:
+        UsageError: the folder cannot be written to.
+        IntegrityError: another process holds the lock.
+    """
     try:
         descriptor = os.open(path / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise UsageError(
-            f"cannot write to the run '{path}': '.lock': {error.strerror}",
+            f"cannot write to the {what} '{path}': '.lock': {error.strerror}",
             remedy="check the folder and its permissions; '.lock' must be a file, and may be removed",
-            code="run-folder",
+            code=f"{what}-folder",
         ) from None
     try:
         # A record lock, which a forked worker does not inherit: it ends with this process, however that ends.
@@ -146,8 +169,8 @@ def _lock(path: Path) -> int:
     except (BlockingIOError, PermissionError):
         os.close(descriptor)
         raise IntegrityError(
-            f"another process is writing to the run '{path}'",
+            f"another process is writing to the {what} '{path}'",
             remedy="wait for it to end, or stop it",
-            code="run-locked",
+            code=f"{what}-locked",
         ) from None
     return descriptor

@@ -27,6 +27,7 @@ from cloister.core.preflight import try_task
 from cloister.core.resolve import build_model, described, notes_of
 from cloister.core.spec import Loaded
 from cloister.core.update import Layout, Vector
+from cloister.privacy.plan import record_plan
 from cloister.privacy.refusals import check_on_records
 from cloister.server.checkpoints import CheckpointStore
 from cloister.server.events import EventBus, EventLog, Sink, read_events
@@ -40,7 +41,7 @@ from cloister.simulation.engines import Engine, Opened
 from cloister.simulation.sites import SimulatedSites
 from cloister.simulation.threads import one_thread
 
-__all__ = ["RunResult", "resume", "simulate"]
+__all__ = ["RunResult", "check", "resume", "simulate"]
 
 #: Sites that are named one by one in the first event, and those whose records are counted for the partition's plot.
 _NAMED, _COUNTED = 1000, 200
@@ -54,6 +55,18 @@ class RunResult:
     report: Path
     model: Path
     figures: dict[str, Any]
+
+
+def check(loaded: Loaded) -> str:
+    """Refuse what `simulate` would refuse before it makes a folder, and train nothing.
+
+    Returns:
+        What the run would compute with: `SimulatedSites.fingerprint`.
+
+    Raises:
+        CloisterError: whatever refused the run.
+    """
+    return _prepare(_sites(loaded), loaded).fingerprint
 
 
 def simulate(
@@ -76,7 +89,7 @@ def simulate(
     Raises:
         CloisterError: whatever refused the run.
     """
-    sites = SimulatedSites(json.dumps(loaded.effective()), loaded.base)
+    sites = _sites(loaded)
     prepared = _prepare(sites, loaded)
     folder = RunFolder.create(out, loaded)
     on_start(folder.path)
@@ -91,7 +104,7 @@ def resume(path: Path, *, engine: Engine, sinks: tuple[Sink, ...] = ()) -> RunRe
     """
     folder, loaded = RunFolder.reopen(path)
     try:
-        sites = SimulatedSites(json.dumps(loaded.effective()), loaded.base)
+        sites = _sites(loaded)
         prepared = _prepare(sites, loaded)
     except BaseException:
         folder.close()
@@ -109,9 +122,14 @@ class _Prepared:
     fingerprint: str
 
 
+def _sites(loaded: Loaded) -> SimulatedSites:
+    return SimulatedSites(json.dumps(loaded.effective()), loaded.base)
+
+
 def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
     """Build and try everything that a run needs; refuse here what can be refused."""
     task = sites.task
+    record_plan(loaded.spec)  # a promise that no noise keeps is refused here
     notes = [*check_federation(loaded, task), *check_records(loaded, sites.owners)]
     notes += notes_of(task)
     model = build_model(task, loaded.spec.federation.seed)

@@ -1,6 +1,6 @@
 """The federation file: its tables (`tables`), and how it is read, checked and written (`reading`)."""
 
-from cloister.core.spec.reading import Loaded, Origin, load_federation, parse_federation
+from cloister.core.spec.reading import Loaded, Origin, load_federation, parse_federation, read_document
 from cloister.core.spec.tables import (
     Aggregation,
     Cohort,
@@ -39,4 +39,5 @@ __all__ = [
     "Training",
     "load_federation",
     "parse_federation",
+    "read_document",
 ]

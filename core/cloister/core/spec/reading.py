@@ -37,6 +37,7 @@ __all__ = [
     "load_federation",
     "nearest",
     "parse_federation",
+    "read_document",
     "refusals",
 ]
 
@@ -121,6 +122,17 @@ def load_federation(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     Raises:
         SpecError: the file is missing, is not TOML, or is refused.
     """
+    return parse_federation(
+        read_document(path), base=path.resolve().parent, overrides=overrides, name=f"'{path}'"
+    )
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Read a federation file as plain data, unchecked.
+
+    Raises:
+        SpecError: the file is missing, too large, or is not TOML.
+    """
     try:
         with path.open("rb") as file:
             raw = file.read(_MAX_BYTES + 1)
@@ -140,12 +152,11 @@ def load_federation(path: Path, overrides: Sequence[str] = ()) -> Loaded:
             remedy="check the path",
         )
     try:
-        document = tomllib.loads(raw.decode())
+        return tomllib.loads(raw.decode())
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a number of thousands of digits
         raise SpecError(
             f"'{path}' is not TOML: {error}", remedy="mend the place that the message names"
         ) from None
-    return parse_federation(document, base=path.resolve().parent, overrides=overrides, name=f"'{path}'")
 
 
 def parse_federation(

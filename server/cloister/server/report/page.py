@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from cloister.server.history import History
@@ -11,6 +10,7 @@ from cloister.server.report import curves, maps
 from cloister.server.report.figures import site_series
 from cloister.server.report.seen import who_sees
 from cloister.server.report.tables import refused_table, settings_table, side_by_side, sites_table
+from cloister.server.report.template import style, template
 from cloister.server.report.verdict import site_noun, verdict
 from cloister.server.report.words import (
     bytes_text,
@@ -30,7 +30,6 @@ from cloister.server.report.words import (
 
 __all__ = ["render_page"]
 
-_TEMPLATES = Path(__file__).with_name("templates")
 _STATUS = {"done": "done", "interrupted": "interrupted", "failed": "failed"}
 
 
@@ -45,22 +44,14 @@ def render_page(
         origins: where each dotted key's value came from; may be empty.
         history: what the run's events add up to.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     learned, price = verdict(
         history, protection=report["aggregation"]["protection"], unit=report["privacy"]["unit"]
     )
     plots = {key: Markup(svg) for key, svg in _plots(history).items() if svg}  # noqa: S704 - matplotlib escapes its texts
-    return environment.get_template("page.html").render(
-        style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+    return template("page.html").render(
+        style=style(),
         name=shown(report["name"], 64),
         run=shown(report["run"], 100),
         status=_STATUS.get(report["status"], "unfinished"),

@@ -39,12 +39,13 @@ _LOCAL = "baseline:local:"
 class Row:
     """One row: the text of its first cell, the texts of the others, and ``strong``, ``rest`` (a summary) or nothing.
 
-    What follows a line break in a cell is the small print of its figure.
+    What follows a line break in a cell is the small print of its figure. ``link`` is a relative address that we made ourselves.
     """
 
     head: str
     cells: tuple[str, ...]
     kind: str = ""
+    link: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
