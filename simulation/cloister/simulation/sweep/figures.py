@@ -19,8 +19,9 @@ from cloister.server.report.words import headline
 from cloister.simulation.sweep.composing import MOST_SITES, Charged, asked_rounds, composed
 from cloister.simulation.sweep.folder import SweepFolder
 from cloister.simulation.sweep.grid import Point
+from cloister.simulation.sweep.plots import lead_of
 
-__all__ = ["COMPOSES", "Finished", "finished", "lead_of", "sweep_figures"]
+__all__ = ["COMPOSES", "Finished", "finished", "sweep_figures"]
 
 #: What must be said wherever a sweep over private data is shown.
 COMPOSES = (
@@ -96,12 +97,6 @@ def sweep_figures(
         "composes": COMPOSES if private else None,
         "points": points,
     }
-
-
-def lead_of(found: Mapping[str, Any], metric: str) -> float | None:
-    """Return the figure of ``metric`` (or ``loss``) of a point in ``sweep.json``; ``None`` where it was not measured."""
-    value = found.get("loss") if metric == "loss" else (found.get("metrics") or {}).get(metric)
-    return None if value is None else float(value)
 
 
 def _point(run: Path, report: Mapping[str, Any], point: Point, asked: Mapping[str, int]) -> dict[str, Any]:

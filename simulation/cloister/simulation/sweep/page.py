@@ -18,7 +18,7 @@ from cloister.server.report.words import (
     seconds_text,
     shown,
 )
-from cloister.simulation.sweep.plots import by_epsilon, by_value, value_text
+from cloister.simulation.sweep.plots import by_epsilon, by_value, lead_of, value_text
 
 __all__ = ["composed_text", "render_page", "values_text"]
 
@@ -36,12 +36,7 @@ def render_page(figures: Mapping[str, Any]) -> str:
     """
     from markupsafe import Markup
 
-    metric = metric_label(figures["metric"])
-    found = {"epsilon": by_epsilon(figures), "value": by_value(figures)}
-    # The ε asked for and the ε spent differ by little: one plot says both.
-    if found["epsilon"] and list(figures["grid"]["over"]) == ["privacy.epsilon"]:
-        del found["value"]
-    plots = {key: Markup(svg) for key, svg in found.items() if svg}  # noqa: S704 - matplotlib escapes its texts
+    plots = {title: Markup(svg) for title, svg in _plots(figures).items() if svg}  # noqa: S704 - matplotlib escapes its texts
     return template("sweep.html", _TEMPLATES).render(
         style=style(),
         name=shown(figures["name"], 64),
@@ -49,7 +44,6 @@ def render_page(figures: Mapping[str, Any]) -> str:
         status="done" if figures["done"] else "unfinished",
         verdict=_verdict(figures),
         over=", ".join(shown(key) for key in figures["grid"]["over"]),
-        metric=metric,
         plots=plots,
         tiles=_tiles(figures),
         values=_values_table(figures),
@@ -60,6 +54,19 @@ def render_page(figures: Mapping[str, Any]) -> str:
         spread=any((one[figures["metric"]] or {}).get("n", 0) > 1 for one in figures["values"]),
         command=_command(figures),
     )
+
+
+def _plots(figures: Mapping[str, Any]) -> dict[str, str | None]:
+    """The metric, and beside it the loss, against the swept key and, where that moves ε, against the ε spent."""
+    over = list(figures["grid"]["over"])
+    found: dict[str, str | None] = {}
+    for metric in dict.fromkeys((figures["metric"], "loss")):
+        label = metric_label(metric)
+        spent = found[f"{label} against the ε spent"] = by_epsilon(figures, metric)
+        # The ε asked for and the ε spent differ by little: one plot says both.
+        if over != ["privacy.epsilon"] or not spent:
+            found[f"{label} against {shown(over[0])}"] = by_value(figures, metric)
+    return found
 
 
 def values_text(one: Mapping[str, Any]) -> str:
@@ -92,8 +99,8 @@ def _verdict(figures: Mapping[str, Any]) -> str:
         runs += f", of {plural(len(figures['points']), 'run')} planned; the sweep is not finished"
     if not scored:
         return f"{runs}. The models were not measured."
-    scored.sort(key=lambda pair: pair[0])
-    (low, lowest), (high, highest) = scored[0], scored[-1]
+    low, lowest = min(scored, key=lambda pair: pair[0])
+    high, highest = max(scored, key=lambda pair: pair[0])
     label = metric_label(metric)
     text = f"{runs}. {label} goes from {metric_text(metric, low)} ({values_text(lowest)}) to {metric_text(metric, high)} ({values_text(highest)})"
     references = [one[metric]["mean"] for one in figures["values"] if one[metric] and one["reference"]]
@@ -166,8 +173,7 @@ def _points_table(figures: Mapping[str, Any]) -> TableText:
             cells += [DASH] * (7 if private else 5)
             rows.append(Row(head=f"{point['name']}, not finished", cells=tuple(cells), kind="rest"))
             continue
-        value = point["loss"] if metric == "loss" else point["metrics"].get(metric)
-        cells += [metric_text(metric, value), number(point["loss"]), count(point["records"])]
+        cells += [metric_text(metric, lead_of(point, metric)), number(point["loss"]), count(point["records"])]
         if private:
             cells += [number(point["privacy"]["epsilon"]), number(point["privacy"]["noise_multiplier"])]
         cells += [count(point["rounds"]), seconds_text(point["seconds"])]
@@ -180,7 +186,7 @@ def _points_table(figures: Mapping[str, Any]) -> TableText:
 def _composed_table(one: Mapping[str, Any]) -> TableText:
     most = one["most"]
     rows = [
-        Row(head="A site asked as often as any in each run", cells=_cost(most), kind="strong"),
+        Row(head="No site more than", cells=_cost(most), kind="strong"),
         *(Row(head=shown(site), cells=_cost(cost)) for site, cost in (one["sites"] or {}).items()),
     ]
     note = "" if one["sites"] is not None else "There are too many sites to compose each one's own."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import XAxis
     from matplotlib.figure import Figure
 
-__all__ = ["PRIVATE_KEYS", "by_epsilon", "by_value", "value_text"]
+__all__ = ["PRIVATE_KEYS", "by_epsilon", "by_value", "lead_of", "value_text"]
 
 #: The keys that move ε: swept over, they give utility against the ε spent.
 PRIVATE_KEYS = ("privacy.epsilon", "privacy.noise_multiplier")
@@ -42,8 +43,8 @@ class _Line:
     reference: bool
 
 
-def by_value(figures: Mapping[str, Any]) -> str | None:
-    """Plot the metric against the first swept key, a line for each combination of the others; ``None`` if nothing was measured."""
+def by_value(figures: Mapping[str, Any], metric: str) -> str | None:
+    """Plot a metric (or ``loss``) against the first swept key, a line for each combination of the others; ``None`` if nothing was measured."""
     key = next(iter(figures["grid"]["over"]))
     texts = list(
         dict.fromkeys(
@@ -59,7 +60,7 @@ def by_value(figures: Mapping[str, Any]) -> str | None:
         value = point["values"][key]
         return float(value) if numeric else float(texts.index(json.dumps(value)))
 
-    lines = _lines(figures, place, (key,))
+    lines = _lines(figures, metric, place, (key,))
 
     def finish(axis: XAxis) -> None:
         if numeric:
@@ -67,11 +68,11 @@ def by_value(figures: Mapping[str, Any]) -> str | None:
         else:
             axis.set_ticks(range(len(values)), [shown(value_text(value), 16) for value in values])
 
-    return _plot(figures, "value", lines, finish, shown(key))
+    return _plot(metric, "value", lines, finish, shown(key))
 
 
-def by_epsilon(figures: Mapping[str, Any]) -> str | None:
-    """Plot the metric against the ε that the points spent; ``None`` unless a key of `PRIVATE_KEYS` was swept and ε is known."""
+def by_epsilon(figures: Mapping[str, Any], metric: str) -> str | None:
+    """Plot a metric (or ``loss``) against the ε that the points spent; ``None`` unless a key of `PRIVATE_KEYS` was swept and ε is known."""
     if not set(PRIVATE_KEYS) & figures["grid"]["over"].keys():
         return None
 
@@ -79,17 +80,23 @@ def by_epsilon(figures: Mapping[str, Any]) -> str | None:
         epsilon = point["privacy"]["epsilon"]
         return None if epsilon is None else float(epsilon)
 
-    lines = _lines(figures, place, PRIVATE_KEYS)
+    lines = _lines(figures, metric, place, PRIVATE_KEYS)
     spent = [dot.x for line in lines for group in line.groups for dot in group if not line.reference]
     if not spent:
         return None
     return _plot(
-        figures,
+        metric,
         "epsilon",
         lines,
         lambda axis: _scale(axis, spent, own_ticks=False),
         "ε spent, by the site that spent most",
     )
+
+
+def lead_of(point: Mapping[str, Any], metric: str) -> float | None:
+    """Return what a point of ``sweep.json`` scored, by a metric or ``loss``; ``None`` where that was not measured."""
+    value = point["loss"] if metric == "loss" else point["metrics"].get(metric)
+    return None if value is None else float(value)
 
 
 def value_text(value: object) -> str:
@@ -102,15 +109,17 @@ def value_text(value: object) -> str:
 
 
 def _lines(
-    figures: Mapping[str, Any], place: Callable[[Mapping[str, Any]], float | None], along: Sequence[str]
+    figures: Mapping[str, Any],
+    metric: str,
+    place: Callable[[Mapping[str, Any]], float | None],
+    along: Sequence[str],
 ) -> list[_Line]:
     """The measured runs by what they differ in beside the keys ``along`` the axis and the seed."""
-    metric = figures["metric"]
     kept: dict[tuple[bool, str], dict[str, list[_Dot]]] = {}
     for point in figures["points"]:
         if not point["done"]:
             continue
-        value = point["loss"] if metric == "loss" else point["metrics"].get(metric)
+        value = lead_of(point, metric)
         if value is None or not drawable(metric, value):
             continue
         x = place(point)
@@ -119,7 +128,7 @@ def _lines(
         rest = {key: one for key, one in point["values"].items() if key not in (*along, _SEED)}
         same = json.dumps({key: one for key, one in point["values"].items() if key != _SEED})
         groups = kept.setdefault((point["reference"], json.dumps(rest)), {})
-        groups.setdefault(same, []).append(_Dot(x=float("nan") if x is None else x, y=float(value)))
+        groups.setdefault(same, []).append(_Dot(x=math.nan if x is None else x, y=value))
     return [
         _Line(
             label=", ".join(f"{_last(key)} = {value_text(one)}" for key, one in json.loads(rest).items()),
@@ -133,11 +142,10 @@ def _lines(
 
 
 def _plot(
-    figures: Mapping[str, Any], name: str, lines: Sequence[_Line], finish: Callable[[XAxis], None], xlabel: str
+    metric: str, name: str, lines: Sequence[_Line], finish: Callable[[XAxis], None], xlabel: str
 ) -> str | None:
     if not any(not line.reference for line in lines):
         return None
-    metric = figures["metric"]
     labels = list(dict.fromkeys(line.label for line in lines))
     color = {label: CATEGORIES[place % len(CATEGORIES)] for place, label in enumerate(labels)}
     single = len(labels) == 1
@@ -162,14 +170,14 @@ def _plot(
             handles, texts, loc="outside upper left", ncols=2 if max(map(len, texts), default=0) > 18 else 3
         )
 
-    return render(f"sweep-{name}", draw, label=f"{metric_label(metric)} against {xlabel}")
+    return render(f"sweep-{name}-{metric}", draw, label=f"{metric_label(metric)} against {xlabel}")
 
 
 def _curve(axes: Axes, line: _Line, color: str) -> None:
     """The means with a line through them; over several seeds also the runs, and the band from the lowest to the highest."""
     x = [_mean(dot.x for dot in group) for group in line.groups]
     several = any(len(group) > 1 for group in line.groups)
-    label = line.label or ("Mean over the seeds" if several else "With privacy" if _private(axes) else "Runs")
+    label = line.label or ("Mean over the seeds" if several else "Each run")
     if several:
         axes.fill_between(
             x,
@@ -200,7 +208,7 @@ def _reference(axes: Axes, line: _Line, color: str) -> None:
     label = f"{line.label}, without privacy" if line.label else "Without privacy"
     dots = [dot for group in line.groups for dot in group]
     style = {"color": color, "linewidth": 1.3, "linestyle": (0, (4, 3)), "label": label}
-    if any(dot.x != dot.x for dot in dots):  # noqa: PLR0124 - NaN: no place
+    if any(math.isnan(dot.x) for dot in dots):
         values = [dot.y for dot in dots]
         if max(values) > min(values):
             axes.axhspan(min(values), max(values), color=color, alpha=0.07, linewidth=0)
@@ -239,7 +247,3 @@ def _last(key: str) -> str:
     """The end of a dotted key: enough for a legend."""
     return shown(key.rpartition(".")[2], 24)
 
-
-def _private(axes: Axes) -> bool:
-    """Whether a reference is drawn beside."""
-    return bool(axes.lines)
