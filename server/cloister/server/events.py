@@ -13,7 +13,8 @@ site         site, phase (train | evaluate), status (answered | refused | missin
 round        cohort, answered, missing, refused ({site, reason}), loss, update_norm, bytes_down, bytes_up, seconds by phase
 evaluation   where (central | sites | site:<name> | baseline:pooled | baseline:local:<name>), loss, metrics, confusion,
              records
-privacy      epsilon (spent), allowed, delta, site (where it is a site's own)
+privacy      epsilon (spent), allowed, delta, asked (rounds that it is for), site (where it is a site's own), then also
+             cap (what the site allows its dataset over all runs) and ledger (ε of everything on the site's ledger)
 audit        check, verdict, evidence, power, reason
 warning      text
 end          status (done | interrupted | failed), code, message, model

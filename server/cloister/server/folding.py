@@ -42,6 +42,7 @@ class Fold:
         self.rounds: dict[int, Round] = {}
         self.warnings: dict[str, int] = {}
         self.privacy: dict[str, Mapping[str, Any]] = {}
+        self._privacy_rounds: dict[int, Mapping[str, Any]] = {}
         self._audits: dict[str, Mapping[str, Any]] = {}
         self._resumed: list[int] = []
         self._points: dict[str, dict[int, Measured]] = {}
@@ -78,6 +79,9 @@ class Fold:
             refused=_refusals(self.rounds, self._answers),
             bytes_measured=measured,
             privacy=dict(self.privacy),
+            privacy_by_round=tuple(
+                self._privacy_rounds[number] for number in sorted(self._privacy_rounds)
+            ),
             audits=dict(self._audits),
             warnings=tuple(self.warnings),
             end=self.end,
@@ -92,7 +96,7 @@ class Fold:
             self.run = _read_run(event)
 
     def _take_back(self, after: int) -> None:
-        tables: list[dict[int, Any]] = [self.rounds, self._answers, *self._points.values()]
+        tables: list[dict[int, Any]] = [self.rounds, self._answers, self._privacy_rounds, *self._points.values()]
         for table in tables:
             for number in [number for number in table if number > after]:
                 del table[number]
@@ -147,8 +151,10 @@ class Fold:
         )
         self._points.setdefault(where, {})[number] = point
 
-    def _privacy(self, event: Mapping[str, Any], _: int) -> None:
+    def _privacy(self, event: Mapping[str, Any], number: int) -> None:
         self.privacy[event.get("site") or ""] = event
+        if not event.get("site") and not self._live:
+            self._privacy_rounds[number] = event
 
     def _audit(self, event: Mapping[str, Any], _: int) -> None:
         self._audits[event["check"]] = event

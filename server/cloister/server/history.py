@@ -178,6 +178,7 @@ class History:
         refused: every refusal, in the order of the rounds.
         bytes_measured: whether every site's bytes are its own and not an even share.
         privacy: the newest ``privacy`` event of each site ("" where it names none).
+        privacy_by_round: the ``privacy`` events that name no site, by round: what the site that spent most had spent by then.
         audits: the newest ``audit`` event of each check.
         warnings: the distinct texts of the warnings, in order.
         end: how the run ended; ``None`` when no event says so.
@@ -191,6 +192,7 @@ class History:
     refused: tuple[Refused, ...]
     bytes_measured: bool
     privacy: Mapping[str, Mapping[str, Any]]
+    privacy_by_round: tuple[Mapping[str, Any], ...]
     audits: Mapping[str, Mapping[str, Any]]
     warnings: tuple[str, ...]
     end: End | None

@@ -73,6 +73,7 @@ class Spending:
             epsilon=found.epsilon,
             allowed=self._spec.privacy.epsilon,
             delta=plan.delta,
+            asked=asked,
             relation="zero-out",
             sampling=sampling,
             noise_multiplier=plan.noise_multiplier,

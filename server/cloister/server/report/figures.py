@@ -10,6 +10,7 @@ from typing import Any
 from cloister.server.events import plain
 from cloister.server.history import History, Measured, Refused, Run, Series
 from cloister.server.report.seen import who_sees
+from cloister.server.report.spent import spent_so_far
 
 __all__ = ["FORMAT", "build_report", "site_series"]
 
@@ -108,6 +109,7 @@ def _privacy(history: History, spec: Mapping[str, Any]) -> dict[str, Any]:
     unit = stated.get("unit", "none")
     spent = [event for event in history.privacy.values() if event.get("epsilon") is not None]
     most = max(spent, key=lambda event: float(event["epsilon"]), default=None)
+    so_far = spent_so_far(spec, history)
     return {
         "unit": unit,
         "epsilon": most["epsilon"] if most else None,
@@ -116,12 +118,14 @@ def _privacy(history: History, spec: Mapping[str, Any]) -> dict[str, Any]:
         "sampling": (most or {}).get("sampling"),
         "sites": {
             site: {key: event.get(key) for key in ("epsilon", "allowed", "delta")}
+            | {key: event[key] for key in ("asked", "ledger", "cap") if key in event}
             for site, event in history.privacy.items()
             if site
         },
         "statement": "No differential privacy: the model may reveal something about single records that it was trained on."
         if unit == "none"
         else (most or {}).get("statement") or f"Differential privacy with unit '{unit}'.",
+        **(so_far.as_dict() if so_far else {"allowed": None, "history": [], "projection": []}),
     }
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from cloister.server.history import History
-from cloister.server.report import curves, maps
+from cloister.server.report import budget, curves, maps
 from cloister.server.report.figures import site_series
 from cloister.server.report.seen import who_sees
+from cloister.server.report.spent import SpentSoFar, spent_so_far
 from cloister.server.report.tables import refused_table, settings_table, side_by_side, sites_table
 from cloister.server.report.template import style, template
 from cloister.server.report.verdict import site_noun, verdict
@@ -49,7 +50,8 @@ def render_page(
     learned, price = verdict(
         history, protection=report["aggregation"]["protection"], unit=report["privacy"]["unit"]
     )
-    plots = {key: Markup(svg) for key, svg in _plots(history).items() if svg}  # noqa: S704 - matplotlib escapes its texts
+    spent = spent_so_far(spec, history)
+    plots = {key: Markup(svg) for key, svg in _plots(history, spent).items() if svg}  # noqa: S704 - matplotlib escapes its texts
     return template("page.html").render(
         style=style(),
         name=shown(report["name"], 64),
@@ -69,6 +71,7 @@ def render_page(
         costs=not plots.keys().isdisjoint({"traffic", "time"}),
         noun=site_noun(history.run),
         seers=who_sees(spec),
+        budget=budget.budget_table(spent) if spent else None,
         guarantee=report["privacy"]["statement"].splitlines() if report["privacy"]["unit"] != "none" else [],
         refused=refused_table(history),
         missing=_missing(history),
@@ -151,7 +154,7 @@ def _tiles(report: Mapping[str, Any], history: History) -> list[tuple[str, str, 
     return tiles
 
 
-def _plots(history: History) -> dict[str, str | None]:
+def _plots(history: History, spent: SpentSoFar | None) -> dict[str, str | None]:
     sites = site_series(history)
     lead = _lead(history)
     measured = history.series.get("central")
@@ -160,6 +163,8 @@ def _plots(history: History) -> dict[str, str | None]:
         "losses": curves.losses(history),
         "traffic": curves.traffic_by_round(history),
         "time": curves.time_by_round(history),
+        "budget": budget.epsilon_by_round(spent) if spent else None,
+        "budgets": budget.epsilon_by_site(spent) if spent else None,
     }
     if lead is not None:
         last = {

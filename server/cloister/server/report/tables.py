@@ -26,7 +26,7 @@ from cloister.server.report.words import (
     shown,
 )
 
-__all__ = ["Row", "TableText", "refused_table", "settings_table", "side_by_side", "sites_table"]
+__all__ = ["Row", "TableText", "ends", "refused_table", "settings_table", "side_by_side", "sites_table"]
 
 #: Longer lists show the `ENDS` lowest and the `ENDS` highest.
 LISTED, ENDS = 12, 5
@@ -134,7 +134,7 @@ def sites_table(history: History) -> TableText | None:
             cells += ["not asked", *[DASH] * 3]
         return Row(head=shown(site), cells=tuple(cells))
 
-    chosen, cut = _ends(known, values)
+    chosen, cut = ends(known, values)
     rows = [row(site) for site in chosen]
     if cut:
         rows.insert(
@@ -199,7 +199,7 @@ def _against(value: float | None, base: float | None) -> str:
 
 def _local_rows(history: History, names: Sequence[str], base: float | None, lead: str | None) -> list[Row]:
     local = site_series(history, _LOCAL)
-    chosen, cut = _ends(list(local), {site: _lead(series, lead) for site, series in local.items()})
+    chosen, cut = ends(list(local), {site: _lead(series, lead) for site, series in local.items()})
     rows = [Row(head=f"{shown(site)} alone", cells=_cells(local[site].last, names, base)) for site in chosen]
     if cut:
         found = {
@@ -248,7 +248,7 @@ def _lead(series: Series, lead: str | None) -> float | None:
     return series.last.metrics.get(lead) if lead else None
 
 
-def _ends(names: Sequence[str], values: Mapping[str, float | None]) -> tuple[list[str], int]:
+def ends(names: Sequence[str], values: Mapping[str, float | None]) -> tuple[list[str], int]:
     """Return all names of a short list as they come, or the lowest and highest of a long one, and how many were cut."""
     if len(names) <= LISTED:
         return list(names), 0
