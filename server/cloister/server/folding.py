@@ -79,9 +79,7 @@ class Fold:
             refused=_refusals(self.rounds, self._answers),
             bytes_measured=measured,
             privacy=dict(self.privacy),
-            privacy_by_round=tuple(
-                self._privacy_rounds[number] for number in sorted(self._privacy_rounds)
-            ),
+            privacy_by_round=tuple(self._privacy_rounds[number] for number in sorted(self._privacy_rounds)),
             audits=dict(self._audits),
             warnings=tuple(self.warnings),
             end=self.end,
@@ -96,7 +94,12 @@ class Fold:
             self.run = _read_run(event)
 
     def _take_back(self, after: int) -> None:
-        tables: list[dict[int, Any]] = [self.rounds, self._answers, self._privacy_rounds, *self._points.values()]
+        tables: list[dict[int, Any]] = [
+            self.rounds,
+            self._answers,
+            self._privacy_rounds,
+            *self._points.values(),
+        ]
         for table in tables:
             for number in [number for number in table if number > after]:
                 del table[number]

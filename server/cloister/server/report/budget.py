@@ -107,7 +107,10 @@ def epsilon_by_site(spent: SpentSoFar) -> str | None:
         figure.legend(loc="outside upper left", ncols=2)
 
     return render(
-        "epsilon-by-site", draw, label="ε of each site, against its cap", height=max(2.2, 1.3 + 0.32 * len(ordered))
+        "epsilon-by-site",
+        draw,
+        label="ε of each site, against its cap",
+        height=max(2.2, 1.3 + 0.32 * len(ordered)),
     )
 
 
@@ -123,9 +126,7 @@ def budget_table(spent: SpentSoFar) -> TableText | None:
     columns = ["Site", "Rounds asked", "ε of this run", "Allowed"]
     columns += ["ε on its ledger", "Its cap", "Left"] if told else []
     if cut:
-        middle = Row(
-            head=f"{count(cut)} sites between them", cells=("",) * (len(columns) - 1), kind="rest"
-        )
+        middle = Row(head=f"{count(cut)} sites between them", cells=("",) * (len(columns) - 1), kind="rest")
         rows.insert(len(rows) // 2, middle)
     last = spent.projection[-1] if spent.projection else None
     note = (

@@ -49,7 +49,8 @@ def register(app: typer.Typer) -> None:
             ),
         ] = None,
         reference: Annotated[
-            bool, typer.Option("--reference", help="Also run the file without its [privacy], to compare with.")
+            bool,
+            typer.Option("--reference", help="Also run the file without its [privacy], to compare with."),
         ] = False,
         out: Annotated[Path, typer.Option("--out", help="Where the sweep folder is made.")] = Path("runs"),
         resume: Annotated[
@@ -89,9 +90,20 @@ class _Asked:
     """The part of the command line that says which runs are meant."""
 
     def __init__(
-        self, file: Path | None, over: tuple[str, ...], seeds: str | None, reference: bool, settings: tuple[str, ...]
+        self,
+        file: Path | None,
+        over: tuple[str, ...],
+        seeds: str | None,
+        reference: bool,
+        settings: tuple[str, ...],
     ) -> None:
-        self.file, self.over, self.seeds, self.reference, self.settings = file, over, seeds, reference, settings
+        self.file, self.over, self.seeds, self.reference, self.settings = (
+            file,
+            over,
+            seeds,
+            reference,
+            settings,
+        )
 
     def grid(self, *, resuming: bool) -> Grid | None:
         """Return the grid; ``None`` where an interrupted sweep's own is meant.

@@ -164,5 +164,7 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any] | None:
 
 def _refused(message: str) -> IntegrityError:
     return IntegrityError(
-        message, remedy="restore the run's folder, or remove it: its point then runs again", code="sweep-folder"
+        message,
+        remedy="restore the run's folder, or remove it: its point then runs again",
+        code="sweep-folder",
     )

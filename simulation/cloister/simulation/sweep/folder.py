@@ -169,7 +169,8 @@ class SweepFolder:
             "sweep": self.path.name,
             "name": self.points[0].loaded.spec.federation.name,
             "grid": self.grid.as_dict(),
-            **{"done": False, **figures},
+            "done": False,
+            **figures,
             "points": points,
         }
         write_whole(self.json, json.dumps(whole, allow_nan=False, indent=1) + "\n")

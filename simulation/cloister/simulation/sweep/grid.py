@@ -245,9 +245,7 @@ def _references(points: Sequence[Point]) -> list[Point]:
         origins = {key: point.loaded.origins.get(key, Origin.DEFAULT) for key in stripped.origins}
         loaded = Loaded(spec=stripped.spec, base=stripped.base, origins=origins)
         values = {key: value for key, value in point.values.items() if key.split(".")[0] != "privacy"}
-        found.setdefault(
-            loaded.digest(), Point(name="", values=values, loaded=loaded, reference=True)
-        )
+        found.setdefault(loaded.digest(), Point(name="", values=values, loaded=loaded, reference=True))
     return list(found.values())
 
 

@@ -83,7 +83,11 @@ def values_text(one: Mapping[str, Any]) -> str:
 def composed_text(one: Mapping[str, Any]) -> str:
     """Return what all points of one unit cost a site together, in one sentence."""
     epsilon = one["most"]["epsilon"]
-    cost = f"at most ε = {number(epsilon)} at δ = {one['delta']:g}" if epsilon is not None else "an ε without any bound"
+    cost = (
+        f"at most ε = {number(epsilon)} at δ = {one['delta']:g}"
+        if epsilon is not None
+        else "an ε without any bound"
+    )
     return (
         f"{plural(one['points'], 'private run').capitalize()} together cost a site {cost} (unit: {one['unit']}); "
         "the accountant composed all of their steps, no ε was added to another."
@@ -118,9 +122,7 @@ def _tiles(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if scored:
         best = (min if metric in _ERRORS else max)(scored, key=lambda one: one[metric]["mean"])
         tiles.append((f"Best {label.lower()}", metric_text(metric, best[metric]["mean"]), values_text(best)))
-    spent = [
-        point["privacy"]["epsilon"] for point in done if point["privacy"]["epsilon"] is not None
-    ]
+    spent = [point["privacy"]["epsilon"] for point in done if point["privacy"]["epsilon"] is not None]
     if spent:
         tiles.append(("Dearest run", f"ε = {number(max(spent))}", "spent by the site that spent most"))
     tiles += [
@@ -140,7 +142,11 @@ def _values_table(figures: Mapping[str, Any]) -> TableText:
     rows = []
     for one in figures["values"]:
         spread, loss, epsilon = one[metric] or {}, one["loss"] or {}, one["epsilon"] or {}
-        several = f"{metric_text(metric, spread['lowest'])} to {metric_text(metric, spread['highest'])}" if spread else DASH
+        several = (
+            f"{metric_text(metric, spread['lowest'])} to {metric_text(metric, spread['highest'])}"
+            if spread
+            else DASH
+        )
         rows.append(
             Row(
                 head=values_text(one),
@@ -166,7 +172,8 @@ def _points_table(figures: Mapping[str, Any]) -> TableText:
     rows = []
     for point in figures["points"]:
         cells = [
-            shown(value_text(point["values"][key])) if key in point["values"] else "no privacy" for key in keys
+            shown(value_text(point["values"][key])) if key in point["values"] else "no privacy"
+            for key in keys
         ]
         cells.append(str(point["seed"]))
         if not point["done"]:
@@ -178,7 +185,14 @@ def _points_table(figures: Mapping[str, Any]) -> TableText:
             cells += [number(point["privacy"]["epsilon"]), number(point["privacy"]["noise_multiplier"])]
         cells += [count(point["rounds"]), seconds_text(point["seconds"])]
         rows.append(Row(head=f"Run {point['name']}", cells=tuple(cells), link=point["report"]))
-    columns = ["Run\nits report", *(shown(key) for key in keys), "Seed", metric_label(metric), "Loss", "Test records"]
+    columns = [
+        "Run\nits report",
+        *(shown(key) for key in keys),
+        "Seed",
+        metric_label(metric),
+        "Loss",
+        "Test records",
+    ]
     columns += ["ε spent", "Noise\nσ / C"] if private else []
     return TableText(columns=(*columns, "Rounds", "Time"), rows=tuple(rows))
 

@@ -47,9 +47,7 @@ def by_value(figures: Mapping[str, Any], metric: str) -> str | None:
     """Plot a metric (or ``loss``) against the first swept key, a line for each combination of the others; ``None`` if nothing was measured."""
     key = next(iter(figures["grid"]["over"]))
     texts = list(
-        dict.fromkeys(
-            json.dumps(one["values"].get(key)) for one in figures["values"] if key in one["values"]
-        )
+        dict.fromkeys(json.dumps(one["values"].get(key)) for one in figures["values"] if key in one["values"])
     )
     values = [json.loads(text) for text in texts]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
@@ -207,7 +205,7 @@ def _reference(axes: Axes, line: _Line, color: str) -> None:
     """The runs without privacy: a level where they have no place on the axis, else a line."""
     label = f"{line.label}, without privacy" if line.label else "Without privacy"
     dots = [dot for group in line.groups for dot in group]
-    style = {"color": color, "linewidth": 1.3, "linestyle": (0, (4, 3)), "label": label}
+    style: dict[str, Any] = {"color": color, "linewidth": 1.3, "linestyle": (0, (4, 3)), "label": label}
     if any(math.isnan(dot.x) for dot in dots):
         values = [dot.y for dot in dots]
         if max(values) > min(values):
@@ -246,4 +244,3 @@ def _mean(values: Iterable[float]) -> float:
 def _last(key: str) -> str:
     """The end of a dotted key: enough for a legend."""
     return shown(key.rpartition(".")[2], 24)
-

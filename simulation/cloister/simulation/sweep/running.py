@@ -76,9 +76,7 @@ def sweep(
         folder.close()
 
 
-def resume(
-    path: Path, *, engine: Engine, grid: Grid | None = None, watch: Watch = _unwatched
-) -> SweepResult:
+def resume(path: Path, *, engine: Engine, grid: Grid | None = None, watch: Watch = _unwatched) -> SweepResult:
     """Go on with a sweep that was broken off.
 
     Args:
