@@ -16,6 +16,7 @@ import dp_accounting  # type: ignore[import-untyped]
 import pytest
 from dp_accounting.pld import PLDAccountant  # type: ignore[import-untyped]
 
+from cloister.core.command import run
 from cloister.core.errors import CloisterError, IntegrityError, SpecError
 from cloister.core.spec import parse_federation, read_document
 from cloister.server.report.words import metric_text, number
@@ -481,15 +482,28 @@ def test_a_damaged_sweep_is_refused(
     assert refused.value.remedy
 
 
-def test_the_command_says_what_it_needs(make_file: Make, cloister: Any, answer: Any, tmp_path: Path) -> None:
-    path = make_file()
+def test_the_command_says_what_it_needs(
+    make_file: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = str(make_file())
     for arguments, code, status in (
         ((path,), "usage", 2),
         ((), "usage", 2),
-        (("--resume", tmp_path, "--over", "federation.rounds=1"), "usage", 2),
-        (("--resume", tmp_path), "usage", 2),
+        (("--resume", str(tmp_path), "--over", "federation.rounds=1"), "usage", 2),
+        (("--resume", str(tmp_path)), "usage", 2),
         ((path, "--over", "federation.rounds=1,2", "--set", "federation.rounds=3"), "over", 3),
     ):
-        refused = cloister("sweep", *arguments, "--json")
-        assert (refused.returncode, answer(refused)["error"]["code"]) == (status, code)
-        assert answer(refused)["error"]["remedy"]
+        assert run(["sweep", *arguments, "--json"]) == status
+        refused = json.loads(capfd.readouterr().out)["error"]
+        assert refused["code"] == code
+        assert refused["remedy"]
+
+
+def test_the_command_answers_with_the_figures_of_the_sweep(
+    private: SweepResult, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["sweep", "--resume", str(private.sweep), "--json"]) == 0
+    answer = json.loads(capfd.readouterr().out)
+    assert answer.pop("folder") == str(private.sweep)
+    assert answer.pop("page") == str(private.page)
+    assert answer == json.loads((private.sweep / "sweep.json").read_text())

@@ -135,15 +135,6 @@ def test_a_run_without_privacy_has_no_cost_to_show(tmp_path: Path) -> None:
     assert "What it costs" not in text_of(paths)
 
 
-def test_a_file_that_this_version_refuses_still_has_its_history(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", rounds=3)
-    file = folder / "federation.toml"
-    file.write_text(file.read_text().replace('unit = "record"', 'unit = "site"'))
-    privacy = json.loads(write_report(folder).json.read_text())["privacy"]
-    assert len(privacy["history"]) == 3
-    assert privacy["projection"] == []
-
-
 def test_a_resumed_run_takes_back_the_costs_after_its_checkpoint(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", rounds=5)
     bus = EventBus(EventLog(folder / "events.jsonl"))

@@ -8,21 +8,16 @@ the run                        its projection
 =============================  ===========================================================================
 has ended all of its rounds    none
 was never private              none, and nothing is spent
-has a file that is refused     none: the figures of its events are shown alone
 =============================  ===========================================================================
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from cloister.core.errors import CloisterError
-from cloister.core.spec import parse_federation
+from cloister.core.spec import FederationSpec
 from cloister.privacy.plan import RecordPlan, record_plan
 from cloister.server.history import History
 
@@ -83,9 +78,9 @@ def spent_so_far(spec: Mapping[str, Any], history: History) -> SpentSoFar | None
         spec: the effective federation file.
         history: what the run's events add up to.
     """
-    if (spec.get("privacy") or {}).get("unit", "none") == "none":
+    plan = record_plan(FederationSpec.model_validate(spec))
+    if plan is None:
         return None
-    plan = _plan(json.dumps(spec, sort_keys=True, default=str))
     told = [event for event in history.privacy_by_round if event.get("epsilon") is not None]
     rounds = [(int(event["round"]), float(event["epsilon"])) for event in told]
     sites = _sites(plan, history)
@@ -100,9 +95,9 @@ def spent_so_far(spec: Mapping[str, Any], history: History) -> SpentSoFar | None
 
 
 def _projection(
-    plan: RecordPlan | None, history: History, told: list[Mapping[str, Any]]
+    plan: RecordPlan, history: History, told: list[Mapping[str, Any]]
 ) -> list[tuple[int, float]]:
-    if plan is None or history.run is None:
+    if history.run is None:
         return []
     now, last = max((one.round for one in history.rounds), default=0), history.run.rounds
     if now >= last:
@@ -112,20 +107,17 @@ def _projection(
         asked = max(asked, int(told[-1]["asked"]))
     step = max(1, (last - now) // _POINTS)
     ahead = sorted({*range(now, last, step), last})
-    try:
-        return [(number, plan.spent(asked + number - now).epsilon) for number in ahead]
-    except CloisterError:  # what cannot be bounded is not drawn
-        return []
+    return [(number, plan.spent(asked + number - now).epsilon) for number in ahead]
 
 
-def _sites(plan: RecordPlan | None, history: History) -> dict[str, SiteCost]:
+def _sites(plan: RecordPlan, history: History) -> dict[str, SiteCost]:
     """The newest figure that was told of each site; of a run that has not told them yet, what its rounds cost."""
     found: dict[str, SiteCost] = {}
     ended = max((one.round for one in history.rounds), default=0)
     for site, tally in history.sites.items():
         event = history.privacy.get(site)
         current = event is not None and int(event["round"]) >= ended
-        if not current and plan is not None and len(history.sites) <= _SITES:
+        if not current and len(history.sites) <= _SITES:
             epsilon, asked = plan.spent(tally.asked).epsilon, tally.asked
         elif event is not None and event.get("epsilon") is not None:
             epsilon, asked = float(event["epsilon"]), event.get("asked") or tally.asked
@@ -134,11 +126,3 @@ def _sites(plan: RecordPlan | None, history: History) -> dict[str, SiteCost]:
         told = event or {}
         found[site] = SiteCost(epsilon=epsilon, asked=asked, ledger=told.get("ledger"), cap=told.get("cap"))
     return found
-
-
-@lru_cache(maxsize=4)
-def _plan(spec: str) -> RecordPlan | None:
-    try:
-        return record_plan(parse_federation(json.loads(spec), base=Path()).spec)
-    except CloisterError:  # a file of another version: its events still stand
-        return None
