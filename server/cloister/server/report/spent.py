@@ -94,9 +94,7 @@ def spent_so_far(spec: Mapping[str, Any], history: History) -> SpentSoFar | None
     )
 
 
-def _projection(
-    plan: RecordPlan, history: History, told: list[Mapping[str, Any]]
-) -> list[tuple[int, float]]:
+def _projection(plan: RecordPlan, history: History, told: list[Mapping[str, Any]]) -> list[tuple[int, float]]:
     if history.run is None:
         return []
     now, last = max((one.round for one in history.rounds), default=0), history.run.rounds

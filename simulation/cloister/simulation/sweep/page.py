@@ -110,8 +110,10 @@ def _verdict(figures: Mapping[str, Any]) -> str:
     references = [one[metric]["mean"] for one in figures["values"] if one[metric] and one["reference"]]
     if len(references) == 1:
         text += f"; without privacy it is {metric_text(metric, references[0])}"
-    many = max((one[metric]["n"] for _, one in scored), default=1)
-    return text + (f", each the mean of {plural(many, 'seed')}." if many > 1 else ".")
+    seeds = {one[metric]["n"] for _, one in scored}
+    if max(seeds) == 1:
+        return f"{text}."
+    return f"{text}, each the mean of {'' if len(seeds) == 1 else 'up to '}{plural(max(seeds), 'seed')}."
 
 
 def _tiles(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -138,7 +140,7 @@ def _tiles(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _values_table(figures: Mapping[str, Any]) -> TableText:
-    metric = figures["metric"]
+    metric, private = figures["metric"], figures["composes"] is not None
     rows = []
     for one in figures["values"]:
         spread, loss, epsilon = one[metric] or {}, one["loss"] or {}, one["epsilon"] or {}
@@ -155,20 +157,27 @@ def _values_table(figures: Mapping[str, Any]) -> TableText:
                     several,
                     _deviation(metric, spread.get("deviation")),
                     number(loss.get("mean")),
-                    number(epsilon.get("highest")),
+                    *([number(epsilon.get("highest"))] if private else []),
                     count(spread.get("n", 0)),
                 ),
                 kind="rest" if one["reference"] else "",
             )
         )
-    columns = ("Point", f"{metric_label(metric)}\nmean", "Lowest to highest", "Standard deviation", "Loss\nmean", "ε spent", "Runs")  # fmt: skip
-    return TableText(columns=columns, rows=tuple(rows))
+    columns = [
+        "Point",
+        f"{metric_label(metric)}\nmean",
+        "Lowest to highest",
+        "Standard deviation",
+        "Loss\nmean",
+    ]
+    columns += ["ε spent"] if private else []
+    return TableText(columns=(*columns, "Runs"), rows=tuple(rows))
 
 
 def _points_table(figures: Mapping[str, Any]) -> TableText:
     metric = figures["metric"]
     keys = [key for key in figures["grid"]["over"] if key != _SEED]
-    private = any(point["done"] and point["privacy"]["unit"] != "none" for point in figures["points"])
+    private = figures["composes"] is not None
     rows = []
     for point in figures["points"]:
         cells = [

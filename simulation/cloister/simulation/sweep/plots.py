@@ -65,8 +65,9 @@ def by_value(figures: Mapping[str, Any], metric: str) -> str | None:
             _scale(axis, values)
         else:
             axis.set_ticks(range(len(values)), [shown(value_text(value), 16) for value in values])
+            axis.axes.set_xlim(-0.5, len(values) - 0.5)
 
-    return _plot(metric, "value", lines, finish, shown(key))
+    return _plot(metric, "value", lines, finish, shown(key), ordered=numeric)
 
 
 def by_epsilon(figures: Mapping[str, Any], metric: str) -> str | None:
@@ -140,7 +141,13 @@ def _lines(
 
 
 def _plot(
-    metric: str, name: str, lines: Sequence[_Line], finish: Callable[[XAxis], None], xlabel: str
+    metric: str,
+    name: str,
+    lines: Sequence[_Line],
+    finish: Callable[[XAxis], None],
+    xlabel: str,
+    *,
+    ordered: bool = True,
 ) -> str | None:
     if not any(not line.reference for line in lines):
         return None
@@ -156,7 +163,7 @@ def _plot(
             if line.reference:
                 _reference(axes, line, INK if single else color[line.label])
             else:
-                _curve(axes, line, ACCENT if single else color[line.label])
+                _curve(axes, line, ACCENT if single else color[line.label], joined=ordered)
         tidy(axes, ylabel=metric_label(metric), xlabel=xlabel)
         axes.margins(x=0.05)
         finish(axes.xaxis)
@@ -171,20 +178,18 @@ def _plot(
     return render(f"sweep-{name}-{metric}", draw, label=f"{metric_label(metric)} against {xlabel}")
 
 
-def _curve(axes: Axes, line: _Line, color: str) -> None:
-    """The means with a line through them; over several seeds also the runs, and the band from the lowest to the highest."""
+def _curve(axes: Axes, line: _Line, color: str, *, joined: bool) -> None:
+    """The means and, over several seeds, the runs and their spread: joined by a line and a band where the axis has an order."""
     x = [_mean(dot.x for dot in group) for group in line.groups]
     several = any(len(group) > 1 for group in line.groups)
     label = line.label or ("Mean over the seeds" if several else "Each run")
     if several:
-        axes.fill_between(
-            x,
-            [min(dot.y for dot in group) for group in line.groups],
-            [max(dot.y for dot in group) for group in line.groups],
-            color=color,
-            alpha=0.13,
-            linewidth=0,
-        )
+        low = [min(dot.y for dot in group) for group in line.groups]
+        high = [max(dot.y for dot in group) for group in line.groups]
+        if joined:
+            axes.fill_between(x, low, high, color=color, alpha=0.13, linewidth=0)
+        else:
+            axes.vlines(x, low, high, color=color, alpha=0.25, linewidth=5)
         dots = [dot for group in line.groups for dot in group]
         axes.plot(
             [dot.x for dot in dots], [dot.y for dot in dots], "o", color=color, markersize=3.6, alpha=0.55,
@@ -196,7 +201,7 @@ def _curve(axes: Axes, line: _Line, color: str) -> None:
         color=color,
         marker="o",
         markersize=5.5,
-        linewidth=1.8,
+        linewidth=1.8 if joined else 0,
         label=label,
     )
 
