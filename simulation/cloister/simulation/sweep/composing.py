@@ -5,8 +5,8 @@ that all points released about its records satisfies (ε, δ)-differential priva
 here, whoever looks at them and whichever point is kept in the end. The choice of a point by what it scored is covered as far as it
 rests on what the points released; scores on test records are not.
 
-Composition of all candidates is the plain bound for tuning (Papernot & Steinke 2022, arXiv 2110.03620, section 1: a number of runs
-fixed in advance gains nothing from keeping only the best one's output without a proof of its own).
+The runs of a grid are fixed in advance and every one of them is shown, so each is charged in full. Bounds below composition hold only
+where a random number of runs is made and nothing but the best one is released (Papernot & Steinke 2022, arXiv 2110.03620).
 
 ====================================  =========================================================================
 points                                are composed
