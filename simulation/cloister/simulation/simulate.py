@@ -11,6 +11,7 @@ import json
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from cloister.client.private_steps import RecordLoss
 from cloister.core._version import __version__
 from cloister.core.checking import check_federation, check_records
-from cloister.core.errors import CloisterError, DataError, TaskError
+from cloister.core.errors import CloisterError, DataError, PolicyError, TaskError
 from cloister.core.metrics import Measurement, measure
 from cloister.core.preflight import try_task
 from cloister.core.resolve import build_model, described, notes_of
@@ -37,6 +38,7 @@ from cloister.server.run_folder import RunFolder
 from cloister.server.tracking import tracking_sinks
 from cloister.simulation.baselines import baselines
 from cloister.simulation.engines import Engine, Opened
+from cloister.simulation.ledgers import SimulatedLedgers
 from cloister.simulation.sites import SimulatedSites
 from cloister.simulation.threads import one_thread
 
@@ -44,6 +46,7 @@ __all__ = ["RunResult", "resume", "simulate"]
 
 #: Sites that are named one by one in the first event, and those whose records are counted for the partition's plot.
 _NAMED, _COUNTED = 1000, 200
+_MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,7 @@ def simulate(
     engine: Engine,
     sinks: tuple[Sink, ...] = (),
     on_start: Callable[[Path], None] = lambda _: None,
+    ledgers: Path | None = None,
 ) -> RunResult:
     """Run a federation on this machine.
 
@@ -72,13 +76,19 @@ def simulate(
         engine: what carries the messages.
         sinks: who is told of events, beside the folder's own log.
         on_start: told of the run folder as soon as it is there.
+        ledgers: the folder in which the sites of a private run keep their ledgers; ``None``: they keep none.
 
     Raises:
         CloisterError: whatever refused the run.
     """
-    sites = SimulatedSites(json.dumps(loaded.effective()), loaded.base)
+    kept = (
+        None
+        if loaded.spec.privacy.unit == "none" or ledgers is None
+        else SimulatedLedgers(ledgers.absolute())
+    )
+    sites = SimulatedSites(json.dumps(loaded.effective()), loaded.base, kept)
     prepared = _prepare(sites, loaded)
-    folder = RunFolder.create(out, loaded)
+    folder = RunFolder.create(out, loaded, ledgers=ledgers if kept else None)
     on_start(folder.path)
     return _run(folder, loaded, sites, prepared, engine=engine, sinks=sinks)
 
@@ -91,7 +101,9 @@ def resume(path: Path, *, engine: Engine, sinks: tuple[Sink, ...] = ()) -> RunRe
     """
     folder, loaded = RunFolder.reopen(path)
     try:
-        sites = SimulatedSites(json.dumps(loaded.effective()), loaded.base)
+        ledgers = folder.ledgers
+        kept = None if ledgers is None else SimulatedLedgers(ledgers)
+        sites = SimulatedSites(json.dumps(loaded.effective()), loaded.base, kept)
         prepared = _prepare(sites, loaded)
     except BaseException:
         folder.close()
@@ -185,8 +197,11 @@ def _run(
                     else None,
                     resume=checkpoint,
                     fingerprint=prepared.fingerprint,
+                    run=folder.run,
+                    witnesses=sites.ledgers.witnesses() if sites.ledgers else None,
                 )
-                _finish(folder, sites, prepared, _rounds(opened, plan, bus), bus)
+                release = partial(_release, folder, sites, prepared)
+                _finish(folder, sites, prepared, _rounds(opened, plan, bus, release), bus)
             finally:
                 bus.close()
         paths = write_report(folder.path)
@@ -200,7 +215,7 @@ def _run(
     return RunResult(run=folder.path, report=paths.html, model=folder.model, figures=figures)
 
 
-def _rounds(opened: Opened, plan: RunPlan, bus: EventBus) -> Vector:
+def _rounds(opened: Opened, plan: RunPlan, bus: EventBus, release: Callable[[Vector, int], None]) -> Vector:
     try:
         return opened.run(plan)
     except KeyboardInterrupt:
@@ -213,6 +228,16 @@ def _rounds(opened: Opened, plan: RunPlan, bus: EventBus) -> Vector:
             model=None,
         )
         raise
+    except PolicyError as error:
+        # A cap was reached in the middle of the run: what was spent has bought a model, the best so far.
+        best = plan.store.best()
+        if best is None or not best.round_number:
+            bus.emit("end", 0, status="failed", code=error.code, message=error.message, model=None)
+            raise
+        release(best.arrays["model"], best.round_number)
+        text = f"{error.message}; the model of round {best.round_number} is released"
+        bus.emit("end", best.round_number, status="failed", code=error.code, message=text, model=_MODEL)
+        raise PolicyError(text, remedy=error.remedy, code=error.code) from None
     except CloisterError as error:
         bus.emit("end", 0, status="failed", code=error.code, message=error.message, model=None)
         raise
@@ -222,6 +247,20 @@ def _finish(
     folder: RunFolder, sites: SimulatedSites, prepared: _Prepared, vector: Vector, bus: EventBus
 ) -> None:
     rounds = sites.spec.federation.rounds
+    _release(folder, sites, prepared, vector, rounds)
+    for baseline in baselines(sites, prepared.initial, prepared.measure):
+        try:
+            found = baseline.train()
+        except (DataError, TaskError) as error:  # the federation's own model is there already: go on without
+            bus.emit("warning", rounds, text=f"{baseline.where} could not be trained: {error.message}")
+        else:
+            bus.emit("evaluation", rounds, where=baseline.where, **vars(found))
+    bus.emit("end", rounds, status="done", code="done", message="", model=_MODEL)
+
+
+def _release(
+    folder: RunFolder, sites: SimulatedSites, prepared: _Prepared, vector: Vector, rounds: int
+) -> None:
     model = build_model(sites.task, sites.spec.federation.seed)
     about = {
         "federation": sites.spec.federation.name,
@@ -230,14 +269,6 @@ def _finish(
         "cloister": __version__,
     }
     write_model(folder.model, model, prepared.layout, vector, about)
-    for baseline in baselines(sites, prepared.initial, prepared.measure):
-        try:
-            found = baseline.train()
-        except (DataError, TaskError) as error:  # the federation's own model is there already: go on without
-            bus.emit("warning", rounds, text=f"{baseline.where} could not be trained: {error.message}")
-        else:
-            bus.emit("evaluation", rounds, where=baseline.where, **vars(found))
-    bus.emit("end", rounds, status="done", code="done", message="", model=folder.model.name)
 
 
 def _facts(loaded: Loaded, sites: SimulatedSites, prepared: _Prepared, engine: Engine) -> dict[str, Any]:
