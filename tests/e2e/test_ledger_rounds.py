@@ -423,6 +423,17 @@ def test_the_command_caps_and_refuses(make_file: Callable[..., Path], tmp_path: 
     one = ledgers(tmp_path)[0]
     capped = cloister("ledger", "cap", one, "--epsilon", 0.5, "--delta", 1e-4, "--json")
     assert json.loads(capped.stdout)["cap"]["epsilon"] == 0.5
+    foretold = cloister("ledger", "predict", one, path, "--json")
+    assert (foretold.returncode, json.loads(foretold.stdout)["error"]["code"]) == (5, "budget")
+    plan = plan_of(path)
+    ok = json.loads(cloister("ledger", "predict", ledgers(tmp_path)[1], path, "--json").stdout)
+    assert ok["run"]["epsilon"] == pytest.approx(plan.spent(4).epsilon)
+    assert ok["ledger"]["before"] == pytest.approx(plan.spent(4).epsilon)
+    assert ok["ledger"]["after"] == pytest.approx(plan.spent(8).epsilon)
+    open_file = make_file(privacy={})
+    nothing = cloister("ledger", "predict", one, open_file, "--json")
+    assert nothing.returncode == 2
+    path = make_file(**TABLES)
     refused = cloister(*arguments, "--json")
     assert (refused.returncode, json.loads(refused.stdout)["error"]["code"]) == (5, "budget")
     shutil.copy(one.with_suffix(".pem"), tmp_path / "copy.pem")
