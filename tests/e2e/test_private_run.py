@@ -45,7 +45,13 @@ def ask(path: Path, kind: str) -> Message:
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 9
     layout = sites.bench.trainer.layout
     job = ConfigRecord(
-        {"protocol": protocol.PROTOCOL, "round": 1, "federation": sites.federation, "layout": layout.digest}
+        {
+            "protocol": protocol.PROTOCOL,
+            "run": "r",
+            "round": 1,
+            "federation": sites.federation,
+            "layout": layout.digest,
+        }
     )
     content = RecordDict({protocol.JOB: job})
     record = ArrayRecord()

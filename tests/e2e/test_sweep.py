@@ -303,6 +303,31 @@ def test_points_of_different_delta_compose_at_the_smallest_and_those_without_pri
     assert composed(points[2:]) == []
 
 
+def test_the_sites_ledgers_hold_what_the_sweep_says_that_it_cost(repository: Path, tmp_path: Path) -> None:
+    """All points are charged to one account a site; the references to none."""
+    path = repository / "examples" / "heart" / "private.toml"
+    made = sweep(
+        grid_of(path, "privacy.epsilon=1,2", reference=True, settings=("federation.rounds=2",)),
+        out=tmp_path / "runs",
+        engine=LocalEngine(0),
+        ledgers=tmp_path / "ledgers",
+    )
+    last = made.sweep / made.figures["points"][1]["run"] / "events.jsonl"
+    told = [json.loads(line) for line in last.read_text().splitlines()]
+    ledgers = {
+        event["site"]: event["ledger"]["epsilon"]
+        for event in told
+        if event["kind"] == "privacy" and event["site"]
+    }
+    (entry,) = made.figures["composed"]
+    assert len(ledgers) == 4
+    for site, epsilon in ledgers.items():
+        assert entry["sites"][site]["epsilon"] == pytest.approx(epsilon, rel=0.01)
+    assert json.loads((made.sweep / "sweep.json").read_text())["ledgers"] == str(tmp_path / "ledgers")
+    text = (made.sweep / made.figures["points"][1]["report"]).read_text()
+    assert "ε on its ledger" in text
+
+
 def test_many_sites_are_told_by_the_cost_that_none_passes() -> None:
     asked = {f"site-{number}": number % 7 for number in range(201)}
     (entry,) = composed([charged(asked, noise_multiplier=1.5)])

@@ -31,7 +31,7 @@ def oracle(rounds: int) -> float:
 
 
 def make_run(
-    folder: Path, *, rounds: int, told: dict[str, dict[str, float]] | None = None, private: bool = True
+    folder: Path, *, rounds: int, told: dict[str, dict[str, Any]] | None = None, private: bool = True
 ) -> Path:
     """Write a made-up run that ended ``rounds`` of its rounds; ``west`` is asked in every other one."""
     folder.mkdir(parents=True)
@@ -107,14 +107,14 @@ def test_a_finished_run_has_no_projection(tmp_path: Path) -> None:
 
 
 def test_caps_and_ledgers_are_shown_where_sites_told_them(tmp_path: Path) -> None:
-    told = {
-        "north": {"epsilon": 0.9, "cap": 6.0, "ledger": 4.25},
-        "south": {"epsilon": 0.9, "cap": 3.5, "ledger": 3.25},
+    told: dict[str, dict[str, Any]] = {
+        "north": {"epsilon": 0.9, "cap": 6.0, "ledger": {"epsilon": 4.25, "delta": DELTA}},
+        "south": {"epsilon": 0.9, "cap": 3.5, "ledger": {"epsilon": 3.25, "delta": DELTA}},
         "west": {"epsilon": 0.5},
     }
     paths = write_report(make_run(tmp_path / "run", rounds=ROUNDS, told=told))
     sites = json.loads(paths.json.read_text())["privacy"]["sites"]
-    assert (sites["north"]["cap"], sites["north"]["ledger"]) == (6.0, 4.25)
+    assert (sites["north"]["cap"], sites["north"]["ledger"]["epsilon"]) == (6.0, 4.25)
     assert "cap" not in sites["west"]
     text = text_of(paths)
     assert re.search(r"north 12 0\.900 – 4\.25 6\.00 1\.75", text)

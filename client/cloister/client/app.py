@@ -16,8 +16,10 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from cloister.client.charging import Charge, SiteLedger, afford, release
 from cloister.client.incoming import Job, read_job
-from cloister.client.trainer import Trainer
+from cloister.client.kept import digest_of
+from cloister.client.trainer import LocalResult, Trainer
 from cloister.core import protocol
 from cloister.core.data import Split
 from cloister.core.errors import CloisterError, PolicyError
@@ -26,6 +28,7 @@ from cloister.core.randomness import Randomness
 from cloister.core.resolve import check_data
 from cloister.core.spec import FederationSpec
 from cloister.core.update import Vector
+from cloister.privacy.plan import record_plan
 from cloister.strategies.scaffold import client_control, correction
 
 __all__ = ["Site", "SiteSource", "Workbench", "make_client_app"]
@@ -37,19 +40,21 @@ MakeArray = Callable[[Vector], Array]
 
 @dataclass(frozen=True, kw_only=True)
 class Workbench:
-    """What a site needs for one federation, built once and used for every message of it."""
+    """What a site needs for one federation, built once and used for every message of it; ``code_hash``: of what computes."""
 
     spec: FederationSpec
     trainer: Trainer
     randomness: Randomness
+    code_hash: str = "unknown"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """Who this is and what it holds."""
+    """Who this is, what it holds, and where it keeps the account of it (``None``: nowhere, in a simulation)."""
 
     name: str
     split: Split
+    ledger: SiteLedger | None = None
 
 
 class SiteSource(Protocol):
@@ -96,15 +101,37 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
     if bench.spec.training.scaffold:
         control = job.array(protocol.CONTROL, size)
         own = _own_control(context, size)
-    result = bench.trainer.train(
-        vector,
-        site.split.train,
-        site=site.name,
-        round_number=job.round_number,
-        randomness=bench.randomness,
-        drift=None if control is None or own is None else correction(control, own),
-    )
+
+    def compute() -> LocalResult:
+        return bench.trainer.train(
+            vector,
+            site.split.train,
+            site=site.name,
+            round_number=job.round_number,
+            randomness=bench.randomness,
+            drift=None if control is None or own is None else correction(control, own),
+        )
+
     update = ArrayRecord()  # filled item by item: its constructor would copy and serialise each array
+    plan = record_plan(bench.spec)
+    if site.ledger is not None and plan is not None:
+        charge = Charge(
+            run=job.run,
+            round_number=job.round_number,
+            given=digest_of({protocol.VECTOR: vector}),
+            plan=plan,
+            code_hash=bench.code_hash,
+            told=job.told,
+        )
+        arrays, told = release(site.ledger, charge, lambda: {protocol.VECTOR: compute().change})
+        update[protocol.VECTOR] = make_array(arrays[protocol.VECTOR])
+        return RecordDict(
+            {
+                protocol.UPDATE: update,
+                protocol.LEDGER: ConfigRecord({protocol.LEDGER: told.to_json()}),
+            }
+        )
+    result = compute()
     update[protocol.VECTOR] = make_array(result.change)
     if control is not None and own is not None:
         end = vector + result.change
@@ -149,6 +176,9 @@ def _introduce(message: Message, context: Context, source: SiteSource) -> Record
     job = read_job(message)
     bench = source.workbench(job.federation)
     site = source.site(context, bench)
+    plan = record_plan(bench.spec)
+    if job.afford and site.ledger is not None and plan is not None:
+        afford(site.ledger, plan, plan.rounds - job.round_number, job.told)
     return RecordDict({protocol.SITE: ConfigRecord({"name": site.name})})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,20 +12,35 @@ from cloister.core import protocol
 from cloister.core.decoding import decode_vector
 from cloister.core.errors import IntegrityError
 from cloister.core.update import Layout, Vector
+from cloister.privacy.ledger.testimony import ToSite
 
 __all__ = ["Job", "read_job"]
 
 _MAX_FEDERATION = 1 << 20
+_RUN = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A checked job: the round, the federation's text, the layout's digest and the arrays that came with it."""
+    """A checked job.
 
+    Attributes:
+        run: names the run.
+        round_number: from 0.
+        federation: the effective federation file as JSON.
+        layout_digest: of the model's layout.
+        arrays: what came with it.
+        told: what the server says of the site's ledger.
+        afford: whether the site is asked if it allows the rounds after this one.
+    """
+
+    run: str
     round_number: int
     federation: str
     layout_digest: str
     arrays: ArrayRecord | None
+    told: ToSite
+    afford: bool
 
     def check_layout(self, layout: Layout) -> None:
         """Refuse a job whose model is not the one that this site builds.
@@ -77,18 +93,25 @@ def read_job(message: Message) -> Job:
             remedy="install the same version of cloister at the server and at the site",
             code="job-protocol",
         )
+    run = record.get("run")
     if not (
         isinstance(number, int) and number >= 0 and isinstance(federation, str) and isinstance(layout, str)
     ):
         raise IntegrityError("the job lacks a round, a federation or a layout", code="job-malformed")
+    if not isinstance(run, str) or not _RUN.fullmatch(run):
+        raise IntegrityError("the job does not name its run", code="job-malformed")
     if len(federation) > _MAX_FEDERATION:
         raise IntegrityError(
             f"the job's federation has {len(federation)} characters, more than {_MAX_FEDERATION}",
             code="job-malformed",
         )
+    said = message.content.config_records.get(protocol.LEDGER)
     return Job(
+        run=run,
         round_number=number,
         federation=federation,
         layout_digest=layout,
         arrays=message.content.array_records.get(protocol.MODEL),
+        told=ToSite() if said is None else ToSite.from_json(said.get(protocol.LEDGER)),
+        afford=record.get(protocol.AFFORD) is True,
     )

@@ -17,17 +17,18 @@ __all__ = ["sweep", "sync_folder", "write_whole"]
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}", re.DOTALL)
 
 
-def write_whole(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
+def write_whole(path: Path, data: bytes | str, *, mode: int = 0o644, durable: bool = True) -> None:
     """Write ``data`` to ``path`` so that a crash leaves the old file or the new one, never a part.
 
-    The bytes go to a temporary name in the same folder, reach the disk, and take the name in one step.
+    The bytes go to a temporary name in the same folder, reach the disk, and take the name in one step. Where ``durable`` is false
+    they need not reach the disk first: that holds against a killed process and not against a power cut.
 
     Raises:
         StorageError: the disk is full or refuses; the old file stands.
     """
     raw = data.encode() if isinstance(data, str) else data
     try:
-        _write_whole(path, raw, mode)
+        _write_whole(path, raw, mode, durable=durable)
     except OSError as error:
         raise StorageError.of(path, error) from None
 
@@ -45,19 +46,21 @@ def sweep(folder: Path, names: re.Pattern[str]) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _write_whole(path: Path, raw: bytes, mode: int) -> None:
+def _write_whole(path: Path, raw: bytes, mode: int, *, durable: bool) -> None:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(raw)
             file.flush()
             os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,17 +10,22 @@ message          records
 ``query``        ``job``            → ``site``                (or ``refusal``)
 ===============  ==========================================================================================
 
-``job`` (text and numbers): `PROTOCOL`, the round, the effective federation file as JSON, the layout's digest.
+``job`` (text and numbers): `PROTOCOL`, the run's name, the round, the effective federation file as JSON, the layout's digest.
+A ``query`` with `AFFORD` asks whether the site allows the rounds after that one, too.
 ``model`` and ``update`` (arrays): `VECTOR`, and `CONTROL` under SCAFFOLD; each a flat float32 vector.
 ``report`` (numbers): what was measured at the site. ``refusal`` (text): a stable code and a message without data.
+``ledger`` (text, in private runs whose sites keep ledgers): in a job, what others saw of the site's ledger and signed, and heads of
+other sites; in a reply, the ledger's new head, what it has spent and its cap, and signatures of those heads. See `LEDGER`.
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "AFFORD",
     "CONFUSION",
     "CONTROL",
     "JOB",
+    "LEDGER",
     "METRIC",
     "MODEL",
     "PROTOCOL",
@@ -32,7 +37,7 @@ __all__ = [
 ]
 
 #: Version of this vocabulary; a site refuses a job of another version.
-PROTOCOL = 1
+PROTOCOL = 2
 
 JOB = "job"
 MODEL = "model"
@@ -40,6 +45,9 @@ UPDATE = "update"
 REPORT = "report"
 REFUSAL = "refusal"
 SITE = "site"
+#: One key, `LEDGER`, whose value is JSON: {"heads", "witnesses", "peers"} in a job, {"head", "epsilon", "delta", "cap", "signed"} in a reply.
+LEDGER = "ledger"
+AFFORD = "afford"
 
 VECTOR = "vector"
 CONTROL = "control"

@@ -106,6 +106,13 @@ def _checked(task: Any, use: str) -> Task:
             remedy='name each class, for example classes = ("no", "yes"); () for a regression',
             code="task-classes",
         )
+    odd = [name for name in classes if not isinstance(name, str) or classes.count(name) > 1]
+    if odd:
+        raise TaskError(
+            f"task '{use}' has {odd[0]!r} among its classes, which is no name, or not only once",
+            remedy='give each class a name of its own, for example classes = ("0", "1")',
+            code="task-classes",
+        )
     if kind == "classification" and len(classes) < 2:
         raise TaskError(
             f"task '{use}' is a classification with {len(classes)} classes",

@@ -1,4 +1,4 @@
-"""``cloister ledger show | verify | export | remaining``: what a privacy officer asks a site's ledger, without changing it."""
+"""``cloister ledger show | verify | export | remaining | predict``: what a privacy officer asks a site's ledger, and ``cap``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from rich.table import Table
 
 from cloister.core.errors import IntegrityError, UsageError
 from cloister.core.outcome import JsonOption, Outcome, outcome, visible
+from cloister.privacy.ledger_cap import cap_command
+from cloister.privacy.ledger_predict import predict_command
 
 if TYPE_CHECKING:
     from cloister.privacy.ledger.budget import Composer
@@ -41,6 +43,8 @@ def register(app: typer.Typer) -> None:
     group.command("verify")(verify_command)
     group.command("export")(export_command)
     group.command("remaining")(remaining_command)
+    group.command("predict")(predict_command)
+    group.command("cap")(cap_command)
     app.add_typer(group, name="ledger")
 
 

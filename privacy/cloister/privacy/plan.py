@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 from cloister.core.errors import SpecError
 from cloister.core.spec import FederationSpec
@@ -42,6 +42,7 @@ class RecordPlan:
     steps: int
     rounds: int
     delta: float
+    unit: ClassVar[str] = "record"
 
     def event(self, rounds: int = 1) -> PoissonGaussian:
         """Return what a site's ``rounds`` rounds are, for the accountant and the ledger."""

@@ -157,6 +157,18 @@ class CheckpointStore:
                 code="checkpoint-unreadable",
             ) from None
 
+    def best(self) -> Checkpoint | None:
+        """Return the checkpoint of the best round, or the newest where none was judged; ``None`` when there is none.
+
+        Raises:
+            IntegrityError: it cannot be read.
+        """
+        rounds = sorted(self._rounds())
+        if not rounds:
+            return None
+        newest = self.load(rounds[-1])
+        return newest if newest.best is None else self.load(newest.best.round_number)
+
     def _path(self, round_number: int) -> Path:
         return self._folder / f"round-{round_number:06d}.safetensors"
 

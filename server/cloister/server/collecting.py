@@ -19,7 +19,14 @@ from cloister.core.update import Vector
 from cloister.server.directory import Directory
 from cloister.server.exchange import Answer, exchange
 from cloister.server.plan import RunPlan
-from cloister.server.replies import CheckedEvaluation, CheckedUpdate, Refused, check_evaluation, check_update
+from cloister.server.replies import (
+    CheckedEvaluation,
+    CheckedUpdate,
+    Refused,
+    check_evaluation,
+    check_introduction,
+    check_update,
+)
 from cloister.strategies.mean import Direction
 from cloister.strategies.rules import rule_from
 
@@ -89,6 +96,7 @@ class Collector:
         answered = 0
         for name, answer in self._exchange("train", number, cohort, vectors):
             checked = check_update(answer, size=size, names=tuple(vectors), private=self._private)
+            checked = self._witnessed(name, checked)
             self._tell(number, "train", name, answer=answer, checked=checked, nbytes=nbytes)
             if isinstance(checked, CheckedUpdate):
                 for array, vector in checked.arrays.items():
@@ -116,6 +124,15 @@ class Collector:
             bytes_up=answered * nbytes,
         )
 
+    def allowed(self, number: int) -> list[dict[str, str]]:
+        """Ask all sites whether they allow what is left of the run after round ``number``; return who does not, and why."""
+        everyone = list(range(len(self._directory)))
+        return [
+            {"site": name, "reason": str(refused)}
+            for name, answer in self._exchange("query", number, everyone, {})
+            if answer.reply is not None and isinstance(refused := check_introduction(answer, name), Refused)
+        ]
+
     def measure(self, number: int, cohort: list[int], model: Vector) -> CheckedEvaluation | None:
         """Have the cohort measure ``model`` on its own test records; return the uniform mean, ``None`` if nobody could."""
         found = []
@@ -140,6 +157,15 @@ class Collector:
         self._plan.bus.emit("evaluation", number, where="sites", **vars(mean))
         return mean
 
+    def _witnessed(self, name: str, checked: CheckedUpdate | Refused) -> CheckedUpdate | Refused:
+        """Take what a site tells of its ledger; an update under a ledger that cannot be so is not used."""
+        if self._plan.witnesses is None or isinstance(checked, Refused):
+            return checked
+        if checked.ledger is None:
+            return Refused("ledger-missing", "the update came without its ledger's head")
+        wrong = self._plan.witnesses.take(name, checked.ledger)
+        return checked if wrong is None else Refused(*wrong.split(": ", 1))
+
     def _weight(self, checked: CheckedUpdate) -> float:
         weighting = self._spec.aggregation.weighting
         return 1.0 if weighting == "uniform" else float(min(checked.records, weighting.records_cap))
@@ -151,23 +177,38 @@ class Collector:
         job = ConfigRecord(
             {
                 "protocol": protocol.PROTOCOL,
+                "run": self._plan.run,
                 "round": number,
                 "federation": self._federation,
                 "layout": self._plan.layout.digest,
+                protocol.AFFORD: kind == "query",
             }
         )
         arrays = ArrayRecord()  # filled item by item: its constructor would copy and serialise each array
         arrays.update({name: self._plan.make_array(vector) for name, vector in vectors.items()})
         content = RecordDict({protocol.JOB: job, protocol.MODEL: arrays})
         wait_s = self._spec.cohort.wait_s
-        messages = [
-            Message(content, self._directory.node(position), kind, ttl=wait_s, group_id=str(number))
-            for position in cohort
-        ]
         names = [self._directory.name(position) for position in cohort]
+        messages = [
+            Message(
+                self._with_ledger(content, name, names),
+                self._directory.node(position),
+                kind,
+                ttl=wait_s,
+                group_id=str(number),
+            )
+            for position, name in zip(cohort, names, strict=True)
+        ]
         self._plan.bus.announce("asked", number, phase=kind, sites=names)
         for answer in exchange(self._grid, messages, wait_s=wait_s):
             yield names[answer.position], answer
+
+    def _with_ledger(self, content: RecordDict, name: str, cohort: list[str]) -> RecordDict:
+        """Return the cohort's common content, with what a site is told of its own ledger where it keeps one."""
+        if self._plan.witnesses is None:
+            return content
+        told = ConfigRecord({protocol.LEDGER: self._plan.witnesses.tell(name, cohort).to_json()})
+        return RecordDict({**content, protocol.LEDGER: told})
 
     def _tell(
         self,

@@ -21,6 +21,7 @@ from cloister.server.checkpoints import Arrays, Best, Checkpoint
 from cloister.server.cohort import choose_cohort
 from cloister.server.collecting import Collected, Collector
 from cloister.server.directory import Directory
+from cloister.server.leave import is_budget, refusal_of
 from cloister.server.plan import RunPlan
 from cloister.server.spending import Spending
 from cloister.strategies.mean import Direction
@@ -57,7 +58,13 @@ class Coordinator:
         self._sites = len(directory)
         self._collector = Collector(plan, grid, directory)
         self._optimiser = optimiser_from(self._spec.aggregation.optimizer)
-        self._spending = Spending(self._spec, plan.bus, directory, seeded=plan.randomness.reproducible)
+        self._spending = Spending(
+            self._spec,
+            plan.bus,
+            directory,
+            seeded=plan.randomness.reproducible,
+            witnesses=plan.witnesses,
+        )
         self._digest = plan.loaded.digest()
 
     def run(self) -> Vector:
@@ -65,11 +72,22 @@ class Coordinator:
 
         Raises:
             PeersMissing: rounds kept falling below ``cohort.min_sites``.
+            PolicyError: (budget) sites do not allow what the run costs: before its first round, or in the middle of it, where another
+                run has spent what was left.
         """
         state = self._begin()
+        self._ask_leave(state.round_number)
         for number in range(state.round_number + 1, self._spec.federation.rounds + 1):
             state = self._round(number, state)
         return state.model
+
+    def _ask_leave(self, done: int) -> None:
+        """Ask the sites that keep ledgers whether they allow the rounds after ``done``; refuse the run before any training."""
+        if self._plan.witnesses is None:
+            return
+        refused = self._collector.allowed(done)
+        if refused:
+            raise refusal_of(refused, self._spec.federation.rounds - done)
 
     def _begin(self) -> _State:
         plan, size, scaffold = self._plan, self._plan.layout.size, self._spec.training.scaffold
@@ -123,6 +141,8 @@ class Coordinator:
             bytes_up=collected.bytes_up,
             seconds=clock.seconds,
         )
+        if self._plan.witnesses is not None:
+            self._plan.witnesses.save()
         every, last = self._spec.federation.checkpoint_every, number == self._spec.federation.rounds
         if last or number % every == 0 or (best is not None and best.round_number == number):
             self._save(new)
@@ -144,6 +164,8 @@ class Coordinator:
             collected = self._collector.train(number, cohort, vectors)
             if collected.answered >= least:
                 return cohort, collected
+            if any(is_budget(one["reason"]) for one in collected.refused):
+                raise refusal_of(collected.refused, 1)  # asking again would cost the others a round
             attempts, why = attempts + 1, collected.summary()
             text = f"round {number} was not aggregated (attempt {attempts} of {_ATTEMPTS}): {why}"
             self._plan.bus.emit("warning", number, text=text)

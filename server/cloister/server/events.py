@@ -14,7 +14,7 @@ round        cohort, answered, missing, refused ({site, reason}), loss, update_n
 evaluation   where (central | sites | site:<name> | baseline:pooled | baseline:local:<name>), loss, metrics, confusion,
              records
 privacy      epsilon (spent), allowed, delta, asked (rounds that it is for), site (where it is a site's own), then also
-             cap (what the site allows its dataset over all runs) and ledger (ε of everything on the site's ledger)
+             cap (what the site allows its dataset over all runs) and ledger (epsilon and delta of everything on the site's ledger)
 audit        check, verdict, evidence, power, reason
 warning      text
 end          status (done | interrupted | failed), code, message, model

@@ -14,6 +14,7 @@ from cloister.core.spec import Loaded
 from cloister.core.update import Layout, Vector
 from cloister.server.checkpoints import Arrays, Checkpoint, CheckpointStore
 from cloister.server.events import EventBus
+from cloister.server.witnessing import Witnesses
 
 __all__ = ["RunPlan", "SiteMemory"]
 
@@ -46,6 +47,8 @@ class RunPlan:
         memory: what virtual sites keep, or ``None``.
         make_array: how a flat vector becomes a Flower ``Array``.
         resume: the checkpoint to go on from.
+        run: names the run in the sites' ledgers.
+        witnesses: what the server knows of the sites' ledgers, where they keep any.
         fingerprint: what the run computes with, kept in every checkpoint and compared on a resume.
     """
 
@@ -60,4 +63,6 @@ class RunPlan:
     memory: SiteMemory | None = None
     make_array: Callable[[Vector], Array] = Array
     resume: Checkpoint | None = None
+    run: str = "run"
+    witnesses: Witnesses | None = None
     fingerprint: str = ""

@@ -8,6 +8,7 @@ round goes on without it.
 from __future__ import annotations
 
 import math
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,10 +16,19 @@ from flwr.app import Array, Message, MetricRecord
 
 from cloister.core import protocol
 from cloister.core.decoding import LARGEST, decode_vector
+from cloister.core.errors import IntegrityError
 from cloister.core.update import Vector
+from cloister.privacy.ledger.testimony import FromSite
 from cloister.server.exchange import Answer
 
-__all__ = ["CheckedEvaluation", "CheckedUpdate", "Refused", "check_evaluation", "check_update"]
+__all__ = [
+    "CheckedEvaluation",
+    "CheckedUpdate",
+    "Refused",
+    "check_evaluation",
+    "check_introduction",
+    "check_update",
+]
 
 _TEXT_LIMIT = 300
 _MOST_RECORDS = 10**12
@@ -49,11 +59,13 @@ class CheckedUpdate:
         arrays: by name, each (size,) float32 and finite.
         loss: the site's mean training loss; ``None`` in a private run, where it is withheld.
         records: how many records the site says it has (its word, capped where it is used); 1 where it is withheld.
+        ledger: what it tells of its ledger, where it keeps one.
     """
 
     arrays: dict[str, Vector]
     loss: float | None
     records: int
+    ledger: FromSite | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +87,30 @@ def check_update(
         answer: what came back (not missing).
         size: length of the model's flat vector.
         names: exactly the arrays that must be there.
-        private: the run is private: the update comes alone, and a reply that tells more is refused.
+        private: the run is private: the update comes alone, or with what the site tells of its ledger; a reply that tells more is
+            refused.
     """
-    message = _usable(answer, {protocol.UPDATE} if private else {protocol.UPDATE, protocol.REPORT})
+    message = _usable(
+        answer,
+        {protocol.UPDATE} if private else {protocol.UPDATE, protocol.REPORT},
+        {protocol.LEDGER} if private else set(),
+    )
     if isinstance(message, Refused):
         return message
     arrays = _arrays(message, size, names)
     if isinstance(arrays, Refused):
         return arrays
-    if private:
-        return CheckedUpdate(arrays=arrays, loss=None, records=1)
+    return _alone(message, arrays) if private else _reported(message, arrays)
+
+
+def _alone(message: Message, arrays: dict[str, Vector]) -> CheckedUpdate | Refused:
+    ledger = _ledger(message)
+    if isinstance(ledger, Refused):
+        return ledger
+    return CheckedUpdate(arrays=arrays, loss=None, records=1, ledger=ledger)
+
+
+def _reported(message: Message, arrays: dict[str, Vector]) -> CheckedUpdate | Refused:
     report = message.content.metric_records.get(protocol.REPORT, MetricRecord())
     loss, records = _number(report.get("loss"), -LARGEST, LARGEST), report.get("records")
     if loss is None or set(report) != {"loss", "records", "steps"}:
@@ -131,6 +157,17 @@ def check_evaluation(answer: Answer, *, classes: int) -> CheckedEvaluation | Ref
     )
 
 
+def check_introduction(answer: Answer, name: str) -> Refused | None:
+    """Check the reply to a ``query`` message: that the site allows what it was asked, and is who it should be."""
+    message = _usable(answer, {protocol.SITE})
+    if isinstance(message, Refused):
+        return message
+    said = message.content.config_records.get(protocol.SITE)
+    if said is None or said.get("name") != name:
+        return Refused("foreign-sender", "another site answered")
+    return None
+
+
 def _metrics(report: MetricRecord, classes: int) -> dict[str, float] | Refused:
     """Return the task metrics, each one that `cloister.core.metrics` knows and in its range."""
     known = _CLASSIFICATION if classes else _REGRESSION
@@ -161,8 +198,18 @@ def _confusion(report: MetricRecord, classes: int, records: int) -> list[list[in
     ]
 
 
-def _usable(answer: Answer, wanted: set[str]) -> Message | Refused:
-    """Return the message if it holds exactly the records that are ``wanted``."""
+def _ledger(message: Message) -> FromSite | Refused | None:
+    said = message.content.config_records.get(protocol.LEDGER)
+    if said is None:
+        return None
+    try:
+        return FromSite.from_json(said.get(protocol.LEDGER) if set(said) == {protocol.LEDGER} else None)
+    except IntegrityError as error:
+        return Refused(error.code, _clean(error.message, _TEXT_LIMIT))
+
+
+def _usable(answer: Answer, wanted: set[str], allowed: AbstractSet[str] = frozenset()) -> Message | Refused:
+    """Return the message if it holds exactly the records that are ``wanted``, and perhaps those that are ``allowed``."""
     message = answer.reply
     if message is None:
         return Refused("missing")
@@ -174,7 +221,7 @@ def _usable(answer: Answer, wanted: set[str]) -> Message | Refused:
     if refusal is not None:
         code, text = refusal.get("code"), refusal.get("message")
         return Refused(_clean(code, 64) or "site-refused", _clean(text, _TEXT_LIMIT))
-    if set(message.content) != wanted:
+    if set(message.content) - allowed != wanted:
         return Refused("wrong-records", f"expected exactly {', '.join(sorted(wanted))}")
     return message
 

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ __all__ = ["RunFolder", "lock_folder", "new_folder"]
 
 #: The files that are written whole: in the run folder, and among the checkpoints.
 _WHOLE = re.compile(
-    r"federation\.toml|origins\.json|base\.txt|model\.safetensors|report\.(json|html)|model-card\.md"
+    r"federation\.toml|run-id\.txt|origins\.json|base\.txt|ledgers\.txt|model\.safetensors|report\.(json|html)|model-card\.md"
 )
 _CHECKPOINT = re.compile(r"round-\d{6,}\.safetensors")
 
@@ -34,8 +35,13 @@ class RunFolder:
     lock: int
 
     @classmethod
-    def create(cls, parent: Path, loaded: Loaded) -> RunFolder:
+    def create(cls, parent: Path, loaded: Loaded, *, ledgers: Path | None = None) -> RunFolder:
         """Make a new folder ``<name>-<time>`` under ``parent`` and write the effective federation file into it.
+
+        Args:
+            parent: where.
+            loaded: the federation file.
+            ledgers: where the sites of a simulation keep their ledgers, remembered for a resume.
 
         Raises:
             UsageError: the folder cannot be made there.
@@ -45,6 +51,9 @@ class RunFolder:
             (path / "checkpoints").mkdir()
             write_whole(path / "origins.json", json.dumps(dict(loaded.origins), indent=1, sort_keys=True))
             write_whole(path / "base.txt", os.fsencode(loaded.base))
+            if ledgers is not None:
+                write_whole(path / "ledgers.txt", os.fsencode(ledgers.absolute()))
+            write_whole(path / "run-id.txt", f"{path.name}-{secrets.token_hex(4)}")
             # Last: a folder with this file is a run that can be resumed.
             write_whole(path / "federation.toml", loaded.effective_toml())
         except StorageError:
@@ -67,7 +76,7 @@ class RunFolder:
                 remedy="name a folder under runs/",
             )
         written = load_federation(path / "federation.toml")
-        base = _read_base(path / "base.txt")
+        base = _read_folder(path / "base.txt")
         folder = cls(path, lock_folder(path))
         if not folder.checkpoints.is_dir():
             folder.close()
@@ -79,6 +88,28 @@ class RunFolder:
         sweep(path, _WHOLE)
         sweep(folder.checkpoints, _CHECKPOINT)
         return folder, Loaded(spec=written.spec, base=base, origins=written.origins)
+
+    @property
+    def run(self) -> str:
+        """What names the run in ledgers: no other run has it, wherever its folder lies."""
+        try:
+            return (self.path / "run-id.txt").read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            raise IntegrityError(
+                f"the run '{self.path}' does not say its name: 'run-id.txt' cannot be read",
+                remedy="restore that file, or start a new run",
+                code="run-folder",
+            ) from None
+
+    @property
+    def ledgers(self) -> Path | None:
+        """Where the sites of a simulation keep their ledgers; ``None``: they keep none.
+
+        Raises:
+            IntegrityError: the file that says so cannot be used.
+        """
+        path = self.path / "ledgers.txt"
+        return _read_folder(path) if path.exists() else None
 
     @property
     def events(self) -> Path:
@@ -129,7 +160,7 @@ def _made(path: Path) -> bool:
     return True
 
 
-def _read_base(path: Path) -> Path:
+def _read_folder(path: Path) -> Path:
     try:
         text = os.fsdecode(path.read_bytes()).removesuffix("\n")
         if os.path.isabs(text) and "\0" not in text:  # noqa: PTH117 - "" is no path
@@ -139,7 +170,7 @@ def _read_base(path: Path) -> Path:
         reason = error.strerror or type(error).__name__
     raise IntegrityError(
         f"cannot use '{path}': {reason}",
-        remedy="write the folder of the federation file into it, or start a new run",
+        remedy="write into it the folder that it named, or start a new run",
         code="run-folder",
     )
 

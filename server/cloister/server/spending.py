@@ -16,6 +16,7 @@ from cloister.privacy.statement import statement_for
 from cloister.server.checkpoints import Arrays
 from cloister.server.directory import Directory
 from cloister.server.events import EventBus
+from cloister.server.witnessing import Witnesses
 
 __all__ = ["Spending"]
 
@@ -26,12 +27,21 @@ _POINTS, _SITES = 20, 200
 class Spending:
     """Counts how often each site was asked to train, and tells ε."""
 
-    def __init__(self, spec: FederationSpec, bus: EventBus, directory: Directory, *, seeded: bool) -> None:
+    def __init__(
+        self,
+        spec: FederationSpec,
+        bus: EventBus,
+        directory: Directory,
+        *,
+        seeded: bool,
+        witnesses: Witnesses | None = None,
+    ) -> None:
         self._plan: RecordPlan | None = record_plan(spec)
         self._spec = spec
         self._bus = bus
         self._directory = directory
         self._seeded = seeded
+        self._witnesses = witnesses
         self._asked: Counter[int] = Counter()
 
     def ask(self, cohort: list[int]) -> None:
@@ -67,6 +77,7 @@ class Spending:
             return
         plan, found = self._plan, self._plan.spent(asked)
         sampling = f"Poisson with a public rate of {plan.sampling_rate:g} a step, {plan.steps} steps a round"
+        told = None if site is None or self._witnesses is None else self._witnesses.newest(site)
         self._bus.emit(
             "privacy",
             number,
@@ -81,4 +92,8 @@ class Spending:
             rdp=found.rdp,
             statement=statement_for("record", found, sampling=sampling, seeded=self._seeded).text(),
             site=site,
+            ledger=None
+            if told is None
+            else {"epsilon": told.epsilon, "delta": told.delta, "entries": told.head.seq},
+            cap=None if told is None else told.cap,
         )

@@ -42,12 +42,33 @@ def register(app: typer.Typer) -> None:
                 show_default=False,
             ),
         ] = None,
+        ledgers: Annotated[
+            Path | None,
+            typer.Option(
+                "--ledgers",
+                metavar="DIR",
+                help="Where the sites of a private run keep their ledgers. Default: OUT/ledgers when the sites own "
+                "their data (partition by site); virtual sites keep none.",
+                show_default=False,
+            ),
+        ] = None,
+        no_ledgers: Annotated[
+            bool, typer.Option("--no-ledgers", help="Keep none: what the run costs is added to no account.")
+        ] = False,
         json_output: JsonOption = False,
     ) -> None:
         """Train a federation on this machine and write a run folder with model and report."""
         with outcome(json_output) as result:
             _simulate(
-                result, file, out=out, resume=resume, settings=settings or [], engine=engine, workers=workers
+                result,
+                file,
+                out=out,
+                resume=resume,
+                settings=settings or [],
+                engine=engine,
+                workers=workers,
+                ledgers=ledgers,
+                no_ledgers=no_ledgers,
             )
 
 
@@ -60,6 +81,8 @@ def _simulate(
     settings: list[str],
     engine: str,
     workers: int | None,
+    ledgers: Path | None,
+    no_ledgers: bool,
 ) -> None:
     if resume is None and file is None:
         raise UsageError(
@@ -76,10 +99,18 @@ def _simulate(
             "give a federation file or --resume RUN, not both",
             remedy="a run goes on with the file in its own folder",
         )
+    if resume is not None and (ledgers is not None or no_ledgers):
+        raise UsageError(
+            "--ledgers and --no-ledgers do not go with --resume: a run goes on with the ledgers that it began with",
+            remedy="start a new run with them",
+        )
+    if ledgers is not None and no_ledgers:
+        raise UsageError("give --ledgers DIR or --no-ledgers, not both", remedy="leave one of them out")
     from cloister.core.spec import load_federation
     from cloister.server.progress import Progress
     from cloister.simulation import simulate as simulation
     from cloister.simulation.engines import make_engine
+    from cloister.simulation.ledgers import keeps_ledgers
 
     carrier = make_engine(engine, workers)
     progress = Progress(console=result.progress)
@@ -93,7 +124,11 @@ def _simulate(
             made = simulation.resume(resume, engine=carrier, sinks=(progress,))
         else:
             loaded = load_federation(_given(file), settings)
-            made = simulation.simulate(loaded, out=out, engine=carrier, sinks=(progress,), on_start=started)
+            if ledgers is None and not no_ledgers and keeps_ledgers(loaded.spec):
+                ledgers = out / "ledgers"
+            made = simulation.simulate(
+                loaded, out=out, engine=carrier, sinks=(progress,), on_start=started, ledgers=ledgers
+            )
     except PeersMissing as error:
         raise PeersMissing(
             error.message, remedy=f"bring the sites back, then {result.on_interrupt}", code=error.code

@@ -61,6 +61,7 @@ class _OpenedRay:
         job = ConfigRecord(
             {
                 "protocol": protocol.PROTOCOL,
+                "run": plan.run,
                 "round": 0,
                 "federation": self._sites.federation,
                 "layout": plan.layout.digest,

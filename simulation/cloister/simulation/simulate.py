@@ -11,6 +11,7 @@ import json
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from cloister.client.private_steps import RecordLoss
 from cloister.core._version import __version__
 from cloister.core.checking import check_federation, check_records
-from cloister.core.errors import CloisterError, DataError, TaskError
+from cloister.core.errors import CloisterError, DataError, PolicyError, TaskError
 from cloister.core.metrics import Measurement, measure
 from cloister.core.preflight import try_task
 from cloister.core.resolve import build_model, described, notes_of
@@ -38,6 +39,7 @@ from cloister.server.run_folder import RunFolder
 from cloister.server.tracking import tracking_sinks
 from cloister.simulation.baselines import baselines
 from cloister.simulation.engines import Engine, Opened
+from cloister.simulation.ledgers import SimulatedLedgers
 from cloister.simulation.sites import SimulatedSites
 from cloister.simulation.threads import one_thread
 
@@ -45,6 +47,7 @@ __all__ = ["RunResult", "check", "resume", "simulate"]
 
 #: Sites that are named one by one in the first event, and those whose records are counted for the partition's plot.
 _NAMED, _COUNTED = 1000, 200
+_MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ def check(loaded: Loaded) -> str:
     Raises:
         CloisterError: whatever refused the run.
     """
-    return _prepare(_sites(loaded), loaded).fingerprint
+    return _prepare(_sites(loaded, None), loaded).fingerprint
 
 
 def simulate(
@@ -76,6 +79,7 @@ def simulate(
     engine: Engine,
     sinks: tuple[Sink, ...] = (),
     on_start: Callable[[Path], None] = lambda _: None,
+    ledgers: Path | None = None,
 ) -> RunResult:
     """Run a federation on this machine.
 
@@ -85,13 +89,19 @@ def simulate(
         engine: what carries the messages.
         sinks: who is told of events, beside the folder's own log.
         on_start: told of the run folder as soon as it is there.
+        ledgers: the folder in which the sites of a private run keep their ledgers; ``None``: they keep none.
 
     Raises:
         CloisterError: whatever refused the run.
     """
-    sites = _sites(loaded)
+    kept = (
+        None
+        if loaded.spec.privacy.unit == "none" or ledgers is None
+        else SimulatedLedgers(ledgers.absolute())
+    )
+    sites = _sites(loaded, kept)
     prepared = _prepare(sites, loaded)
-    folder = RunFolder.create(out, loaded)
+    folder = RunFolder.create(out, loaded, ledgers=ledgers if kept else None)
     on_start(folder.path)
     return _run(folder, loaded, sites, prepared, engine=engine, sinks=sinks)
 
@@ -104,7 +114,9 @@ def resume(path: Path, *, engine: Engine, sinks: tuple[Sink, ...] = ()) -> RunRe
     """
     folder, loaded = RunFolder.reopen(path)
     try:
-        sites = _sites(loaded)
+        ledgers = folder.ledgers
+        kept = None if ledgers is None else SimulatedLedgers(ledgers)
+        sites = _sites(loaded, kept)
         prepared = _prepare(sites, loaded)
     except BaseException:
         folder.close()
@@ -122,8 +134,8 @@ class _Prepared:
     fingerprint: str
 
 
-def _sites(loaded: Loaded) -> SimulatedSites:
-    return SimulatedSites(json.dumps(loaded.effective()), loaded.base)
+def _sites(loaded: Loaded, ledgers: SimulatedLedgers | None) -> SimulatedSites:
+    return SimulatedSites(json.dumps(loaded.effective()), loaded.base, ledgers)
 
 
 def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
@@ -203,8 +215,11 @@ def _run(
                     else None,
                     resume=checkpoint,
                     fingerprint=prepared.fingerprint,
+                    run=folder.run,
+                    witnesses=sites.ledgers.witnesses() if sites.ledgers else None,
                 )
-                _finish(folder, sites, prepared, _rounds(opened, plan, bus), bus)
+                release = partial(_release, folder, sites, prepared)
+                _finish(folder, sites, prepared, _rounds(opened, plan, bus, release), bus)
             finally:
                 bus.close()
         paths = write_report(folder.path)
@@ -218,7 +233,7 @@ def _run(
     return RunResult(run=folder.path, report=paths.html, model=folder.model, figures=figures)
 
 
-def _rounds(opened: Opened, plan: RunPlan, bus: EventBus) -> Vector:
+def _rounds(opened: Opened, plan: RunPlan, bus: EventBus, release: Callable[[Vector, int], None]) -> Vector:
     try:
         return opened.run(plan)
     except KeyboardInterrupt:
@@ -231,6 +246,16 @@ def _rounds(opened: Opened, plan: RunPlan, bus: EventBus) -> Vector:
             model=None,
         )
         raise
+    except PolicyError as error:
+        # A cap was reached in the middle of the run: what was spent has bought a model, the best so far.
+        best = plan.store.best()
+        if best is None or not best.round_number:
+            bus.emit("end", 0, status="failed", code=error.code, message=error.message, model=None)
+            raise
+        release(best.arrays["model"], best.round_number)
+        text = f"{error.message}; the model of round {best.round_number} is released"
+        bus.emit("end", best.round_number, status="failed", code=error.code, message=text, model=_MODEL)
+        raise PolicyError(text, remedy=error.remedy, code=error.code) from None
     except CloisterError as error:
         bus.emit("end", 0, status="failed", code=error.code, message=error.message, model=None)
         raise
@@ -240,6 +265,20 @@ def _finish(
     folder: RunFolder, sites: SimulatedSites, prepared: _Prepared, vector: Vector, bus: EventBus
 ) -> None:
     rounds = sites.spec.federation.rounds
+    _release(folder, sites, prepared, vector, rounds)
+    for baseline in baselines(sites, prepared.initial, prepared.measure):
+        try:
+            found = baseline.train()
+        except (DataError, TaskError) as error:  # the federation's own model is there already: go on without
+            bus.emit("warning", rounds, text=f"{baseline.where} could not be trained: {error.message}")
+        else:
+            bus.emit("evaluation", rounds, where=baseline.where, **vars(found))
+    bus.emit("end", rounds, status="done", code="done", message="", model=_MODEL)
+
+
+def _release(
+    folder: RunFolder, sites: SimulatedSites, prepared: _Prepared, vector: Vector, rounds: int
+) -> None:
     model = build_model(sites.task, sites.spec.federation.seed)
     about = {
         "federation": sites.spec.federation.name,
@@ -248,14 +287,6 @@ def _finish(
         "cloister": __version__,
     }
     write_model(folder.model, model, prepared.layout, vector, about)
-    for baseline in baselines(sites, prepared.initial, prepared.measure):
-        try:
-            found = baseline.train()
-        except (DataError, TaskError) as error:  # the federation's own model is there already: go on without
-            bus.emit("warning", rounds, text=f"{baseline.where} could not be trained: {error.message}")
-        else:
-            bus.emit("evaluation", rounds, where=baseline.where, **vars(found))
-    bus.emit("end", rounds, status="done", code="done", message="", model=folder.model.name)
 
 
 def _facts(loaded: Loaded, sites: SimulatedSites, prepared: _Prepared, engine: Engine) -> dict[str, Any]:

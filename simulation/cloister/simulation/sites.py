@@ -6,6 +6,7 @@ partition anew; a forked worker shares them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from cloister.core.spec import FederationSpec, parse_federation
 from cloister.core.task import Task
 from cloister.core.update import Layout
 from cloister.simulation.fingerprint import data_digest, source_digest
+from cloister.simulation.ledgers import SimulatedLedgers
 from cloister.simulation.partition import Roster, make_roster
 
 __all__ = ["POSITION", "SimulatedSites"]
@@ -41,10 +43,12 @@ class SimulatedSites:
     Attributes:
         federation: the effective federation file as JSON, exactly as the server sends it.
         base: the folder that the file's relative paths are taken from.
+        ledgers: where the sites keep their ledgers; ``None``: they keep none.
     """
 
     federation: str
     base: Path
+    ledgers: SimulatedLedgers | None = None
 
     @cached_property
     def spec(self) -> FederationSpec:
@@ -87,7 +91,13 @@ class SimulatedSites:
         """The workbench of this process."""
         model = build_model(self.task, self.spec.federation.seed)
         trainer = Trainer(self.spec, self.task, model, Layout.of(model))
-        return Workbench(spec=self.spec, trainer=trainer, randomness=self.randomness)
+        code = source_digest(self.task, self.spec.task.use, self.base)
+        return Workbench(
+            spec=self.spec,
+            trainer=trainer,
+            randomness=self.randomness,
+            code_hash=hashlib.sha256(f"cloister-{__version__} {code} {self.federation}".encode()).hexdigest(),
+        )
 
     def workbench(self, federation: str) -> Workbench:
         """Return the workbench, if the server speaks of this federation.
@@ -104,14 +114,21 @@ class SimulatedSites:
     def site(self, context: Context, bench: Workbench) -> Site:  # noqa: ARG002 - the seam's signature
         """Return the site at the context's position."""
         position = int(context.node_config[POSITION])
-        return Site(name=self.roster.name(position), split=self.roster.split(position))
+        name = self.roster.name(position)
+        ledger = None if self.ledgers is None else self.ledgers.of(name, self.spec)
+        return Site(name=name, split=self.roster.split(position), ledger=ledger)
 
-    def __reduce__(self) -> tuple[Callable[[str, Path], SimulatedSites], tuple[str, Path]]:
+    def __reduce__(
+        self,
+    ) -> tuple[
+        Callable[[str, Path, SimulatedLedgers | None], SimulatedSites],
+        tuple[str, Path, SimulatedLedgers | None],
+    ]:
         """Leave what was built behind: the other process builds its own, once, however often a copy reaches it."""
-        return _built_here, (self.federation, self.base)
+        return _built_here, (self.federation, self.base, self.ledgers)
 
 
 @lru_cache(maxsize=2)
-def _built_here(federation: str, base: Path) -> SimulatedSites:
+def _built_here(federation: str, base: Path, ledgers: SimulatedLedgers | None) -> SimulatedSites:
     """Return this process's own sites of a federation: Flower's Ray engine sends a copy with every message."""
-    return SimulatedSites(federation, base)
+    return SimulatedSites(federation, base, ledgers)

@@ -118,7 +118,7 @@ def _privacy(history: History, spec: Mapping[str, Any]) -> dict[str, Any]:
         "sampling": (most or {}).get("sampling"),
         "sites": {
             site: {key: event.get(key) for key in ("epsilon", "allowed", "delta")}
-            | {key: event[key] for key in ("asked", "ledger", "cap") if key in event}
+            | {key: event[key] for key in ("asked", "ledger", "cap") if event.get(key) is not None}
             for site, event in history.privacy.items()
             if site
         },

@@ -122,5 +122,10 @@ def _sites(plan: RecordPlan, history: History) -> dict[str, SiteCost]:
         else:
             continue
         told = event or {}
-        found[site] = SiteCost(epsilon=epsilon, asked=asked, ledger=told.get("ledger"), cap=told.get("cap"))
+        found[site] = SiteCost(
+            epsilon=epsilon,
+            asked=asked,
+            ledger=(told.get("ledger") or {}).get("epsilon"),
+            cap=told.get("cap"),
+        )
     return found

@@ -74,6 +74,19 @@ def register(app: typer.Typer) -> None:
                 show_default=False,
             ),
         ] = None,
+        ledgers: Annotated[
+            Path | None,
+            typer.Option(
+                "--ledgers",
+                metavar="DIR",
+                help="Where the sites of private runs keep their ledgers. Default: OUT/ledgers when the sites own "
+                "their data (partition by site); virtual sites keep none.",
+                show_default=False,
+            ),
+        ] = None,
+        no_ledgers: Annotated[
+            bool, typer.Option("--no-ledgers", help="Keep none: what the runs cost is added to no account.")
+        ] = False,
         json_output: JsonOption = False,
     ) -> None:
         """Run a federation file at every point of a grid and plot what came of it.
@@ -83,7 +96,19 @@ def register(app: typer.Typer) -> None:
         """
         with outcome(json_output) as result:
             asked = _Asked(file, tuple(over or ()), seeds, reference, tuple(settings or ()))
-            _sweep(result, asked, out=out, resume=resume, engine=engine, workers=workers)
+            if resume is not None and (ledgers is not None or no_ledgers):
+                raise UsageError(
+                    "--ledgers and --no-ledgers do not go with --resume: a sweep goes on with the ledgers that it began with",
+                    remedy="start a new sweep with them",
+                )
+            if ledgers is not None and no_ledgers:
+                raise UsageError(
+                    "give --ledgers DIR or --no-ledgers, not both", remedy="leave one of them out"
+                )
+            grid = asked.grid(resuming=resume is not None)
+            if grid is not None and ledgers is None and not no_ledgers and _keep_ledgers(grid):
+                ledgers = out / "ledgers"
+            _sweep(result, grid, out=out, resume=resume, engine=engine, workers=workers, ledgers=ledgers)
 
 
 class _Asked:
@@ -147,10 +172,25 @@ class _Asked:
         )
 
 
+def _keep_ledgers(grid: Grid) -> bool:
+    """Whether every private point keeps ledgers without being told to."""
+    from cloister.simulation.ledgers import keeps_ledgers
+
+    specs = [point.loaded.spec for point in grid.points()]
+    private = [spec for spec in specs if spec.privacy.unit != "none"]
+    return bool(private) and all(keeps_ledgers(spec) for spec in private)
+
+
 def _sweep(
-    result: Outcome, asked: _Asked, *, out: Path, resume: Path | None, engine: str, workers: int | None
+    result: Outcome,
+    grid: Grid | None,
+    *,
+    out: Path,
+    resume: Path | None,
+    engine: str,
+    workers: int | None,
+    ledgers: Path | None,
 ) -> None:
-    grid = asked.grid(resuming=resume is not None)
     from cloister.simulation.engines import make_engine
     from cloister.simulation.sweep import running
 
@@ -175,7 +215,9 @@ def _sweep(
             started(resume)
             made = running.resume(resume, engine=carrier, grid=grid, watch=watch)
         elif grid is not None:
-            made = running.sweep(grid, out=out, engine=carrier, watch=watch, on_start=started)
+            made = running.sweep(
+                grid, out=out, engine=carrier, watch=watch, on_start=started, ledgers=ledgers
+            )
     except PeersMissing as error:
         raise PeersMissing(
             error.message, remedy=f"bring the sites back, then {result.on_interrupt}", code=error.code

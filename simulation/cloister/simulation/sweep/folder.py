@@ -48,6 +48,7 @@ class SweepFolder:
         grid: what the sweep is made of.
         points: its runs, in their order.
         fingerprints: by point, what its run computes with (data, code and versions).
+        ledgers: where the sites of its private runs keep their ledgers; ``None``: they keep none.
     """
 
     path: Path
@@ -55,9 +56,18 @@ class SweepFolder:
     grid: Grid
     points: tuple[Point, ...]
     fingerprints: Mapping[str, str]
+    ledgers: Path | None
 
     @classmethod
-    def create(cls, parent: Path, grid: Grid, points: list[Point], prints: Mapping[str, str]) -> SweepFolder:
+    def create(
+        cls,
+        parent: Path,
+        grid: Grid,
+        points: list[Point],
+        *,
+        prints: Mapping[str, str],
+        ledgers: Path | None,
+    ) -> SweepFolder:
         """Make a new folder ``<name>-sweep-<time>`` under ``parent`` for points that were all checked.
 
         Raises:
@@ -71,6 +81,7 @@ class SweepFolder:
             grid=grid,
             points=tuple(points),
             fingerprints=dict(prints),
+            ledgers=ledgers.absolute() if ledgers is not None else None,
         )
         try:
             (path / "points").mkdir()
@@ -96,6 +107,7 @@ class SweepFolder:
         lock = lock_folder(path, "sweep")
         try:
             grid, points, kept = _read(path / "sweep.json")
+            listed, ledgers = kept["points"], kept["ledgers"]
         except BaseException:
             os.close(lock)
             raise
@@ -104,7 +116,8 @@ class SweepFolder:
             lock=lock,
             grid=grid,
             points=tuple(points),
-            fingerprints={one["name"]: str(one["fingerprint"]) for one in kept},
+            fingerprints={one["name"]: str(one["fingerprint"]) for one in listed},
+            ledgers=Path(ledgers) if ledgers is not None else None,
         )
         sweep_up(path, _WHOLE)
         return folder
@@ -169,6 +182,7 @@ class SweepFolder:
             "sweep": self.path.name,
             "name": self.points[0].loaded.spec.federation.name,
             "grid": self.grid.as_dict(),
+            "ledgers": str(self.ledgers) if self.ledgers is not None else None,
             "done": False,
             **figures,
             "points": points,
@@ -181,13 +195,15 @@ class SweepFolder:
         os.close(self.lock)
 
 
-def _read(path: Path) -> tuple[Grid, list[Point], list[dict[str, Any]]]:
+def _read(path: Path) -> tuple[Grid, list[Point], dict[str, Any]]:
     """Read ``sweep.json`` and make its points again; they must be the federations that they were."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         version, grid, listed = kept["format"], Grid.from_dict(kept["grid"]), list(kept["points"])
         digests = [(str(one["name"]), str(one["digest"])) for one in listed]
         [one["fingerprint"] for one in listed]
+        if not isinstance(kept["ledgers"], str | None):
+            raise TypeError  # noqa: TRY301 - told with the others below
     except OSError as error:
         raise _refused(f"cannot read '{path}': {error.strerror}") from None
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -203,7 +219,7 @@ def _read(path: Path) -> tuple[Grid, list[Point], list[dict[str, Any]]]:
             f"the grid in '{path}' does not give the federation files that the sweep began with: "
             "it was changed, or another version of cloister fills in other defaults"
         )
-    return grid, points, listed
+    return grid, points, kept
 
 
 def _refused(message: str) -> IntegrityError:

@@ -53,6 +53,7 @@ def sweep(
     engine: Engine,
     watch: Watch = _unwatched,
     on_start: Callable[[Path], None] = lambda _: None,
+    ledgers: Path | None = None,
 ) -> SweepResult:
     """Check every point of ``grid``, then run them.
 
@@ -62,13 +63,14 @@ def sweep(
         engine: what carries the messages of each run.
         watch: who is told of the runs' events.
         on_start: told of the sweep folder as soon as it is there.
+        ledgers: the folder in which the sites of private runs keep their ledgers; ``None``: they keep none.
 
     Raises:
         CloisterError: whatever refused the grid, a point or a run.
     """
     points = grid.points()
     prints = {point.name: _checked(point) for point in points}
-    folder = SweepFolder.create(out, grid, points, prints)
+    folder = SweepFolder.create(out, grid, points, prints=prints, ledgers=ledgers)
     try:
         on_start(folder.path)
         return _run(folder, engine, watch)
@@ -146,7 +148,9 @@ def _run_point(
     if run is not None:
         made = simulation.resume(run, engine=engine, sinks=sinks)
     else:
-        made = simulation.simulate(point.loaded, out=folder.place(point), engine=engine, sinks=sinks)
+        made = simulation.simulate(
+            point.loaded, out=folder.place(point), engine=engine, sinks=sinks, ledgers=folder.ledgers
+        )
     one = finished(folder, point, made.run)
     if one is None:
         raise CloisterError(f"the run '{made.run}' came back and is not done")

@@ -1,0 +1,189 @@
+"""A private round at a site that keeps a ledger: charge, compute, keep, commit, and only then send.
+
+Formal guarantees:
+
+- Nothing is computed on the records before the round's charge is on the disk, and nothing is sent before it is committed with the
+  digest of what is sent.
+- For one (run, round) and one model noise is drawn once under one charge. A round that is asked for again is answered with what was
+  kept; where that is lost, or another model was sent, it is a new attempt and a new charge.
+- A ledger that does not hold what others witnessed is an older copy: nothing is computed.
+
+==============================================  ==================================================================
+case                                            outcome
+==============================================  ==================================================================
+the cap, or the rate, would be passed           ``PolicyError`` (budget); nothing computed, nothing charged
+killed after the charge, before it was kept     charged; asked again: a new attempt, charged too
+killed after it was kept                        asked again: the kept update, under the same charge
+asked again with another model                  a new attempt
+==============================================  ==================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloister.client.kept import Kept, keep, kept_output
+from cloister.core.update import Vector
+from cloister.privacy.accounting import account
+from cloister.privacy.events import to_json
+from cloister.privacy.ledger import Figures, Ledger, Reservation, load_or_create_key, sign_witness
+from cloister.privacy.ledger.budget import RELATION
+from cloister.privacy.ledger.testimony import FromSite, ToSite, Witness
+from cloister.privacy.plan import RecordPlan
+
+__all__ = ["Charge", "SiteLedger", "afford", "release"]
+
+Arrays = dict[str, Vector]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteLedger:
+    """Where a site keeps the ledger of one data set.
+
+    Attributes:
+        path: the ledger's file.
+        key: the file of the key that signs it; made, with mode 0600, where there is none.
+        site: whose it is.
+        dataset: the lineage of the records.
+        durable: whether an entry survives a power cut (``False``: in a simulation).
+        wait_s: how long to wait for another run's entry, seconds.
+    """
+
+    path: Path
+    key: Path
+    site: str
+    dataset: str
+    durable: bool = True
+    wait_s: float = 60.0
+
+    def open(self) -> Ledger:
+        """Open it for writing, or make it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return Ledger.open(
+            self.path,
+            site=self.site,
+            dataset=self.dataset,
+            key=load_or_create_key(self.key),
+            account=account,
+            wait_s=self.wait_s,
+            durable=self.durable,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Charge:
+    """What one round costs, and what goes with it.
+
+    Attributes:
+        run: names the run.
+        round_number: from 1.
+        given: digest of what the site was sent: a kept update answers the same question only.
+        plan: what a round is, to the accountant.
+        code_hash: what computes.
+        told: what others saw of this ledger, and heads of theirs to be signed.
+    """
+
+    run: str
+    round_number: int
+    given: str
+    plan: RecordPlan
+    code_hash: str
+    told: ToSite
+
+
+def afford(ledger: SiteLedger, plan: RecordPlan, rounds: int, told: ToSite) -> None:
+    """Check that ``rounds`` rounds of ``plan`` may be charged; nothing is charged.
+
+    Raises:
+        PolicyError: (budget, delta, relation) they may not.
+        IntegrityError: the ledger does not hold, or is older than what others saw.
+    """
+    with ledger.open() as book:
+        book.check_witnessed(told.heads)
+        if rounds > 0:
+            book.afford([to_json(plan.event(rounds))], unit=plan.unit, relation=RELATION, delta=plan.delta)
+
+
+def release(ledger: SiteLedger, charge: Charge, compute: Callable[[], Arrays]) -> tuple[Arrays, FromSite]:
+    """Charge a round, compute it unless it was kept, commit it, and return the update and what is told of the ledger with it.
+
+    Args:
+        ledger: the site's.
+        charge: the round.
+        compute: trains on the records; called at most once, after the charge.
+
+    Raises:
+        PolicyError: the site does not allow it.
+        IntegrityError: the ledger does not hold, or is older than what others saw.
+    """
+    with ledger.open() as book:
+        book.check_witnessed(charge.told.heads)
+        for witness in charge.told.witnesses:
+            book.witness(witness.signature, by=witness.by, public_key=witness.public_key, head=witness.head)
+        before = book.find(charge.run, charge.round_number, unit=charge.plan.unit)
+        if before is not None and before.may_reuse:
+            kept = kept_output(
+                ledger.path, charge.run, charge.round_number, before.entry.attempt or 1, charge.given
+            )
+            if kept is not None:
+                before.commit(output=kept.digest)
+                return kept.arrays, _told(ledger, book, charge)
+        attempt = 1 if before is None else (before.entry.attempt or 1) + 1
+        _reserve(book, charge, attempt).noise_drawn()
+    # The lock is free while the site trains: another run on the same data set may write its own lines.
+    kept = Kept(
+        run=charge.run,
+        round_number=charge.round_number,
+        attempt=attempt,
+        given=charge.given,
+        arrays=compute(),
+    )
+    keep(ledger.path, kept, durable=ledger.durable)
+    with ledger.open() as book:
+        reserved = book.find(charge.run, charge.round_number, unit=charge.plan.unit, attempt=attempt)
+        if reserved is None:
+            raise RuntimeError("a charge that was written is not in the ledger")
+        reserved.commit(output=kept.digest)
+        return kept.arrays, _told(ledger, book, charge)
+
+
+def _reserve(book: Ledger, charge: Charge, attempt: int) -> Reservation:
+    plan = charge.plan
+    return book.reserve(
+        charge.run,
+        charge.round_number,
+        to_json(plan.event()),
+        unit=plan.unit,
+        relation=RELATION,
+        delta=plan.delta,
+        code_hash=charge.code_hash,
+        attempt=attempt,
+        figures=Figures(
+            steps=plan.steps,
+            noise_multiplier=plan.noise_multiplier,
+            clip=plan.clip,
+            sampling_rate=plan.sampling_rate,
+        ),
+    )
+
+
+def _told(ledger: SiteLedger, book: Ledger, charge: Charge) -> FromSite:
+    budget = next(one for one in book.budgets() if one.unit == charge.plan.unit)
+    key = load_or_create_key(ledger.key)
+    return FromSite(
+        head=book.head(),
+        epsilon=budget.epsilon,
+        delta=budget.delta,
+        cap=budget.cap,
+        signed=tuple(
+            Witness(
+                by=ledger.site,
+                public_key=key.public_key().public_bytes_raw(),
+                signature=sign_witness(head, key),
+                head=head,
+            )
+            for head in charge.told.peers
+        ),
+    )
