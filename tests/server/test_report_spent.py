@@ -117,8 +117,8 @@ def test_caps_and_ledgers_are_shown_where_sites_told_them(tmp_path: Path) -> Non
     assert (sites["north"]["cap"], sites["north"]["ledger"]["epsilon"]) == (6.0, 4.25)
     assert "cap" not in sites["west"]
     text = text_of(paths)
-    assert re.search(r"north 12 0\.900 – 4\.25 6\.00 1\.75", text)
-    assert re.search(r"south 12 0\.900 – 3\.25 3\.50 0\.250", text)
+    assert re.search(r"north 12 0\.900 – 4\.25 6\.00 71%", text)
+    assert re.search(r"south 12 0\.900 – 3\.25 3\.50 93%", text)
     assert re.search(r"west 6 0\.500 – – – –", text)
     for label in (
         "All runs, by the site's ledger",

@@ -124,7 +124,7 @@ def budget_table(spent: SpentSoFar) -> TableText | None:
         Row(head=shown(name), cells=_cells(spent.sites[name], spent.allowed, told=told)) for name in chosen
     ]
     columns = ["Site", "Rounds asked", "ε of this run", "Allowed"]
-    columns += ["ε on its ledger", "Its cap", "Left"] if told else []
+    columns += ["ε on its ledger", "Its cap", "Used of it"] if told else []
     if cut:
         middle = Row(head=f"{count(cut)} sites between them", cells=("",) * (len(columns) - 1), kind="rest")
         rows.insert(len(rows) // 2, middle)
@@ -141,8 +141,9 @@ def _cells(site: SiteCost, allowed: float | None, *, told: bool) -> tuple[str, .
     cells = (count(site.asked), number(site.epsilon), number(allowed))
     if not told:
         return cells
-    left = None if site.cap is None or site.ledger is None else max(0.0, site.cap - site.ledger)
-    return (*cells, number(site.ledger), number(site.cap), DASH if left is None else number(left))
+    # A share and no remainder: what is left cannot be had by taking one ε from another.
+    used = None if site.cap is None or site.ledger is None or site.cap <= 0 else site.ledger / site.cap
+    return (*cells, number(site.ledger), number(site.cap), DASH if used is None else f"{used:.0%}")
 
 
 def _most(site: SiteCost) -> float:
