@@ -1,4 +1,4 @@
-"""Workload W in Cloister, in a process of its own: the contestant that ``workload_w.py`` and ``virtual_clients.py`` start.
+"""Workload W in Cloister, in a process of its own: the contestant that ``workload_w.py``, ``workload_w_dp.py`` and ``virtual_clients.py`` start.
 
 The run is ``cloister simulate``'s own: `simulate` with an engine, a run folder, events, checks and checkpoints, all of it inside
 the timed rounds. The clock is an event sink.
@@ -16,7 +16,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plain_w import BATCH, CLIENTS, COHORT, LEARNING_RATE, PARAMETERS, RECORDS, hand_over, now
+from plain_w import (
+    BATCH,
+    CLIENTS,
+    CLIP,
+    COHORT,
+    LEARNING_RATE,
+    PARAMETERS,
+    RECORDS,
+    SIGMA,
+    hand_over,
+    now,
+)
 
 FEDERATION = """
 [federation]
@@ -36,7 +47,7 @@ partition = {{ by = "iid", per_site = {records} }}
 per_round = {cohort}
 
 [training]
-local_epochs = 1
+{work}
 batch_size = {batch}
 optimizer = {{ name = "sgd", lr = {rate} }}
 device = "cpu"
@@ -45,6 +56,16 @@ device = "cpu"
 every = 0
 central = false
 sites = false
+"""
+
+#: Differential privacy for each record, in as many steps as a pass over the records has.
+PRIVACY = f"""
+[privacy]
+unit = "record"
+noise_multiplier = {SIGMA}
+clip = {CLIP}
+delta = 1e-5
+sampling_rate = {BATCH / RECORDS}
 """
 
 
@@ -84,6 +105,7 @@ def main() -> None:
     arguments.add_argument("--sites", type=int, default=CLIENTS)
     arguments.add_argument("--engine", choices=("local", "ray"), default="local")
     arguments.add_argument("--workers", type=int, default=None)
+    arguments.add_argument("--private", action="store_true", help="with differential privacy for each record")
     given = arguments.parse_args()
 
     from cloister.core.spec import load_federation
@@ -112,7 +134,9 @@ def main() -> None:
                 cohort=COHORT,
                 batch=BATCH,
                 rate=LEARNING_RATE,
+                work=f"local_steps = {RECORDS // BATCH}" if given.private else "local_epochs = 1",
             )
+            + (PRIVACY if given.private else "")
         )
         clock.marks["called"] = now()
         simulate(load_federation(file), out=Path(folder) / "runs", engine=engine, sinks=(clock,))

@@ -24,11 +24,13 @@ from torch.nn import functional
 __all__ = [
     "BATCH",
     "CLIENTS",
+    "CLIP",
     "COHORT",
     "LEARNING_RATE",
     "MODELS",
     "PARAMETERS",
     "RECORDS",
+    "SIGMA",
     "PlainCnn",
     "TunedCnn",
     "clients",
@@ -40,6 +42,8 @@ __all__ = [
 
 CLIENTS, COHORT, RECORDS, BATCH, LEARNING_RATE = 1000, 50, 60, 10, 0.05
 PARAMETERS = 114_314
+#: With differential privacy: the largest norm of a record's gradient, and the noise's standard deviation over it.
+CLIP, SIGMA = 1.0, 1.0
 
 
 class PlainCnn(nn.Module):

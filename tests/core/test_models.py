@@ -27,6 +27,8 @@ CASES: list[tuple[str | dict[str, Any], tuple[int, ...], int, int | None]] = [
     ({"name": "mlp", "hidden": [7, 5]}, (4,), 1, None),
     ("cnn", (1, 28, 28), 10, None),
     ({"name": "cnn", "channels": [4, 6, 8], "kernel": 3, "hidden": 5}, (3, 9, 12), 4, None),
+    ("tanh-cnn", (1, 28, 28), 10, None),
+    ({"name": "tanh-cnn", "channels": [4, 6], "hidden": 5}, (3, 14, 18), 4, None),
     ("resnet", (3, 8, 8), 4, None),
     ({"name": "resnet", "depth": 14, "width": 8, "groups": 4}, (1, 8, 8), 3, None),
     ("separable", (3, 8, 8), 4, None),
@@ -163,7 +165,28 @@ def test_the_cnn_is_convolution_relu_pool_whatever_order_it_computes_in() -> Non
     torch.testing.assert_close(net(x), functional.linear(y, state["output.weight"], state["output.bias"]))
 
 
-@pytest.mark.parametrize("model", ["cnn", "resnet", "separable"])
+def test_the_tanh_cnn_is_the_published_network_whatever_order_it_computes_in() -> None:
+    net, x = make("tanh-cnn", (1, 28, 28), 10), records((1, 28, 28), None)
+    assert sum(parameter.numel() for parameter in net.parameters()) == 26_010
+    state = {name: value.contiguous() for name, value in net.state_dict().items()}
+    y = functional.conv2d(x, state["first.weight"], state["first.bias"], stride=2, padding=3)
+    y = functional.max_pool2d(torch.tanh(y), 2, stride=1)
+    y = functional.conv2d(y, state["second.weight"], state["second.bias"], stride=2)
+    y = functional.max_pool2d(torch.tanh(y), 2, stride=1)
+    assert y.shape == (5, 32, 4, 4)
+    y = y.permute(0, 2, 3, 1).reshape(5, -1)
+    y = torch.tanh(functional.linear(y, state["hidden.weight"], state["hidden.bias"]))
+    torch.testing.assert_close(net(x), functional.linear(y, state["output.weight"], state["output.bias"]))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [14, 15, 17, 32])
+def test_the_tanh_cnn_takes_images_of_14_pixels_and_more(channels: int, side: int) -> None:
+    x = torch.zeros(2, channels, side, side + 3)
+    assert make("tanh-cnn", (channels, side, side + 3), 2)(x).shape == (2, 2)
+
+
+@pytest.mark.parametrize("model", ["cnn", "tanh-cnn", "resnet", "separable"])
 def test_image_models_compute_in_channels_last_order_by_themselves(model: str) -> None:
     net = make(model, (3, 16, 16), 4)
     seen: list[bool] = []
@@ -245,6 +268,7 @@ def test_linear_is_another_name_for_logistic() -> None:
         ({"name": "mlp", "hidden": "64"}, "model-option", "hidden"),
         ({"name": "mlp", "hidden": [0]}, "model-option", "hidden"),
         ({"name": "cnn", "channels": []}, "model-option", "channels"),
+        ({"name": "tanh-cnn", "channels": [16]}, "model-option", "channels"),
         ({"name": "resnet", "depth": 9}, "model-option", "depth"),
         ({"name": "logistic", "hidden": [3]}, "model-option", "hidden"),
     ],
@@ -265,6 +289,7 @@ def test_an_unknown_name_or_option_is_refused_with_the_nearest_known_one(
         ("cnn", (13,), 2, None, "it reads images"),
         ("cnn", (1, 3, 28), 2, None, "2 halvings leave no pixel"),
         ({"name": "cnn", "kernel": 4}, (1, 8, 8), 2, None, "kernel = 4 is even"),
+        ("tanh-cnn", (1, 13, 28), 2, None, "leave no pixel"),
         ("resnet", (1, 3, 9), 2, None, "halves the image twice"),
         ({"name": "resnet", "groups": 5}, (1, 8, 8), 2, None, "groups = 5 does not divide width = 16"),
         ({"name": "separable", "channels": [16, 20]}, (1, 8, 8), 2, None, "groups = 8 does not divide"),

@@ -151,6 +151,8 @@ MODELS: dict[str, tuple[str | dict[str, Any], tuple[int, ...], int, int | None]]
     "mlp": ({"name": "mlp", "hidden": [7, 5]}, (4,), 1, None),
     "cnn": ("cnn", (1, 28, 28), 10, None),
     "cnn of colours": ({"name": "cnn", "channels": [4, 6, 8], "kernel": 3, "hidden": 5}, (3, 9, 12), 4, None),
+    "tanh cnn": ("tanh-cnn", (1, 28, 28), 10, None),
+    "tanh cnn of colours": ({"name": "tanh-cnn", "channels": [4, 6], "hidden": 5}, (3, 14, 18), 4, None),
     "resnet": ("resnet", (3, 8, 8), 4, None),
     "separable": ("separable", (3, 8, 8), 4, None),
     "gru": ({"name": "gru", "layers": 2, "hidden": 5, "padding": 0}, (6,), 3, 11),

@@ -30,6 +30,7 @@ MODELS: dict[str, tuple[str | dict[str, Any], tuple[int, ...], int | None]] = {
     "logistic": ("logistic", (5,), None),
     "mlp": ({"name": "mlp", "dropout": 0.3}, (4,), None),
     "cnn": ("cnn", (1, 12, 12), None),
+    "tanh-cnn": ("tanh-cnn", (1, 14, 14), None),
     "resnet": ("resnet", (3, 8, 8), None),
     "separable": ("separable", (3, 8, 8), None),
     "gru": ({"name": "gru", "padding": 0}, (6,), 11),

@@ -1,4 +1,4 @@
-"""Models by name: logistic regression, MLP, CNN, ResNet, depthwise-separable CNN, GRU, LSTM, Transformer.
+"""Models by name: logistic regression, MLP, two CNNs, ResNet, depthwise-separable CNN, GRU, LSTM, Transformer.
 
 All are fit for differential privacy: no batch norm, and a gradient for each record under Opacus.
 """

@@ -11,7 +11,16 @@ from torch import nn
 
 from cloister.core.errors import TaskError
 from cloister.core.models.dense import Logistic, LogisticOptions, Mlp, MlpOptions
-from cloister.core.models.images import Cnn, CnnOptions, ResNet, ResNetOptions, Separable, SeparableOptions
+from cloister.core.models.images import (
+    Cnn,
+    CnnOptions,
+    ResNet,
+    ResNetOptions,
+    Separable,
+    SeparableOptions,
+    TanhCnn,
+    TanhCnnOptions,
+)
 from cloister.core.models.records import Records
 from cloister.core.models.sequences import Recurrent, RecurrentOptions, Transformer, TransformerOptions
 from cloister.core.spec.base import Table
@@ -30,6 +39,7 @@ _MODELS: dict[str, tuple[type[Table], Callable[..., nn.Module]]] = {
     "mlp": (MlpOptions, Mlp),
     "resnet": (ResNetOptions, ResNet),
     "separable": (SeparableOptions, Separable),
+    "tanh-cnn": (TanhCnnOptions, TanhCnn),
     "transformer": (TransformerOptions, Transformer),
 }
 _ALIASES = {"linear": "logistic"}
