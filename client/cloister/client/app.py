@@ -10,13 +10,15 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from cloister.client.incoming import Job, read_job
+from cloister.client.releasing import release
 from cloister.client.trainer import Trainer
 from cloister.core import protocol
 from cloister.core.data import Split
@@ -32,7 +34,7 @@ __all__ = ["Site", "SiteSource", "Workbench", "make_client_app"]
 
 _log = logging.getLogger("cloister.client")
 
-MakeArray = Callable[[Vector], Array]
+MakeArray = Callable[[npt.NDArray[Any]], Array]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +107,8 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
         drift=None if control is None or own is None else correction(control, own),
     )
     update = ArrayRecord()  # filled item by item: its constructor would copy and serialise each array
-    update[protocol.VECTOR] = make_array(result.change)
+    released = release(result.change, bench.spec, job, site=site.name, randomness=bench.randomness)
+    update.update({name: make_array(array) for name, array in released.items()})
     if control is not None and own is not None:
         end = vector + result.change
         new, change = client_control(
@@ -116,7 +119,9 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
         context.state[protocol.CONTROL] = kept
         update[protocol.CONTROL] = make_array(change)
     content = RecordDict({protocol.UPDATE: update})
-    if result.loss is not None:  # a private run releases the update alone
+    if (
+        bench.spec.privacy.unit == "none" and result.loss is not None
+    ):  # a private run releases the update alone
         content[protocol.REPORT] = MetricRecord(
             {"loss": result.loss, "records": result.records, "steps": result.steps}
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +20,13 @@ _MAX_FEDERATION = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A checked job: the round, the federation's text, the layout's digest and the arrays that came with it."""
+    """A checked job: the round, the federation's text, the layout's digest, the arrays that came with it, and the clip where it adapts."""
 
     round_number: int
     federation: str
     layout_digest: str
     arrays: ArrayRecord | None
+    clip: float | None = None
 
     def check_layout(self, layout: Layout) -> None:
         """Refuse a job whose model is not the one that this site builds.
@@ -86,9 +88,13 @@ def read_job(message: Message) -> Job:
             f"the job's federation has {len(federation)} characters, more than {_MAX_FEDERATION}",
             code="job-malformed",
         )
+    clip = record.get(protocol.CLIP)
+    if clip is not None and not (isinstance(clip, float) and 0 < clip < math.inf):
+        raise IntegrityError("the job's clip is not a positive finite number", code="job-malformed")
     return Job(
         round_number=number,
         federation=federation,
         layout_digest=layout,
         arrays=message.content.array_records.get(protocol.MODEL),
+        clip=clip,
     )

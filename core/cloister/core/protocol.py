@@ -10,14 +10,17 @@ message          records
 ``query``        ``job``            → ``site``                (or ``refusal``)
 ===============  ==========================================================================================
 
-``job`` (text and numbers): `PROTOCOL`, the round, the effective federation file as JSON, the layout's digest.
-``model`` and ``update`` (arrays): `VECTOR`, and `CONTROL` under SCAFFOLD; each a flat float32 vector.
+``job`` (text and numbers): `PROTOCOL`, the round, the effective federation file as JSON, the layout's digest; `CLIP`, the round's
+clip, where it adapts.
+``model`` and ``update`` (arrays): `VECTOR`, and `CONTROL` under SCAFFOLD; each a flat float32 vector. Under ``unit = "site-distributed"``
+the update's `VECTOR` is (2^k,) uint32, integers modulo 2^20; where the clip adapts, an update has also `WITHIN`: (1,) float32.
 ``report`` (numbers): what was measured at the site. ``refusal`` (text): a stable code and a message without data.
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "CLIP",
     "CONFUSION",
     "CONTROL",
     "JOB",
@@ -29,6 +32,7 @@ __all__ = [
     "SITE",
     "UPDATE",
     "VECTOR",
+    "WITHIN",
 ]
 
 #: Version of this vocabulary; a site refuses a job of another version.
@@ -43,6 +47,10 @@ SITE = "site"
 
 VECTOR = "vector"
 CONTROL = "control"
+
+#: The round's clip in ``job``, where it adapts; and what a site then adds to its update: 1/2 if the norm was within, -1/2 if not.
+CLIP = "clip"
+WITHIN = "within"
 
 #: Prefix of a task metric in ``report``; `CONFUSION` is the confusion matrix, row by row.
 METRIC = "metric."
