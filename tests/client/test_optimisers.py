@@ -24,7 +24,7 @@ TABLES: list[dict[str, Any]] = [
 def model() -> nn.Sequential:
     torch.manual_seed(3)
     made = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 2), nn.Linear(2, 2))
-    list(made.parameters())[-1].requires_grad_(False)
+    list(made.parameters())[-1].requires_grad_(False)  # noqa: FBT003
     return made
 
 
