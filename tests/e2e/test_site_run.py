@@ -22,12 +22,12 @@ from scipy import stats
 from cloister.client.app import make_client_app
 from cloister.client.incoming import Job
 from cloister.client.releasing import release
-from cloister.core import protocol
+from cloister.core import command, protocol
 from cloister.core.errors import SpecError
 from cloister.core.randomness import SeededRandomness
 from cloister.core.spec import load_federation
 from cloister.server.exchange import Answer
-from cloister.server.gathering import gatherer_from
+from cloister.server.gathering import Gathered, gatherer_from
 from cloister.server.replies import CheckedUpdate, Refused, Wanted, check_update
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.live_array import LiveArray
@@ -166,7 +166,7 @@ def test_no_event_of_a_private_run_holds_a_loss_or_a_count_of_a_site(
     assert {event["where"] for event in events_of(made.run, "evaluation")} == {"central"}
 
 
-def direction(federation: Federation, changes: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]:
+def gathered(federation: Federation, changes: list[npt.NDArray[np.float32]]) -> Gathered:
     """What the server makes of these changes of sites 0, 1, …, each released as its site would."""
     size = len(changes[0])
     randomness = SeededRandomness(7)
@@ -175,7 +175,11 @@ def direction(federation: Federation, changes: list[npt.NDArray[np.float32]]) ->
         job = Job(round_number=1, federation="", layout_digest="", arrays=None)
         arrays = release(change, federation.spec, job, site=str(position), randomness=randomness)
         assert gathering.add(CheckedUpdate(arrays=arrays, loss=None, records=1)) is None
-    return gathering.finish().directions[protocol.VECTOR]
+    return gathering.finish()
+
+
+def direction(federation: Federation, changes: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]:
+    return gathered(federation, changes).directions[protocol.VECTOR]
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -198,9 +202,11 @@ def test_the_noise_is_of_the_stated_size_and_the_divisor_does_not_follow_who_ans
 ) -> None:
     """KS on 8,192 coordinates: accepts σ (false alarm 1e-4), rejects 2σ/3 and 3σ/2. n = 5, min_sites = 3."""
     made = federation(unit, 2.0)
-    found = direction(made, [np.zeros(8192, dtype=np.float32)] * answered)
+    came = gathered(made, [np.zeros(8192, dtype=np.float32)] * answered)
+    found = came.directions[protocol.VECTOR]
     shares = {"site": 1.0, "site-local": answered, "site-distributed": answered / 3}[unit]
     std = 2.0 * CLIP * math.sqrt(shares) / 5
+    assert came.facts.get("noise_std", 5 * std) == pytest.approx(5 * std)
     assert stats.kstest(found / std, "norm").pvalue > 1e-4
     for wrong in (2 / 3, 3 / 2):
         assert stats.kstest(found / (std * wrong), "norm").pvalue < 1e-9
@@ -303,10 +309,11 @@ def test_the_server_refuses_a_malformed_promise_before_any_training(
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_check_predicts_what_the_run_then_costs(
-    make_file: Callable[..., Path], tmp_path: Path, unit: str, cloister: Any, answer: Any
+    make_file: Callable[..., Path], tmp_path: Path, unit: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = make_file(**tables(unit, 3.0))
-    found = answer(cloister("check", path, "--json"))
+    assert command.run(["check", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
     made = run(path, tmp_path / "runs")
     predicted, spent = found["privacy"]["epsilon"], made.figures["privacy"]["epsilon"]
     if unit == "site-distributed":  # five sites answered, and only three are counted on

@@ -286,7 +286,7 @@ class TestModularSum:
         with pytest.raises(ValueError, match="expected uint32"):
             ModularSum(3).add(np.zeros(4, dtype=np.uint32))
         with pytest.raises(ValueError, match="expected uint32"):
-            ModularSum(3).add(np.zeros(3, dtype=np.int64))  # type: ignore[arg-type]
+            ModularSum(3).add(np.zeros(3, dtype=np.int64))
 
 
 class TestIntegerCode:
