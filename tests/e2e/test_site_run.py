@@ -298,12 +298,20 @@ def test_an_adaptive_clip_follows_the_norms_and_is_told_in_each_round(
         assert after / before == pytest.approx(math.exp(0.5), rel=0.02)
 
 
-def test_the_server_refuses_a_malformed_promise_before_any_training(
-    make_file: Callable[..., Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (tables("site", 3.0, adaptive_clip={"count_noise": 1.0}), "count_noise"),
+        (tables("site-distributed", 1e6), "20 bits do not suffice"),
+        (tables("site-local", 1e-9), "noise_multiplier must be"),
+    ],
+)
+def test_a_promise_that_cannot_be_kept_is_refused_before_any_training(
+    make_file: Callable[..., Path], tmp_path: Path, table: dict[str, Any], says: str
 ) -> None:
-    path = make_file(**tables("site", 3.0, adaptive_clip={"count_noise": 1.0}))
-    with pytest.raises(SpecError, match="count_noise"):
-        run(path, tmp_path / "runs")
+    with pytest.raises(SpecError, match=says) as refused:
+        run(make_file(**table), tmp_path / "runs")
+    assert refused.value.exit_code == 3
     assert not (tmp_path / "runs").exists()
 
 

@@ -27,7 +27,7 @@ from cloister.core.preflight import try_task
 from cloister.core.resolve import build_model, described, notes_of
 from cloister.core.spec import Loaded
 from cloister.core.update import Layout, Vector
-from cloister.privacy.plan import plan_from
+from cloister.privacy.plan import predict
 from cloister.privacy.refusals import check_on_records
 from cloister.server.checkpoints import CheckpointStore
 from cloister.server.events import EventBus, EventLog, Sink, read_events
@@ -120,7 +120,7 @@ def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
     try_model(model, layout)
     first = next(iter(sites.owners.values())).train
     try_task(task, model, first)
-    plan_from(loaded.spec, layout.size)  # a promise that cannot be kept is refused here
+    predict(loaded.spec, layout.size)  # a promise that cannot be kept, or has no bound, is refused here
     if loaded.spec.privacy.unit == "record":
         inputs, targets = first.batch(torch.arange(min(3, len(first))))
         loss = RecordLoss(task, loaded.spec.training.class_weights)
