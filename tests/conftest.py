@@ -1,10 +1,15 @@
 """What all tests share: reproducible property tests, no telemetry, no figure windows, no file in the user's own folders."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Started in the background of a shell, a process is deaf to Ctrl-C, and so is every process that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"

@@ -458,7 +458,7 @@ class TestCheck:
         ("override", "status", "code"),
         [
             ("federation.rounds=0", 3, "spec"),
-            ("privacy.unit=site", 3, "not-yet-offered"),
+            ("privacy.unit=record-distributed", 3, "not-yet-offered"),
             ("task.use=nope", 3, "task-unknown"),
             ("task.owner=3", 3, "task-option"),
             ("task.records=0", 4, "data-empty"),
@@ -701,6 +701,24 @@ class TestExposure:
         site = " ".join(exposure(small(f"cohort.min_sites={least}").spec).site)
         assert says in site
         assert says not in " ".join(exposure(small("cohort.min_sites=3").spec).site)
+
+    @pytest.mark.parametrize(
+        ("unit", "to_server", "to_sites"),
+        [
+            ("site", "without noise, which the server adds", "noise that the server added"),
+            ("site-local", "under noise of the site's own", "its own noise"),
+            ("site-distributed", "not protected from the server", "noise shares of all"),
+        ],
+    )
+    def test_whom_a_sites_guarantee_holds_against_is_said(
+        self, unit: str, to_server: str, to_sites: str
+    ) -> None:
+        settings = f"{{unit = '{unit}', noise_multiplier = 1.0, delta = 1e-3, clip = 1.0}}"
+        found = exposure(small(f"privacy={settings}", "evaluation.sites=false", "cohort.sites=9").spec)
+        assert to_server in found.server[0]
+        assert to_sites in found.site[0]
+        assert "ε bounds" in " ".join(found.outsider)
+        assert not any("mean training loss" in sentence for sentence in found.server)
 
     def test_nobody_is_promised_that_they_learn_nothing(self) -> None:
         found = exposure(small().spec).as_dict()

@@ -23,7 +23,7 @@ from cloister.core.spec.reading import parse_federation
 from cloister.privacy.accounting import account
 from cloister.privacy.events import to_json
 from cloister.privacy.ledger import Ledger, Reservation, load_key, verify
-from cloister.privacy.ledger.testimony import FromSite, ToSite
+from cloister.privacy.ledger.telling import FromSite, ToSite
 from cloister.privacy.plan import RecordPlan, record_plan
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.ledgers import SimulatedLedgers, dataset_of, keeps_ledgers

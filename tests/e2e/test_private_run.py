@@ -19,7 +19,7 @@ from cloister.core import protocol
 from cloister.core.errors import SpecError
 from cloister.core.spec import load_federation
 from cloister.server.exchange import Answer
-from cloister.server.replies import CheckedUpdate, Refused, check_update
+from cloister.server.replies import CheckedUpdate, Refused, Wanted, check_update
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.live_array import LiveArray
 from cloister.simulation.simulate import simulate
@@ -80,7 +80,7 @@ def test_the_server_refuses_a_private_reply_that_tells_more(make_file: Callable[
 
     def check(reply: Message) -> CheckedUpdate | Refused:
         answer = Answer(position=0, reply=reply, foreign=False, seconds=0.0)
-        return check_update(answer, size=size, names=(protocol.VECTOR,), private=True)
+        return check_update(answer, wanted={protocol.VECTOR: Wanted(size=size)}, private=True)
 
     assert isinstance(check(private), CheckedUpdate)
     assert isinstance(check(open_), Refused)

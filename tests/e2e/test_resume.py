@@ -34,6 +34,25 @@ PRIVATE: dict[str, dict[str, Any]] = {
 }
 
 
+#: Site level with a clip that adapts: the clip must carry over too.
+ADAPTIVE: dict[str, dict[str, Any]] = {
+    "federation": {"rounds": 6},
+    "privacy": {
+        "unit": "site",
+        "noise_multiplier": 0.5,
+        "delta": 1e-3,
+        "clip": 0.01,
+        "adaptive_clip": {"rate": 1.0, "count_noise": 0.5},
+    },
+}
+
+#: Distributed noise: integers, and rounds charged by their survivors.
+DISTRIBUTED: dict[str, dict[str, Any]] = {
+    "federation": {"rounds": 6},
+    "privacy": {"unit": "site-distributed", "noise_multiplier": 1.0, "delta": 1e-3, "clip": 0.2},
+}
+
+
 def fingerprint(run: Path) -> tuple[bytes, list[str]]:
     """The released model's bytes and every measurement and round, without times."""
     lines = []
@@ -62,7 +81,8 @@ def test_any_number_of_workers_gives_the_same_result_to_the_bit(
 
 
 @pytest.mark.parametrize(
-    ("tables", "stop_after"), [(STATEFUL, 0), (STATEFUL, 1), (STATEFUL, 5), (PRIVATE, 3)]
+    ("tables", "stop_after"),
+    [(STATEFUL, 0), (STATEFUL, 1), (STATEFUL, 5), (PRIVATE, 3), (ADAPTIVE, 3), (DISTRIBUTED, 3)],
 )
 def test_a_run_stopped_after_any_round_resumes_to_the_same_result(
     make_file: Callable[..., Path], tmp_path: Path, stop_after: int, tables: Any

@@ -89,7 +89,14 @@ def test_the_group_has_the_one_name_that_its_entry_point_promises() -> None:
     register(app)
     group = typer.main.get_group(app)
     assert list(group.commands) == ["ledger"]
-    assert sorted(group.commands["ledger"].commands) == ["export", "remaining", "show", "verify"]  # type: ignore[attr-defined]  # a group
+    assert sorted(group.commands["ledger"].commands) == [  # type: ignore[attr-defined]  # a group
+        "cap",
+        "export",
+        "predict",
+        "remaining",
+        "show",
+        "verify",
+    ]
 
 
 class TestShow:

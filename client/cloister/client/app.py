@@ -10,32 +10,34 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from cloister.client.charging import Charge, SiteLedger, afford, release
 from cloister.client.incoming import Job, read_job
 from cloister.client.kept import digest_of
+from cloister.client.releasing import releasable
 from cloister.client.trainer import LocalResult, Trainer
 from cloister.core import protocol
 from cloister.core.data import Split
-from cloister.core.errors import CloisterError, PolicyError
+from cloister.core.errors import CloisterError, IntegrityError, PolicyError
 from cloister.core.metrics import measure
 from cloister.core.randomness import Randomness
 from cloister.core.resolve import check_data
 from cloister.core.spec import FederationSpec
 from cloister.core.update import Vector
-from cloister.privacy.plan import record_plan
+from cloister.privacy.plan import plan_from
 from cloister.strategies.scaffold import client_control, correction
 
 __all__ = ["Site", "SiteSource", "Workbench", "make_client_app"]
 
 _log = logging.getLogger("cloister.client")
 
-MakeArray = Callable[[Vector], Array]
+MakeArray = Callable[[npt.NDArray[Any]], Array]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,19 +114,23 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
             drift=None if control is None or own is None else correction(control, own),
         )
 
+    def send(result: LocalResult) -> dict[str, npt.NDArray[Any]]:
+        return releasable(result.change, bench.spec, job, site=site.name, randomness=bench.randomness)
+
     update = ArrayRecord()  # filled item by item: its constructor would copy and serialise each array
-    plan = record_plan(bench.spec)
+    plan = plan_from(bench.spec, size)
     if site.ledger is not None and plan is not None:
+        clip = np.array([] if job.clip is None else [job.clip])
         charge = Charge(
             run=job.run,
             round_number=job.round_number,
-            given=digest_of({protocol.VECTOR: vector}),
+            given=digest_of({protocol.VECTOR: vector, protocol.CLIP: clip}),
             plan=plan,
             code_hash=bench.code_hash,
             told=job.told,
         )
-        arrays, told = release(site.ledger, charge, lambda: {protocol.VECTOR: compute().change})
-        update[protocol.VECTOR] = make_array(arrays[protocol.VECTOR])
+        arrays, told = release(site.ledger, charge, lambda: send(compute()))
+        update.update({name: make_array(array) for name, array in arrays.items()})
         return RecordDict(
             {
                 protocol.UPDATE: update,
@@ -132,7 +138,7 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
             }
         )
     result = compute()
-    update[protocol.VECTOR] = make_array(result.change)
+    update.update({name: make_array(array) for name, array in send(result).items()})
     if control is not None and own is not None:
         end = vector + result.change
         new, change = client_control(
@@ -143,7 +149,7 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
         context.state[protocol.CONTROL] = kept
         update[protocol.CONTROL] = make_array(change)
     content = RecordDict({protocol.UPDATE: update})
-    if result.loss is not None:  # a private run releases the update alone
+    if plan is None and result.loss is not None:  # a private run releases the update alone
         content[protocol.REPORT] = MetricRecord(
             {"loss": result.loss, "records": result.records, "steps": result.steps}
         )
@@ -176,7 +182,7 @@ def _introduce(message: Message, context: Context, source: SiteSource) -> Record
     job = read_job(message)
     bench = source.workbench(job.federation)
     site = source.site(context, bench)
-    plan = record_plan(bench.spec)
+    plan = plan_from(bench.spec, bench.trainer.layout.size)
     if job.afford and site.ledger is not None and plan is not None:
         afford(site.ledger, plan, plan.rounds - job.round_number, job.told)
     return RecordDict({protocol.SITE: ConfigRecord({"name": site.name})})
@@ -187,6 +193,17 @@ def _start(message: Message, context: Context, source: SiteSource) -> tuple[Job,
     bench = source.workbench(job.federation)
     job.check_layout(bench.trainer.layout)
     site = source.site(context, bench)
+    if site.ledger is not None and bench.spec.privacy.unit == "none":
+        raise PolicyError(
+            "this site keeps a ledger, and takes part under differential privacy only",
+            remedy="give the federation file a [privacy] table",
+            code="budget",
+        )
+    if not 1 <= job.round_number <= bench.spec.federation.rounds:
+        raise IntegrityError(
+            f"the job is for round {job.round_number}, and the federation has {bench.spec.federation.rounds}",
+            code="job-malformed",
+        )
     check_data(bench.trainer.task, site.split.train, owner=site.name, part="training")
     return job, bench, site
 

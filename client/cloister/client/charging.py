@@ -23,19 +23,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
 
 from cloister.client.kept import Kept, keep, kept_output
-from cloister.core.update import Vector
 from cloister.privacy.accounting import account
 from cloister.privacy.events import to_json
-from cloister.privacy.ledger import Figures, Ledger, Reservation, load_or_create_key, sign_witness
+from cloister.privacy.ledger import Ledger, Reservation, load_or_create_key, sign_witness
 from cloister.privacy.ledger.budget import RELATION
-from cloister.privacy.ledger.testimony import FromSite, ToSite, Witness
-from cloister.privacy.plan import RecordPlan
+from cloister.privacy.ledger.telling import FromSite, ToSite, Witness
+from cloister.privacy.plan import Plan
 
 __all__ = ["Charge", "SiteLedger", "afford", "release"]
 
-Arrays = dict[str, Vector]
+Arrays = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +90,12 @@ class Charge:
     run: str
     round_number: int
     given: str
-    plan: RecordPlan
+    plan: Plan
     code_hash: str
     told: ToSite
 
 
-def afford(ledger: SiteLedger, plan: RecordPlan, rounds: int, told: ToSite) -> None:
+def afford(ledger: SiteLedger, plan: Plan, rounds: int, told: ToSite) -> None:
     """Check that ``rounds`` rounds of ``plan`` may be charged; nothing is charged.
 
     Raises:
@@ -160,12 +162,7 @@ def _reserve(book: Ledger, charge: Charge, attempt: int) -> Reservation:
         delta=plan.delta,
         code_hash=charge.code_hash,
         attempt=attempt,
-        figures=Figures(
-            steps=plan.steps,
-            noise_multiplier=plan.noise_multiplier,
-            clip=plan.clip,
-            sampling_rate=plan.sampling_rate,
-        ),
+        figures=plan.figures(),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from cloister.core import protocol
 from cloister.core.decoding import decode_vector
 from cloister.core.errors import IntegrityError
 from cloister.core.update import Layout, Vector
-from cloister.privacy.ledger.testimony import ToSite
+from cloister.privacy.ledger.telling import ToSite
 
 __all__ = ["Job", "read_job"]
 
@@ -41,6 +42,7 @@ class Job:
     arrays: ArrayRecord | None
     told: ToSite
     afford: bool
+    clip: float | None = None
 
     def check_layout(self, layout: Layout) -> None:
         """Refuse a job whose model is not the one that this site builds.
@@ -94,9 +96,7 @@ def read_job(message: Message) -> Job:
             code="job-protocol",
         )
     run = record.get("run")
-    if not (
-        isinstance(number, int) and number >= 0 and isinstance(federation, str) and isinstance(layout, str)
-    ):
+    if not (type(number) is int and number >= 0 and isinstance(federation, str) and isinstance(layout, str)):
         raise IntegrityError("the job lacks a round, a federation or a layout", code="job-malformed")
     if not isinstance(run, str) or not _RUN.fullmatch(run):
         raise IntegrityError("the job does not name its run", code="job-malformed")
@@ -106,6 +106,9 @@ def read_job(message: Message) -> Job:
             code="job-malformed",
         )
     said = message.content.config_records.get(protocol.LEDGER)
+    clip = record.get(protocol.CLIP)
+    if clip is not None and not (isinstance(clip, float) and 0 < clip < math.inf):
+        raise IntegrityError("the job's clip is not a positive finite number", code="job-malformed")
     return Job(
         run=run,
         round_number=number,
@@ -114,4 +117,5 @@ def read_job(message: Message) -> Job:
         arrays=message.content.array_records.get(protocol.MODEL),
         told=ToSite() if said is None else ToSite.from_json(said.get(protocol.LEDGER)),
         afford=record.get(protocol.AFFORD) is True,
+        clip=clip,
     )

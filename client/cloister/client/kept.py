@@ -13,13 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from cloister.core.files import write_whole
-from cloister.core.update import Vector
 
 __all__ = ["Kept", "digest_of", "keep", "kept_output"]
 
@@ -42,7 +43,7 @@ class Kept:
     round_number: int
     attempt: int
     given: str
-    arrays: dict[str, Vector]
+    arrays: dict[str, npt.NDArray[Any]]
 
     @cached_property
     def digest(self) -> str:
@@ -50,7 +51,7 @@ class Kept:
         return digest_of(self.arrays)
 
 
-def digest_of(arrays: dict[str, Vector]) -> str:
+def digest_of(arrays: dict[str, npt.NDArray[Any]]) -> str:
     """Return the SHA-256 (hex) over named vectors, in the order of their names."""
     found = hashlib.sha256()
     for name in sorted(arrays):

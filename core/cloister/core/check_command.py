@@ -78,17 +78,21 @@ def check(loaded: Loaded) -> dict[str, Any]:
         "sites": sites,
         "cohort": cohort,
         "traffic": predicted_traffic(spec, layout.size, cohort),
-        "privacy": predicted_privacy(spec),
+        "privacy": predicted_privacy(spec, layout.size),
         "exposure": exposure(spec).as_dict(),
         "warnings": warnings,
     }
 
 
-def predicted_privacy(spec: FederationSpec) -> dict[str, Any]:
+def predicted_privacy(spec: FederationSpec, parameters: int) -> dict[str, Any]:
     """Return what the whole run will cost a site that takes part in every round: ``unit``, ``epsilon``, and what they rest on.
 
     The accounting lives in the privacy part, which core does not import: it is found by the entry point ``privacy`` of the group
     ``cloister.predictions``.
+
+    Args:
+        spec: the federation.
+        parameters: length of the model's vector, which a guarantee over integers depends on.
 
     Raises:
         SpecError: the promise cannot be kept, or the privacy part is not installed.
@@ -96,7 +100,7 @@ def predicted_privacy(spec: FederationSpec) -> dict[str, Any]:
     if spec.privacy.unit == "none":
         return {"unit": "none", "epsilon": None}
     for point in entry_points(group="cloister.predictions", name="privacy"):
-        found: dict[str, Any] = point.load()(spec)
+        found: dict[str, Any] = point.load()(spec, parameters)
         return found
     raise SpecError(
         "the privacy part of cloister is not installed",
@@ -108,8 +112,9 @@ def predicted_privacy(spec: FederationSpec) -> dict[str, Any]:
 def _epsilon(privacy: Mapping[str, Any]) -> str:
     if privacy["epsilon"] is None:
         return f"none: privacy.unit = '{privacy['unit']}'"
+    whom = "record" if privacy["unit"] == "record" else f"site ({privacy['unit']})"
     return (
-        f"{privacy['epsilon']:.3g} for each {privacy['unit']}, δ = {privacy['delta']:g}, σ = {privacy['noise_multiplier']:.3g}; "
+        f"{privacy['epsilon']:.3g} for each {whom}, δ = {privacy['delta']:g}, σ = {privacy['noise_multiplier']:.3g}; "
         "for a site that takes part in every round"
     )
 
@@ -128,7 +133,10 @@ def predicted_traffic(spec: FederationSpec, parameters: int, cohort: float) -> d
     """
     vector = round(_NUMBER_BYTES * parameters * cohort)
     training = vector * (2 if spec.training.scaffold else 1)
-    return {"down": training, "up": training, "evaluation_down": vector if spec.evaluation.sites else 0}
+    up = training
+    if spec.privacy.unit == "site-distributed":  # integers, padded to a power of two
+        up = round(_NUMBER_BYTES * (1 << (parameters - 1).bit_length()) * cohort)
+    return {"down": training, "up": up, "evaluation_down": vector if spec.evaluation.sites else 0}
 
 
 def _show(file: Path, loaded: Loaded, out: Outcome) -> None:

@@ -160,6 +160,9 @@ def _unsound_records(spec: FederationSpec, splits: Mapping[str, Split]) -> Itera
 
 def _poor_cohort(spec: FederationSpec, splits: Mapping[str, Split]) -> Iterator[str]:
     cohort, sites = spec.cohort, population(spec, splits)
+    delta = spec.privacy.delta
+    if delta is not None and spec.privacy.unit.startswith("site") and delta * sites >= 1:
+        yield f"privacy.delta = {delta:g} allows to expose one of {sites} sites outright; take a δ well below {1 / sites:.2g}"
     if isinstance(cohort.per_round, PoissonCohort):
         short = _binomial_below(cohort.min_sites, sites, cohort.per_round.poisson)
         if short > _SHORT_ROUND:

@@ -39,11 +39,10 @@ def exposure(spec: FederationSpec) -> Exposure:
 
 def _server(spec: FederationSpec) -> tuple[str, ...]:
     training, said = spec.training, []
-    if spec.privacy.unit == "record":
-        said.append(
-            "Each site's update in clear, with the site's name; each step in it carries noise, so what it reveals of any one "
-            "record is bounded by ε. What many of a site's records have in common is not hidden."
-        )
+    if spec.privacy.unit != "none":
+        said.append(_seen_privately(spec))
+        if spec.privacy.adaptive_clip is not None:
+            said.append("Of each site, whether the norm of its update was within the round's clip.")
         said.append("Nothing else: no number of records, no loss and no metric leaves a site.")
     else:
         said.append(
@@ -73,11 +72,34 @@ def _server(spec: FederationSpec) -> tuple[str, ...]:
     return tuple(said)
 
 
+def _seen_privately(spec: FederationSpec) -> str:
+    """Say what the server sees of one site's update under differential privacy, without secure aggregation."""
+    seen = "Each site's update in clear, with the site's name"
+    return {
+        "record": f"{seen}; each step in it carries noise, so what it reveals of any one record is bounded by ε. What many of a "
+        "site's records have in common is not hidden.",
+        "site": f"{seen}, clipped and without noise, which the server adds to the sum: the guarantee holds against all others and not "
+        "against the server. Records can be reconstructed from an update (gradient inversion).",
+        "site-local": f"{seen}, under noise of the site's own: what it reveals of all the site's data together is bounded by ε.",
+        "site-distributed": f"{seen}, as integers under one share of the noise (1/{spec.cohort.min_sites} of its variance). ε bounds what "
+        "the sum reveals; without secure aggregation a single update is not protected from the server.",
+    }[spec.privacy.unit]
+
+
+#: Whose noise is in the model that another site receives.
+_COVER = {
+    "none": "; no noise covers anybody's share.",
+    "record": "; each of them carries its own noise.",
+    "site": ", under the noise that the server added.",
+    "site-local": "; each of them carries its own noise.",
+    "site-distributed": ", under the noise shares of all who answered.",
+}
+
+
 def _site(spec: FederationSpec) -> tuple[str, ...]:
-    private = spec.privacy.unit == "record"
     said = [
         "The model of every round it is asked in, and so the mean of the other sites' updates"
-        + ("; each of them carries its own noise." if private else "; no noise covers anybody's share.")
+        + _COVER[spec.privacy.unit]
     ]
     if spec.cohort.min_sites <= 2:
         said.append(
@@ -104,6 +126,6 @@ def _outsider(spec: FederationSpec) -> tuple[str, ...]:
 
 def _membership(spec: FederationSpec, source: str) -> str:
     whether = f"Whether a given record was trained on (membership inference on {source})"
-    if spec.privacy.unit == "record":
+    if spec.privacy.unit != "none":
         return f"{whether}: ε bounds how much better than a guess anybody can tell."
     return f"{whether}: probably; no differential privacy bounds it."

@@ -10,9 +10,10 @@ message          records
 ``query``        ``job``            → ``site``                (or ``refusal``)
 ===============  ==========================================================================================
 
-``job`` (text and numbers): `PROTOCOL`, the run's name, the round, the effective federation file as JSON, the layout's digest.
-A ``query`` with `AFFORD` asks whether the site allows the rounds after that one, too.
-``model`` and ``update`` (arrays): `VECTOR`, and `CONTROL` under SCAFFOLD; each a flat float32 vector.
+``job`` (text and numbers): `PROTOCOL`, the run's name, the round, the effective federation file as JSON, the layout's digest; `CLIP`, the
+round's clip, where it adapts. A ``query`` with `AFFORD` asks whether the site allows the rounds after that one, too.
+``model`` and ``update`` (arrays): `VECTOR`, and `CONTROL` under SCAFFOLD; each a flat float32 vector. Under ``unit = "site-distributed"``
+the update's `VECTOR` is (2^k,) uint32, integers modulo 2^20; where the clip adapts, an update has also `WITHIN`: (1,) float32.
 ``report`` (numbers): what was measured at the site. ``refusal`` (text): a stable code and a message without data.
 ``ledger`` (text, in private runs whose sites keep ledgers): in a job, what others saw of the site's ledger and signed, and heads of
 other sites; in a reply, the ledger's new head, what it has spent and its cap, and signatures of those heads. See `LEDGER`.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 __all__ = [
     "AFFORD",
+    "CLIP",
     "CONFUSION",
     "CONTROL",
     "JOB",
@@ -34,6 +36,7 @@ __all__ = [
     "SITE",
     "UPDATE",
     "VECTOR",
+    "WITHIN",
 ]
 
 #: Version of this vocabulary; a site refuses a job of another version.
@@ -51,6 +54,10 @@ AFFORD = "afford"
 
 VECTOR = "vector"
 CONTROL = "control"
+
+#: The round's clip in ``job``, where it adapts; and what a site then adds to its update: 1/2 if the norm was within, -1/2 if not.
+CLIP = "clip"
+WITHIN = "within"
 
 #: Prefix of a task metric in ``report``; `CONFUSION` is the confusion matrix, row by row.
 METRIC = "metric."

@@ -31,9 +31,17 @@ def predict_command(
         from cloister.privacy.ledger.entry import canonical_json
         from cloister.privacy.ledger.inspection import inspect
         from cloister.privacy.ledger.spending import epsilon_of, refuse_beyond, stated_delta
-        from cloister.privacy.plan import record_plan
+        from cloister.privacy.plan import plan_from
 
-        plan = record_plan(load_federation(file, settings or []).spec)
+        loaded = load_federation(file, settings or [])
+        size = 1  # the model's length matters where the noise is distributed, and there only
+        if loaded.spec.privacy.unit == "site-distributed":
+            from cloister.core.resolve import build_model, load_task
+            from cloister.core.update import Layout
+
+            task = load_task(loaded.spec.task, loaded.base)
+            size = Layout.of(build_model(task, loaded.spec.federation.seed)).size
+        plan = plan_from(loaded.spec, size)
         if plan is None:
             raise UsageError(
                 f"'{file}' promises no differential privacy: a ledger has nothing to compare",

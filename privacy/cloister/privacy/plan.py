@@ -5,17 +5,73 @@ Server, site and ``cloister check`` all ask here, so that what is promised, what
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from cloister.core.errors import SpecError
 from cloister.core.spec import FederationSpec
 from cloister.privacy.accounting import Spent, spent
 from cloister.privacy.calibration import noise_multiplier_for
-from cloister.privacy.events import PoissonGaussian
+from cloister.privacy.events import Event, PoissonGaussian
+from cloister.privacy.ledger.entry import Figures
+from cloister.privacy.site_plans import distributed_plan, server_or_local_plan
+from cloister.privacy.statement import Unit
 
-__all__ = ["RecordPlan", "predict", "record_plan"]
+__all__ = ["Plan", "RecordPlan", "plan_from", "predict", "record_plan"]
+
+
+class Plan(Protocol):
+    """What every unit's plan can be asked."""
+
+    #: Whose contribution is hidden.
+    unit: ClassVar[Unit]
+
+    @property
+    def rounds(self) -> int:
+        """The most rounds that a site can take part in."""
+        ...
+
+    @property
+    def delta(self) -> float:
+        """δ."""
+        ...
+
+    @property
+    def noise_multiplier(self) -> float:
+        """The noise's standard deviation over the clip."""
+        ...
+
+    @property
+    def sampling(self) -> str:
+        """How batches or cohorts are drawn, in words."""
+        ...
+
+    @property
+    def not_covered(self) -> tuple[str, ...]:
+        """What this plan leaves open beside what its unit does."""
+        ...
+
+    def event(self, rounds: int = 1) -> Event:
+        """Return what a site's ``rounds`` rounds are at the most, for the accountant and the ledger."""
+        ...
+
+    def spent(self, rounds: int) -> Spent:
+        """Return what a site has spent at the most after taking part in ``rounds`` rounds."""
+        ...
+
+    def spent_by(self, survivors: Mapping[int, int]) -> Spent:
+        """Return what a site has spent in rounds with these survivors: survivors → rounds (0: unknown, the fewest)."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Return what ``cloister check`` says beside ε."""
+        ...
+
+    def figures(self) -> Figures:
+        """Return what a round ran with, for a reader of the ledger."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +91,8 @@ class RecordPlan:
         delta: δ.
     """
 
+    unit: ClassVar[Unit] = "record"
+
     noise_multiplier: float
     sampling_rate: float
     clip: float
@@ -42,7 +100,16 @@ class RecordPlan:
     steps: int
     rounds: int
     delta: float
-    unit: ClassVar[str] = "record"
+
+    @property
+    def sampling(self) -> str:
+        """How batches are drawn, in words."""
+        return f"Poisson with a public rate of {self.sampling_rate:g} a step, {self.steps} steps a round"
+
+    @property
+    def not_covered(self) -> tuple[str, ...]:
+        """What this plan leaves open beside what its unit does: nothing."""
+        return ()
 
     def event(self, rounds: int = 1) -> PoissonGaussian:
         """Return what a site's ``rounds`` rounds are, for the accountant and the ledger."""
@@ -52,9 +119,41 @@ class RecordPlan:
         """Return what a site has spent after taking part in ``rounds`` rounds."""
         return _spent(self.noise_multiplier, self.sampling_rate, rounds * self.steps, self.delta)
 
+    def spent_by(self, survivors: Mapping[int, int]) -> Spent:
+        """Return what a site has spent in rounds with these survivors, who change nothing here: each adds noise enough."""
+        return self.spent(sum(survivors.values()))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what ``cloister check`` says beside ε."""
+        return {"sampling_rate": self.sampling_rate, "steps": self.rounds * self.steps}
+
+    def figures(self) -> Figures:
+        """Return what a round ran with, for a reader of the ledger."""
+        return Figures(
+            steps=self.steps,
+            noise_multiplier=self.noise_multiplier,
+            clip=self.clip,
+            sampling_rate=self.sampling_rate,
+        )
+
+
+def plan_from(spec: FederationSpec, size: int) -> Plan | None:
+    """Return the plan of ``spec`` for a model of ``size`` numbers, or ``None`` where nothing is promised.
+
+    Raises:
+        SpecError: the promise cannot be kept.
+    """
+    if spec.privacy.unit in ("none", "record"):
+        return record_plan(spec)
+    return (
+        distributed_plan(spec, size)
+        if spec.privacy.unit == "site-distributed"
+        else server_or_local_plan(spec)
+    )
+
 
 def record_plan(spec: FederationSpec) -> RecordPlan | None:
-    """Return the plan of ``spec``, or ``None`` where nothing is promised.
+    """Return the plan of ``unit = "record"``, or ``None`` where ``spec`` promises nothing to records.
 
     With ``privacy.epsilon``, σ is calibrated to a site that takes part in every round: one that is drawn less often spends less.
 
@@ -62,7 +161,7 @@ def record_plan(spec: FederationSpec) -> RecordPlan | None:
         SpecError: the promise cannot be kept.
     """
     privacy, steps = spec.privacy, spec.training.local_steps
-    if privacy.unit == "none":
+    if privacy.unit != "record":
         return None
     if privacy.delta is None or privacy.clip is None or privacy.sampling_rate is None or steps is None:
         raise SpecError(
@@ -85,19 +184,22 @@ def record_plan(spec: FederationSpec) -> RecordPlan | None:
     )
 
 
-def predict(spec: FederationSpec) -> dict[str, Any]:
-    """Return what ``cloister check`` prints: the cost of the whole run to a site that takes part in every round."""
-    plan = record_plan(spec)
+def predict(spec: FederationSpec, size: int) -> dict[str, Any]:
+    """Return what ``cloister check`` prints: the cost of the whole run to a site that takes part in every round.
+
+    Args:
+        spec: the federation.
+        size: length of the model's vector.
+    """
+    plan = plan_from(spec, size)
     if plan is None:
         return {"unit": "none", "epsilon": None}
-    found = plan.spent(plan.rounds)
     return {
-        "unit": spec.privacy.unit,
-        "epsilon": found.epsilon,
+        "unit": plan.unit,
+        "epsilon": plan.spent(plan.rounds).epsilon,
         "delta": plan.delta,
         "noise_multiplier": plan.noise_multiplier,
-        "sampling_rate": plan.sampling_rate,
-        "steps": plan.rounds * plan.steps,
+        **plan.facts(),
     }
 
 

@@ -64,7 +64,10 @@ _ALSO_NOT_COVERED: dict[str, tuple[str, ...]] = {
         _ONE_RECORD,
         "the server, which sees each site's clipped update without noise unless the messages are protected",
     ),
-    "site-local": (_ONE_RECORD,),
+    "site-local": (
+        _ONE_RECORD,
+        "the replacement of a site's data by any other: an update may then move by 2C and not C, which costs what half the noise costs",
+    ),
     "site-distributed": (
         _ONE_RECORD,
         "sites that conspire with the server: their noise does not count",

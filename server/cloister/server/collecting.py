@@ -1,14 +1,15 @@
 """One message to each site of a cohort, and what comes back: checked, told, added up as it arrives.
 
-Updates are added to running sums in the cohort's order and then dropped, so memory grows with the model and not with the
+Updates are given to the round's `Gathering` in the cohort's order and then dropped, so memory grows with the model and not with the
 cohort (under a rule that needs no rows).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -18,6 +19,7 @@ from cloister.core import protocol
 from cloister.core.update import Vector
 from cloister.server.directory import Directory
 from cloister.server.exchange import Answer, exchange
+from cloister.server.gathering import Gatherer, Gathering
 from cloister.server.plan import RunPlan
 from cloister.server.replies import (
     CheckedEvaluation,
@@ -27,8 +29,6 @@ from cloister.server.replies import (
     check_introduction,
     check_update,
 )
-from cloister.strategies.mean import Direction
-from cloister.strategies.rules import rule_from
 
 __all__ = ["Collected", "Collector"]
 
@@ -43,7 +43,7 @@ class Collected:
         refused: whose reply was not used, and why.
         answered: how many replies were used.
         losses: their mean training losses; empty in a private run, where they are withheld.
-        directions: by array, the rule's answer; empty when no reply was used.
+        gathering: what the replies that were used add up to.
         bytes_down: payload sent to the cohort.
         bytes_up: payload of the replies that were used.
     """
@@ -53,7 +53,7 @@ class Collected:
     refused: list[dict[str, str]]
     answered: int
     losses: list[float]
-    directions: dict[str, Direction]
+    gathering: Gathering
     bytes_down: int
     bytes_up: int
 
@@ -70,12 +70,12 @@ class Collected:
 class Collector:
     """Talks to the sites of one federation."""
 
-    def __init__(self, plan: RunPlan, grid: Grid, directory: Directory) -> None:
+    def __init__(self, plan: RunPlan, grid: Grid, directory: Directory, gatherer: Gatherer) -> None:
         self._plan = plan
         self._spec = plan.loaded.spec
         self._grid = grid
         self._directory = directory
-        self._rule = rule_from(self._spec.aggregation)
+        self._gatherer = gatherer
         self._private = self._spec.privacy.unit != "none"
         self._federation = json.dumps(plan.loaded.effective())
 
@@ -87,24 +87,21 @@ class Collector:
             cohort: positions in the directory, ascending.
             vectors: the model, and what goes with it; a site answers with as many arrays under the same names.
         """
-        size = self._plan.layout.size
         nbytes = sum(vector.nbytes for vector in vectors.values())
-        accumulators = {name: self._rule.start(size) for name in vectors}
+        gathering = self._gatherer.start(number, tuple(vectors))
         missing: list[str] = []
         refused: list[dict[str, str]] = []
         losses: list[float] = []
-        answered = 0
-        for name, answer in self._exchange("train", number, cohort, vectors):
-            checked = check_update(answer, size=size, names=tuple(vectors), private=self._private)
+        answered = up = 0
+        for name, answer in self._exchange("train", number, cohort, vectors, self._gatherer.job()):
+            checked = check_update(answer, wanted=gathering.wanted, private=self._private)
             checked = self._witnessed(name, checked)
+            if isinstance(checked, CheckedUpdate):
+                checked = gathering.add(checked) or checked
             self._tell(number, "train", name, answer=answer, checked=checked, nbytes=nbytes)
             if isinstance(checked, CheckedUpdate):
-                for array, vector in checked.arrays.items():
-                    # Control variates are averaged uniformly, as SCAFFOLD defines them.
-                    accumulators[array].add(
-                        vector, self._weight(checked) if array == protocol.VECTOR else 1.0
-                    )
                 answered += 1
+                up += checked.nbytes
                 if checked.loss is not None:
                     losses.append(checked.loss)
             elif answer.reply is None:
@@ -117,11 +114,9 @@ class Collector:
             refused=refused,
             answered=answered,
             losses=losses,
-            directions={name: accumulator.result() for name, accumulator in accumulators.items()}
-            if answered
-            else {},
+            gathering=gathering,
             bytes_down=len(cohort) * (nbytes + len(self._federation)),
-            bytes_up=answered * nbytes,
+            bytes_up=up,
         )
 
     def allowed(self, number: int) -> list[dict[str, str]]:
@@ -166,12 +161,13 @@ class Collector:
         wrong = self._plan.witnesses.take(name, checked.ledger)
         return checked if wrong is None else Refused(*wrong.split(": ", 1))
 
-    def _weight(self, checked: CheckedUpdate) -> float:
-        weighting = self._spec.aggregation.weighting
-        return 1.0 if weighting == "uniform" else float(min(checked.records, weighting.records_cap))
-
     def _exchange(
-        self, kind: str, number: int, cohort: list[int], vectors: dict[str, Vector]
+        self,
+        kind: str,
+        number: int,
+        cohort: list[int],
+        vectors: dict[str, Vector],
+        told: Mapping[str, float] = MappingProxyType({}),
     ) -> Iterator[tuple[str, Answer]]:
         """Send one message to each site of the cohort and yield (name, answer) in the cohort's order."""
         job = ConfigRecord(
@@ -182,6 +178,7 @@ class Collector:
                 "federation": self._federation,
                 "layout": self._plan.layout.digest,
                 protocol.AFFORD: kind == "query",
+                **told,
             }
         )
         arrays = ArrayRecord()  # filled item by item: its constructor would copy and serialise each array
@@ -231,7 +228,7 @@ class Collector:
             seconds=round(answer.seconds, 4),
             loss=None if isinstance(checked, Refused) else checked.loss,
             bytes_down=nbytes + len(self._federation),
-            bytes_up=nbytes if isinstance(checked, CheckedUpdate) else 0,
+            bytes_up=checked.nbytes if isinstance(checked, CheckedUpdate) else 0,
         )
 
 

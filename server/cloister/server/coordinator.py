@@ -21,6 +21,7 @@ from cloister.server.checkpoints import Arrays, Best, Checkpoint
 from cloister.server.cohort import choose_cohort
 from cloister.server.collecting import Collected, Collector
 from cloister.server.directory import Directory
+from cloister.server.gathering import gatherer_from
 from cloister.server.leave import is_budget, refusal_of
 from cloister.server.plan import RunPlan
 from cloister.server.spending import Spending
@@ -56,10 +57,12 @@ class Coordinator:
         self._plan = plan
         self._spec = plan.loaded.spec
         self._sites = len(directory)
-        self._collector = Collector(plan, grid, directory)
+        self._gatherer = gatherer_from(self._spec, size=plan.layout.size, randomness=plan.randomness)
+        self._collector = Collector(plan, grid, directory, self._gatherer)
         self._optimiser = optimiser_from(self._spec.aggregation.optimizer)
         self._spending = Spending(
             self._spec,
+            plan.layout.size,
             plan.bus,
             directory,
             seeded=plan.randomness.reproducible,
@@ -96,6 +99,7 @@ class Coordinator:
             if plan.memory is not None:
                 plan.memory.restore(_under(arrays, "site."))
             self._spending.restore(_under(arrays, "asked."))
+            self._gatherer.restore(_under(arrays, "gathering."))
             return _State(
                 round_number=plan.resume.round_number,
                 model=arrays["model"],
@@ -117,11 +121,12 @@ class Coordinator:
         clock = _Phases()
         cohort, collected = self._train(number, state)
         clock.end("train")
-        direction = collected.directions[protocol.VECTOR]
+        gathered = collected.gathering.finish()
+        direction = gathered.directions[protocol.VECTOR]
         model, optimiser = self._optimiser.step(state.model, direction, state.optimiser)
         scaffold = state.scaffold
         if scaffold is not None:
-            change = collected.directions[protocol.CONTROL]
+            change = gathered.directions[protocol.CONTROL]
             scaffold = server_control(scaffold, change, cohort=collected.answered, population=self._sites)
         clock.end("aggregate")
         best = self._better(state.best, number, self._measure(number, model, cohort))
@@ -137,6 +142,7 @@ class Coordinator:
             refused=collected.refused,
             loss=float(np.mean(collected.losses)) if collected.losses else None,
             update_norm=_norm(direction),
+            **gathered.facts,
             bytes_down=collected.bytes_down,
             bytes_up=collected.bytes_up,
             seconds=clock.seconds,
@@ -163,6 +169,7 @@ class Coordinator:
             self._spending.ask(cohort)
             collected = self._collector.train(number, cohort, vectors)
             if collected.answered >= least:
+                self._spending.settle(cohort, collected.answered)
                 return cohort, collected
             if any(is_budget(one["reason"]) for one in collected.refused):
                 raise refusal_of(collected.refused, 1)  # asking again would cost the others a round
@@ -209,6 +216,7 @@ class Coordinator:
         if state.scaffold is not None:
             arrays |= {f"scaffold.{name}": array for name, array in state.scaffold.arrays().items()}
         arrays |= {f"asked.{name}": array for name, array in self._spending.arrays().items()}
+        arrays |= {f"gathering.{name}": array for name, array in self._gatherer.arrays().items()}
         if self._plan.memory is not None:
             arrays |= {f"site.{name}": array for name, array in self._plan.memory.arrays().items()}
         self._plan.bus.sync()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy.typing as npt
 from flwr.app import Array
 
 from cloister.core.metrics import Measurement
@@ -61,7 +62,7 @@ class RunPlan:
     store: CheckpointStore
     central: Callable[[Vector], Measurement] | None
     memory: SiteMemory | None = None
-    make_array: Callable[[Vector], Array] = Array
+    make_array: Callable[[npt.NDArray[Any]], Array] = Array
     resume: Checkpoint | None = None
     run: str = "run"
     witnesses: Witnesses | None = None

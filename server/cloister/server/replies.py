@@ -1,30 +1,33 @@
 """What the server checks of a reply before it uses any of it.
 
 A reply is used only if it answers the message it was asked for, from the node it was asked of, and holds exactly the arrays
-and numbers that the protocol names: float32, of the model's length, finite. Anything else is refused with a reason, and the
+and numbers that the protocol names: of the right type and length, finite. Anything else is refused with a reason, and the
 round goes on without it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import Array, Message, MetricRecord
 
 from cloister.core import protocol
-from cloister.core.decoding import LARGEST, decode_vector
+from cloister.core.decoding import LARGEST, decode_array
 from cloister.core.errors import IntegrityError
-from cloister.core.update import Vector
-from cloister.privacy.ledger.testimony import FromSite
+from cloister.privacy.ledger.telling import FromSite
 from cloister.server.exchange import Answer
 
 __all__ = [
     "CheckedEvaluation",
     "CheckedUpdate",
     "Refused",
+    "Wanted",
     "check_evaluation",
     "check_introduction",
     "check_update",
@@ -52,20 +55,33 @@ class Refused:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """One array that a reply must hold: (size,) of ``dtype``."""
+
+    size: int
+    dtype: Literal["float32", "uint32"] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckedUpdate:
     """A site's update, checked.
 
     Attributes:
-        arrays: by name, each (size,) float32 and finite.
+        arrays: by name, each of the shape and type that was wanted, and finite.
         loss: the site's mean training loss; ``None`` in a private run, where it is withheld.
         records: how many records the site says it has (its word, capped where it is used); 1 where it is withheld.
         ledger: what it tells of its ledger, where it keeps one.
     """
 
-    arrays: dict[str, Vector]
+    arrays: dict[str, npt.NDArray[Any]]
     loss: float | None
     records: int
     ledger: FromSite | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +95,13 @@ class CheckedEvaluation:
 
 
 def check_update(
-    answer: Answer, *, size: int, names: tuple[str, ...], private: bool = False
+    answer: Answer, *, wanted: Mapping[str, Wanted], private: bool = False
 ) -> CheckedUpdate | Refused:
     """Check the reply to a ``train`` message.
 
     Args:
         answer: what came back (not missing).
-        size: length of the model's flat vector.
-        names: exactly the arrays that must be there.
+        wanted: exactly the arrays that must be there.
         private: the run is private: the update comes alone, or with what the site tells of its ledger; a reply that tells more is
             refused.
     """
@@ -97,20 +112,20 @@ def check_update(
     )
     if isinstance(message, Refused):
         return message
-    arrays = _arrays(message, size, names)
+    arrays = _arrays(message, wanted)
     if isinstance(arrays, Refused):
         return arrays
     return _alone(message, arrays) if private else _reported(message, arrays)
 
 
-def _alone(message: Message, arrays: dict[str, Vector]) -> CheckedUpdate | Refused:
+def _alone(message: Message, arrays: dict[str, npt.NDArray[Any]]) -> CheckedUpdate | Refused:
     ledger = _ledger(message)
     if isinstance(ledger, Refused):
         return ledger
     return CheckedUpdate(arrays=arrays, loss=None, records=1, ledger=ledger)
 
 
-def _reported(message: Message, arrays: dict[str, Vector]) -> CheckedUpdate | Refused:
+def _reported(message: Message, arrays: dict[str, npt.NDArray[Any]]) -> CheckedUpdate | Refused:
     report = message.content.metric_records.get(protocol.REPORT, MetricRecord())
     loss, records = _number(report.get("loss"), -LARGEST, LARGEST), report.get("records")
     if loss is None or set(report) != {"loss", "records", "steps"}:
@@ -226,30 +241,31 @@ def _usable(answer: Answer, wanted: set[str], allowed: AbstractSet[str] = frozen
     return message
 
 
-def _arrays(message: Message, size: int, names: tuple[str, ...]) -> dict[str, Vector] | Refused:
+def _arrays(message: Message, wanted: Mapping[str, Wanted]) -> dict[str, npt.NDArray[Any]] | Refused:
     record = message.content.array_records.get(protocol.UPDATE)
-    if record is None or set(record) != set(names):
-        return Refused("wrong-arrays", f"expected {', '.join(names)}")
-    arrays: dict[str, Vector] = {}
-    for name in names:
-        vector = _read(record[name], size)
+    if record is None or set(record) != set(wanted):
+        return Refused("wrong-arrays", f"expected {', '.join(wanted)}")
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name, form in wanted.items():
+        vector = _read(record[name], form)
         if isinstance(vector, Refused):
             return vector
         arrays[name] = vector
     return arrays
 
 
-def _read(array: Array, size: int) -> Vector | Refused:
-    if array.dtype != "float32" or tuple(array.shape) != (size,) or array.stype != "numpy.ndarray":
+def _read(array: Array, form: Wanted) -> npt.NDArray[Any] | Refused:
+    size, dtype = form.size, form.dtype
+    if array.dtype != dtype or tuple(array.shape) != (size,) or array.stype != "numpy.ndarray":
         said = f"{_clean(array.dtype, 16)} {tuple(array.shape)[:4]}"
-        return Refused("wrong-shape", f"{said}, expected float32 ({size},)")
+        return Refused("wrong-shape", f"{said}, expected {dtype} ({size},)")
     try:
         # An engine on one machine hands over an array of its own making; bytes are read by our own strict reader.
-        vector = decode_vector(array.data, size) if type(array) is Array else array.numpy()
+        vector = decode_array(array.data, size, dtype) if type(array) is Array else array.numpy()
     except ValueError as error:
         return Refused("unreadable", str(error))
-    if vector.dtype != np.float32 or vector.shape != (size,):
-        return Refused("wrong-shape", f"the array holds something else than float32 ({size},)")
+    if vector.dtype != np.dtype(dtype) or vector.shape != (size,):
+        return Refused("wrong-shape", f"the array holds something else than {dtype} ({size},)")
     if not np.isfinite(vector).all():
         return Refused("not-finite", "the update holds NaN or infinity")
     if size and max(float(vector.max()), -float(vector.min())) > LARGEST:

@@ -7,11 +7,13 @@ site's steps is accounted for at once; ε's are never added.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 
 from cloister.core.spec import FederationSpec
-from cloister.privacy.plan import RecordPlan, record_plan
+from cloister.privacy.plan import Plan, plan_from
+from cloister.privacy.site_plans import DistributedPlan
 from cloister.privacy.statement import statement_for
 from cloister.server.checkpoints import Arrays
 from cloister.server.directory import Directory
@@ -22,62 +24,94 @@ __all__ = ["Spending"]
 
 #: At most so many rounds of a run are accounted for on the way, and so many sites one by one at the end.
 _POINTS, _SITES = 20, 200
+#: Survivors of a round that did not count (or not yet).
+_UNKNOWN = 0
 
 
 class Spending:
-    """Counts how often each site was asked to train, and tells ε."""
+    """Counts in which rounds each site was asked to train, by how many sites the round's sum held, and tells ε."""
 
     def __init__(
         self,
         spec: FederationSpec,
+        size: int,
         bus: EventBus,
         directory: Directory,
         *,
         seeded: bool,
         witnesses: Witnesses | None = None,
     ) -> None:
-        self._plan: RecordPlan | None = record_plan(spec)
+        self._plan: Plan | None = plan_from(spec, size)
         self._spec = spec
         self._bus = bus
         self._directory = directory
         self._seeded = seeded
         self._witnesses = witnesses
-        self._asked: Counter[int] = Counter()
+        self._asked: dict[int, Counter[int]] = {}
 
     def ask(self, cohort: list[int]) -> None:
-        """Charge a cohort (positions in the directory) that is about to be asked."""
+        """Charge a cohort (positions in the directory) that is about to be asked, as if the fewest answered."""
         if self._plan is not None:
-            self._asked.update(cohort)
+            for position in cohort:
+                self._asked.setdefault(position, Counter())[_UNKNOWN] += 1
+
+    def settle(self, cohort: list[int], survivors: int) -> None:
+        """Charge the cohort that was asked last by the number of sites that are in the sum, where that makes a difference."""
+        if isinstance(self._plan, DistributedPlan):
+            for position in cohort:
+                rounds = self._asked[position]
+                rounds[survivors] += 1
+                rounds[_UNKNOWN] -= 1
+                rounds += Counter()  # drops what is zero
 
     def tell(self, number: int) -> None:
-        """Emit what the site that was asked most has spent after round ``number``; at the end, what each site has."""
+        """Emit what the site that has spent most has spent after round ``number``; at the end, what each site has."""
         rounds = self._spec.federation.rounds
         if self._plan is None or (number < rounds and number % max(1, rounds // _POINTS)):
             return
-        self._emit(number, max(self._asked.values()), site=None)
+        most = max(self._asked.values(), key=self._burden)
+        self._emit(number, most, site=None)
         if number == rounds and len(self._asked) <= _SITES:
             for position in sorted(self._asked):
                 self._emit(number, self._asked[position], site=self._directory.name(position))
 
     def arrays(self) -> Arrays:
         """Return the counts for a checkpoint."""
-        return {
-            "positions": np.array(list(self._asked), dtype=np.int64),
-            "counts": np.array(list(self._asked.values()), dtype=np.int64),
-        }
+        rows = [
+            (position, survivors, rounds)
+            for position, counts in self._asked.items()
+            for survivors, rounds in counts.items()
+        ]
+        table = np.array(rows, dtype=np.int64).reshape(-1, 3)
+        return {"positions": table[:, 0], "survivors": table[:, 1], "counts": table[:, 2]}
 
     def restore(self, arrays: Arrays) -> None:
         """Put the counts of a checkpoint back."""
+        self._asked = {}
         if "positions" in arrays:
-            pairs = zip(arrays["positions"].tolist(), arrays["counts"].tolist(), strict=True)
-            self._asked = Counter(dict(pairs))
+            table = zip(
+                *(arrays[name].tolist() for name in ("positions", "survivors", "counts")), strict=True
+            )
+            for position, survivors, rounds in table:
+                self._asked.setdefault(position, Counter())[survivors] = rounds
 
-    def _emit(self, number: int, asked: int, *, site: str | None) -> None:
+    def _burden(self, rounds: Mapping[int, int]) -> float:
+        """Return what grows with the cost: rounds, each divided by the noise shares in its sum."""
+        least = self._spec.cohort.min_sites
+        return sum(count / max(survivors, least) for survivors, count in rounds.items())
+
+    def _emit(self, number: int, rounds: Mapping[int, int], *, site: str | None) -> None:
         if self._plan is None:
             return
-        plan, found = self._plan, self._plan.spent(asked)
-        sampling = f"Poisson with a public rate of {plan.sampling_rate:g} a step, {plan.steps} steps a round"
+        plan, found, asked = self._plan, self._plan.spent_by(rounds), sum(rounds.values())
         told = None if site is None or self._witnesses is None else self._witnesses.newest(site)
+        statement = statement_for(
+            plan.unit,
+            found,
+            sampling=plan.sampling,
+            seeded=self._seeded,
+            also_not_covered=plan.not_covered,
+        )
         self._bus.emit(
             "privacy",
             number,
@@ -85,12 +119,12 @@ class Spending:
             allowed=self._spec.privacy.epsilon,
             delta=plan.delta,
             asked=asked,
-            relation="zero-out",
-            sampling=sampling,
+            relation=str(found.relation),
+            sampling=plan.sampling,
             noise_multiplier=plan.noise_multiplier,
             pld=found.pld,
             rdp=found.rdp,
-            statement=statement_for("record", found, sampling=sampling, seeded=self._seeded).text(),
+            statement=statement.text(),
             site=site,
             ledger=None
             if told is None

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cloister.core.errors import IntegrityError
 from cloister.core.files import write_whole
 from cloister.privacy.ledger import Head, sign_witness
-from cloister.privacy.ledger.testimony import MOST, FromSite, ToSite, Witness
+from cloister.privacy.ledger.telling import MOST, FromSite, ToSite, Witness
 
 __all__ = ["Witnesses"]
 
@@ -121,5 +121,5 @@ class Witnesses:
             raise IntegrityError(
                 f"what the server saw of the sites' ledgers cannot be read: '{self._path}'",
                 remedy="restore that file; without it a ledger that was put back to an older copy is not noticed",
-                code="ledger-testimony",
+                code="ledger-telling",
             ) from None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import numpy.typing as npt
 from flwr.app import Array
-
-from cloister.core.update import Vector
 
 __all__ = ["LiveArray"]
 
@@ -18,16 +17,16 @@ class LiveArray(Array):
     ``ArrayRecord`` copies what it is given into plain arrays.
     """
 
-    def __init__(self, vector: Vector) -> None:
+    def __init__(self, vector: npt.NDArray[Any]) -> None:
         self.__dict__["live"] = vector
         self.dtype = str(vector.dtype)
         self.shape = tuple(vector.shape)
         self.stype = "numpy.ndarray"
 
     @property
-    def live(self) -> Vector:
+    def live(self) -> npt.NDArray[Any]:
         """The array itself."""
-        vector: Vector = self.__dict__["live"]
+        vector: npt.NDArray[Any] = self.__dict__["live"]
         return vector
 
     @property
@@ -38,6 +37,6 @@ class LiveArray(Array):
         made: bytes = self.__dict__["_bytes"]
         return made
 
-    def numpy(self) -> npt.NDArray[np.float32]:
+    def numpy(self) -> npt.NDArray[Any]:
         """Return the array itself, not a copy."""
         return self.live

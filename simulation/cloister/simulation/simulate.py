@@ -28,7 +28,7 @@ from cloister.core.preflight import try_task
 from cloister.core.resolve import build_model, described, notes_of
 from cloister.core.spec import Loaded
 from cloister.core.update import Layout, Vector
-from cloister.privacy.plan import record_plan
+from cloister.privacy.plan import predict
 from cloister.privacy.refusals import check_on_records
 from cloister.server.checkpoints import CheckpointStore
 from cloister.server.events import EventBus, EventLog, Sink, read_events
@@ -141,7 +141,6 @@ def _sites(loaded: Loaded, ledgers: SimulatedLedgers | None) -> SimulatedSites:
 def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
     """Build and try everything that a run needs; refuse here what can be refused."""
     task = sites.task
-    record_plan(loaded.spec)  # a promise that no noise keeps is refused here
     notes = [*check_federation(loaded, task), *check_records(loaded, sites.owners)]
     notes += notes_of(task)
     model = build_model(task, loaded.spec.federation.seed)
@@ -149,6 +148,7 @@ def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
     try_model(model, layout)
     first = next(iter(sites.owners.values())).train
     try_task(task, model, first)
+    predict(loaded.spec, layout.size)  # a promise that cannot be kept, or has no bound, is refused here
     if loaded.spec.privacy.unit == "record":
         inputs, targets = first.batch(torch.arange(min(3, len(first))))
         loss = RecordLoss(task, loaded.spec.training.class_weights)

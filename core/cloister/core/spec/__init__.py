@@ -2,6 +2,7 @@
 
 from cloister.core.spec.reading import Loaded, Origin, load_federation, parse_federation, read_document
 from cloister.core.spec.tables import (
+    AdaptiveClip,
     Aggregation,
     Cohort,
     EarlyStop,
@@ -20,6 +21,7 @@ from cloister.core.spec.tables import (
 )
 
 __all__ = [
+    "AdaptiveClip",
     "Aggregation",
     "Cohort",
     "EarlyStop",

@@ -10,10 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cloister.core.spec.base import Count, Fraction, Positive, Rate, Spread, Table, Whole
+from cloister.core.spec.base import Count, Positive, Rate, Spread, Table, Whole
+from cloister.core.spec.privacy import AdaptiveClip, Privacy
 from cloister.core.spec.training import EarlyStop, Optimizer, Schedule, Training
 
 __all__ = [
+    "AdaptiveClip",
     "Aggregation",
     "Cohort",
     "EarlyStop",
@@ -148,53 +150,6 @@ class Cohort(Table):
         return self
 
 
-class Privacy(Table):
-    """``[privacy]``: the guarantee promised, and to whom.
-
-    Everything here is public: none of it may depend on how many records a site has.
-    """
-
-    unit: Literal["none", "record"] = Field(
-        default="none",
-        description="none: no differential privacy; record: each site's own records, by DP-SGD at the site",
-    )
-    epsilon: Positive | None = Field(
-        default=None,
-        description="the noise is calibrated so that the whole run costs at most this; or give noise_multiplier",
-    )
-    noise_multiplier: Positive | None = Field(
-        default=None, description="σ: the noise's standard deviation over the clip; ε follows from it"
-    )
-    delta: Fraction | None = Field(
-        default=None, description="δ: well below one over the records of the largest site"
-    )
-    clip: Positive | None = Field(default=None, description="C: the largest L2 norm of one record's gradient")
-    sampling_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        default=None,
-        description="record: q, the chance of each record to join a step; with training.batch_size, the public divisor of the sum",
-    )
-
-    @model_validator(mode="after")
-    def _complete(self) -> Privacy:
-        given = [
-            key
-            for key in ("epsilon", "noise_multiplier", "delta", "clip", "sampling_rate")
-            if getattr(self, key) is not None
-        ]
-        if self.unit == "none":
-            if given:
-                raise ValueError(
-                    f"'{given[0]}' does not go with unit = 'none'; set unit = 'record', or remove it"
-                )
-            return self
-        if (self.epsilon is None) == (self.noise_multiplier is None):
-            raise ValueError("give either epsilon (the noise follows) or noise_multiplier (ε follows)")
-        for key, example in (("delta", "1e-5"), ("clip", "1.0"), ("sampling_rate", "0.05")):
-            if key not in given:
-                raise ValueError(f"unit = 'record' needs '{key}', for example {key} = {example}")
-        return self
-
-
 class RecordsCap(Table):
     """``weighting = { records_cap = 500 }``: a site weighs its records, at most this public number."""
 
@@ -292,8 +247,25 @@ class FederationSpec(Table):
         """Refuse what would void the guarantee, each with its reason."""
         if self.privacy.unit == "none":
             return self
+        unit = self.privacy.unit
+        unsound = self._unsound_for_all() | (
+            self._unsound_for_records() if unit == "record" else self._unsound_for_sites()
+        )
+        reasons = [reason for reason, holds in unsound.items() if holds]
+        if reasons:
+            raise ValueError(f"privacy.unit = '{unit}' is unsound here: " + "; ".join(reasons))
+        return self
+
+    def _unsound_for_all(self) -> dict[str, bool]:
+        return {
+            "aggregation.weighting = { records_cap } tells each site's number of records; use 'uniform'": self.aggregation.weighting
+            != "uniform",
+            "evaluation.sites would release metrics of each site's records without noise; set it to false": self.evaluation.sites,
+        }
+
+    def _unsound_for_records(self) -> dict[str, bool]:
         training = self.training
-        unsound = {
+        return {
             "training.local_steps must be given: the number of noisy steps is public": training.local_steps
             is None,
             "training.early_stop reads the site's records without noise": training.early_stop is not None,
@@ -302,11 +274,14 @@ class FederationSpec(Table):
             "training.precision = 'mixed' is not offered under differential privacy": training.precision
             == "mixed",
             "training.scaffold is not offered under differential privacy": training.scaffold,
-            "aggregation.weighting = { records_cap } tells each site's number of records; use 'uniform'": self.aggregation.weighting
-            != "uniform",
-            "evaluation.sites would release metrics of each site's records without noise; set it to false": self.evaluation.sites,
         }
-        reasons = [reason for reason, holds in unsound.items() if holds]
-        if reasons:
-            raise ValueError(f"privacy.unit = '{self.privacy.unit}' is unsound here: " + "; ".join(reasons))
-        return self
+
+    def _unsound_for_sites(self) -> dict[str, bool]:
+        return {
+            "training.scaffold sends a second array that no noise covers; remove it": self.training.scaffold,
+            "aggregation.rule must be 'mean': the noise is calibrated to a sum": self.aggregation.rule
+            != "mean",
+            "the sum is divided by a public number of sites, and the file has none; give cohort.sites, or cohort.per_round as a number": (
+                self.cohort.sites is None and not isinstance(self.cohort.per_round, int)
+            ),
+        }

@@ -10,7 +10,7 @@ module              what it is
 `chain`             the rules that every entry meets, when written and when verified
 `entry`             one entry: columns, canonical form, hash, signature
 `heads`             heads, their witnesses, and the head file
-`testimony`         what sites and server tell each other about them each round
+`telling`           what sites and server tell each other about them each round
 `verification`      is it all there, and does it cost what it says? (reads through `inspection`)
 `writer`, `store`,  the files: SQLite, synced, one writer
 `lock`, `keys`

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloister.core.spec import FederationSpec
-from cloister.privacy.plan import RecordPlan, record_plan
+from cloister.privacy.plan import Plan, plan_from
 from cloister.server.history import History
 
 __all__ = ["SiteCost", "SpentSoFar", "spent_so_far"]
@@ -78,7 +78,8 @@ def spent_so_far(spec: Mapping[str, Any], history: History) -> SpentSoFar | None
         spec: the effective federation file.
         history: what the run's events add up to.
     """
-    plan = record_plan(FederationSpec.model_validate(spec))
+    size = (history.run.parameters if history.run else None) or 1
+    plan = plan_from(FederationSpec.model_validate(spec), size)
     if plan is None:
         return None
     told = [event for event in history.privacy_by_round if event.get("epsilon") is not None]
@@ -94,7 +95,7 @@ def spent_so_far(spec: Mapping[str, Any], history: History) -> SpentSoFar | None
     )
 
 
-def _projection(plan: RecordPlan, history: History, told: list[Mapping[str, Any]]) -> list[tuple[int, float]]:
+def _projection(plan: Plan, history: History, told: list[Mapping[str, Any]]) -> list[tuple[int, float]]:
     if history.run is None:
         return []
     now, last = max((one.round for one in history.rounds), default=0), history.run.rounds
@@ -108,7 +109,7 @@ def _projection(plan: RecordPlan, history: History, told: list[Mapping[str, Any]
     return [(number, plan.spent(asked + number - now).epsilon) for number in ahead]
 
 
-def _sites(plan: RecordPlan, history: History) -> dict[str, SiteCost]:
+def _sites(plan: Plan, history: History) -> dict[str, SiteCost]:
     """The newest figure that was told of each site; of a run that has not told them yet, what its rounds cost."""
     found: dict[str, SiteCost] = {}
     ended = max((one.round for one in history.rounds), default=0)

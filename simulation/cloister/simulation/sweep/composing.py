@@ -28,7 +28,7 @@ from typing import Any
 
 from cloister.core.spec import FederationSpec
 from cloister.privacy.accounting import Spent, spent
-from cloister.privacy.plan import record_plan
+from cloister.privacy.plan import plan_from
 from cloister.server.events import read_events
 
 __all__ = ["MOST_SITES", "Charged", "asked_rounds", "composed"]
@@ -44,10 +44,12 @@ class Charged:
     Attributes:
         spec: the federation of the point.
         asked: in how many rounds each site was asked to train, by name; a site that was asked may have trained.
+        size: length of the model's vector.
     """
 
     spec: FederationSpec
     asked: Mapping[str, int]
+    size: int = 1
 
 
 def asked_rounds(run: Path) -> dict[str, int]:
@@ -80,7 +82,7 @@ def composed(points: Iterable[Charged]) -> list[dict[str, Any]]:
 
 
 def _unit(unit: str, points: Sequence[Charged]) -> dict[str, Any]:
-    plans = [plan for point in points if (plan := record_plan(point.spec)) is not None]
+    plans = [plan for point in points if (plan := plan_from(point.spec, point.size)) is not None]
     delta = min(plan.delta for plan in plans)
 
     def cost(rounds: Sequence[int]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cloister.core.errors import IntegrityError
-from cloister.privacy.plan import record_plan
+from cloister.privacy.plan import plan_from
 from cloister.server.report.words import headline
 from cloister.simulation.sweep.composing import MOST_SITES, Charged, asked_rounds, composed
 from cloister.simulation.sweep.folder import SweepFolder
@@ -82,7 +82,11 @@ def sweep_figures(
     metric = next((one["headline"] for one in points.values() if one["headline"]), None) or "loss"
     private = any(point.loaded.spec.privacy.unit != "none" for point in folder.points)
     charged = [
-        Charged(spec=point.loaded.spec, asked=found[point.name].asked)
+        Charged(
+            spec=point.loaded.spec,
+            asked=found[point.name].asked,
+            size=found[point.name].figures["parameters"],
+        )
         for point in folder.points
         if point.name in found
     ]
@@ -105,7 +109,7 @@ def _point(run: Path, report: Mapping[str, Any], point: Point, asked: Mapping[st
         measured, where = report["metrics"]["sites_mean"], "sites"
     last = dict(measured["last"]) if measured else {}
     own = {key: last.pop(key, None) for key in ("round", "loss", "records", "confusion")}
-    plan = record_plan(point.loaded.spec)
+    plan = plan_from(point.loaded.spec, int(report.get("parameters") or 1))
     private = report["privacy"]
     return {
         "done": True,
@@ -114,6 +118,7 @@ def _point(run: Path, report: Mapping[str, Any], point: Point, asked: Mapping[st
         "where": where if measured else None,
         "headline": headline(list(last)),
         "metrics": last,
+        "parameters": int(report.get("parameters") or 1),
         "loss": own["loss"],
         "records": own["records"],
         "privacy": {

@@ -5,7 +5,7 @@ each site, signs it, and shows it to the site before the next round; another sit
 anything of a record: a head is a number and a hash.
 
 What is read is checked whole: other keys, other types, a head that its owner did not sign, a number that is none, more than `MOST`
-entries or `LONGEST` characters → ``IntegrityError`` (ledger-testimony, ledger-head).
+entries or `LONGEST` characters → ``IntegrityError`` (ledger-telling, ledger-head).
 """
 
 from __future__ import annotations
@@ -201,5 +201,5 @@ def _unfit(what: str) -> IntegrityError:
     return IntegrityError(
         f"what was said about a ledger cannot be used: {what}",
         remedy="install the same version of cloister at the server and at every site",
-        code="ledger-testimony",
+        code="ledger-telling",
     )

@@ -1,0 +1,358 @@
+"""What ``[privacy]`` costs and does where the unit is a whole site: noise, events and ε of the three site-level mechanisms.
+
+The public numbers that they rest on:
+
+======  ======================================================================================================
+n       the divisor of the sum: ``cohort.per_round``, or the rate times ``cohort.sites``; never how many answered
+least   ``cohort.min_sites``: so many noise shares are in every sum that is used
+most    the largest cohort: of a Poisson cohort its mean and eight standard deviations, at most all sites
+======  ======================================================================================================
+
+No gain from a cohort's secrecy is claimed: the server draws the cohort and sites see who is asked, so a site is charged in full for
+every round that it is asked in (known cohort; design: "cohort hidden or not").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar
+
+from cloister.core.errors import SpecError
+from cloister.core.spec import Cohort, FederationSpec, PoissonCohort
+from cloister.privacy.accounting import Spent, spent
+from cloister.privacy.calibration import noise_multiplier_for
+from cloister.privacy.events import Composed, Gaussian, Skellam
+from cloister.privacy.ledger.entry import Figures
+from cloister.privacy.statement import Unit
+from cloister.privacy.updates import BITS, AdaptiveClip, IntegerCode, choose_scale, padded
+from cloister.privacy.updates.encoding import WRAP_SIGMAS
+
+__all__ = [
+    "DistributedPlan",
+    "LocalPlan",
+    "SitePlan",
+    "distributed_plan",
+    "public_cohort",
+    "server_or_local_plan",
+]
+
+#: Rounding may add so much to the sensitivity, relatively, before 20 bits count as too few.
+MOST_STRETCH = 1.1
+
+_CHARGED = (
+    "none is claimed: whether a site was asked counts as known, so a site is charged in full for every round that it is asked in; "
+    "the sum is divided by the public number of {sites:g} sites"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Gaussian:
+    """What the two Gaussian mechanisms share: each round is one Gaussian query with noise multiplier z."""
+
+    noise_multiplier: float
+    clip: float
+    sites: float
+    rounds: int
+    delta: float
+
+    @property
+    def sampling(self) -> str:
+        """How cohorts are drawn and what that is worth, in words."""
+        return _CHARGED.format(sites=self.sites)
+
+    def figures(self) -> Figures:
+        """Return what a round ran with, for a reader of the ledger."""
+        return Figures(noise_multiplier=self.noise_multiplier, clip=self.clip)
+
+    def event(self, rounds: int = 1) -> Gaussian:
+        """Return what a site's ``rounds`` rounds are, for the accountant and the ledger."""
+        return Gaussian(noise_multiplier=self.noise_multiplier, count=rounds)
+
+    def spent(self, rounds: int) -> Spent:
+        """Return what a site has spent after taking part in ``rounds`` rounds."""
+        return spent(self.event(rounds), self.delta)
+
+    def spent_by(self, survivors: Mapping[int, int]) -> Spent:
+        """Return what a site has spent in rounds with these survivors (survivors → rounds), which change nothing here."""
+        return self.spent(sum(survivors.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SitePlan(_Gaussian):
+    """Site-level differential privacy by a trusted server (``unit = "site"``).
+
+    Formal guarantee: the models (and, with ``adaptive``, the clips) of all rounds together are (ε, δ)-differentially private for all that one
+    site contributed in ``rounds`` rounds, in the zero-out relation, against everybody but the server. Each update has norm at most C,
+    N(0, (z_Δ·C)²) is added once to their sum.
+
+    Attributes:
+        noise_multiplier: z, what a round costs; updates and bits together where the clip adapts.
+        clip: C, or the first round's where it adapts.
+        sites: n, the public divisor.
+        rounds: the most rounds that a site can take part in.
+        delta: δ.
+        adaptive: how C follows the norms, or ``None``.
+    """
+
+    unit: ClassVar[Unit] = "site"
+
+    adaptive: AdaptiveClip | None = None
+
+    @cached_property
+    def update_noise(self) -> float:
+        """z_Δ: the standard deviation of the noise on the sum of updates, over C."""
+        return (
+            self.noise_multiplier
+            if self.adaptive is None
+            else self.adaptive.update_noise(self.noise_multiplier)
+        )
+
+    @property
+    def not_covered(self) -> tuple[str, ...]:
+        """What this plan leaves open beside what its unit does."""
+        return (_MEASURED,)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what ``cloister check`` says beside ε."""
+        return {
+            "clip": self.clip,
+            "divisor": self.sites,
+            "update_noise_multiplier": self.update_noise,
+            "count_noise": self.adaptive.count_noise if self.adaptive else None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalPlan(_Gaussian):
+    """Site-level differential privacy by each site's own noise (``unit = "site-local"``).
+
+    Formal guarantee: what one site sends in ``rounds`` rounds is (ε, δ)-differentially private for all its data, in the zero-out relation,
+    against everybody outside the site, the server included: an update of norm at most C with N(0, (zC)²) in every coordinate. The
+    sensitivity is C under zero-out. Under replace-one it is 2C: there the same noise costs what half of z costs.
+
+    Attributes:
+        noise_multiplier: z, the noise's standard deviation over C.
+        clip: C, the largest L2 norm of an update.
+        sites: n, the public divisor.
+        rounds: the most rounds that a site can take part in.
+        delta: δ.
+    """
+
+    unit: ClassVar[Unit] = "site-local"
+
+    @property
+    def not_covered(self) -> tuple[str, ...]:
+        """What this plan leaves open beside what its unit does."""
+        return (_MEASURED,)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what ``cloister check`` says beside ε."""
+        return {"clip": self.clip, "divisor": self.sites}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedPlan:
+    """Site-level differential privacy by the noise shares of all (``unit = "site-distributed"``).
+
+    Formal guarantee: the sums of all rounds are (ε, δ)-differentially private for all that one site contributed, in the zero-out relation,
+    against whoever sees only the sums, where at least ``least`` sites that keep to the protocol are in each. A single message carries one
+    share of the noise, 1/``least`` of the variance: without secure aggregation whoever sees it, the server above all, is not covered.
+
+    Attributes:
+        noise_multiplier: z, the standard deviation of the noise of ``least`` sites over C.
+        clip: C, the largest L2 norm of an update.
+        sites: n, the public divisor.
+        rounds: the most rounds that a site can take part in.
+        delta: δ.
+        least: the fewest sites in a sum.
+        code: how an update becomes integers.
+        seed: public, of the rotations.
+        in_clear: whether the server sees single messages.
+    """
+
+    unit: ClassVar[Unit] = "site-distributed"
+
+    noise_multiplier: float
+    clip: float
+    sites: float
+    rounds: int
+    delta: float
+    least: int
+    code: IntegerCode
+    seed: int
+    in_clear: bool
+
+    @property
+    def sampling(self) -> str:
+        """How cohorts are drawn and what that is worth, in words."""
+        return _CHARGED.format(sites=self.sites)
+
+    @property
+    def not_covered(self) -> tuple[str, ...]:
+        """What this plan leaves open beside what its unit does."""
+        clear = (
+            f"the server of this run, to which each message goes in clear with 1/{self.least} of the noise's variance: the "
+            "guarantee needs secure aggregation to hold against it"
+        )
+        return (*((clear,) if self.in_clear else ()), _MEASURED)
+
+    def figures(self) -> Figures:
+        """Return what a round ran with, for a reader of the ledger."""
+        return Figures(noise_multiplier=self.noise_multiplier, clip=self.clip, survivors=self.least)
+
+    def event(self, rounds: int = 1, *, survivors: int | None = None) -> Skellam:
+        """Return what a site's ``rounds`` rounds are with so many survivors; with the fewest, where that is left out."""
+        return _skellam(self.code, self.least if survivors is None else survivors, rounds)
+
+    def spent(self, rounds: int) -> Spent:
+        """Return what a site has spent after ``rounds`` rounds with the fewest survivors."""
+        return spent(self.event(rounds), self.delta)
+
+    def spent_by(self, survivors: Mapping[int, int]) -> Spent:
+        """Return what a site has spent in rounds with these survivors (survivors → rounds); fewer than ``least`` count as ``least``."""
+        rounds = (self.event(count, survivors=max(many, self.least)) for many, count in survivors.items())
+        return spent(Composed(events=tuple(rounds)), self.delta)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what ``cloister check`` says beside ε."""
+        return {
+            "clip": self.clip,
+            "divisor": self.sites,
+            "survivors": self.least,
+            "scale": self.code.scale,
+            "dimension": self.code.dim,
+            "bits": BITS,
+        }
+
+
+_MEASURED = "the figures that the server measures on its own test records; in a simulation those are the sites' own, pooled"
+
+
+def public_cohort(cohort: Cohort) -> float:
+    """Return n, the public size of a round: a fixed number, or the mean of the draw.
+
+    Raises:
+        SpecError: neither ``per_round`` nor ``sites`` is a number.
+    """
+    per_round = cohort.per_round
+    if isinstance(per_round, int):
+        return float(per_round)
+    if cohort.sites is None:
+        raise SpecError(
+            "the sum of a private round is divided by a public number of sites, and the file has none",
+            remedy="give cohort.sites, or cohort.per_round as a number",
+            code="privacy-divisor",
+        )
+    return cohort.sites * per_round.poisson if isinstance(per_round, PoissonCohort) else float(cohort.sites)
+
+
+def server_or_local_plan(spec: FederationSpec) -> SitePlan | LocalPlan:
+    """Return the plan of ``unit = "site"`` or ``"site-local"``.
+
+    Raises:
+        SpecError: the promise cannot be kept.
+    """
+    privacy, rounds = spec.privacy, spec.federation.rounds
+    clip, delta = _given(privacy.clip, "clip"), _given(privacy.delta, "delta")
+    noise = privacy.noise_multiplier
+    if noise is None:
+        noise = _calibrated(_given(privacy.epsilon, "epsilon"), delta, rounds)
+    n = public_cohort(spec.cohort)
+    if privacy.unit == "site-local":
+        return LocalPlan(noise_multiplier=noise, clip=clip, sites=n, rounds=rounds, delta=delta)
+    adaptive = None
+    if (table := privacy.adaptive_clip) is not None:
+        adaptive = AdaptiveClip(
+            quantile=table.quantile,
+            rate=table.rate,
+            count_noise=table.count_noise or AdaptiveClip.default_count_noise(noise, n),
+            sites=n,
+        )
+    plan = SitePlan(noise_multiplier=noise, clip=clip, sites=n, rounds=rounds, delta=delta, adaptive=adaptive)
+    _ = plan.update_noise  # refused here where the bits alone would cost too much
+    return plan
+
+
+def distributed_plan(spec: FederationSpec, size: int) -> DistributedPlan:
+    """Return the plan of ``unit = "site-distributed"`` for a model of ``size`` numbers.
+
+    Raises:
+        SpecError: the promise cannot be kept, or 20 bits do not suffice for it.
+    """
+    privacy, rounds, cohort = spec.privacy, spec.federation.rounds, spec.cohort
+    clip, delta = _given(privacy.clip, "clip"), _given(privacy.delta, "delta")
+    shares = _Shares(clip=clip, most=_largest(cohort), least=cohort.min_sites, size=size)
+    noise = privacy.noise_multiplier
+    if noise is None:
+        noise = _calibrated_shares(_given(privacy.epsilon, "epsilon"), delta, rounds, shares)
+    code = shares.code(noise)
+    if code.stretch > MOST_STRETCH:
+        raise SpecError(
+            f"privacy.unit = 'site-distributed': {BITS} bits do not suffice for {shares.most} sites, noise of {noise:.4g} times the clip from "
+            f"{shares.least} of them, and {size} parameters: with {WRAP_SIGMAS} standard deviations kept from wrapping, rounding would make the "
+            f"sensitivity {code.stretch:.3g} times the clip's",
+            remedy="raise cohort.min_sites towards the cohort's size, allow a larger epsilon, ask fewer sites a round, or train a smaller model",
+            code="privacy-bits",
+        )
+    return DistributedPlan(
+        noise_multiplier=noise,
+        clip=clip,
+        sites=public_cohort(cohort),
+        rounds=rounds,
+        delta=delta,
+        least=shares.least,
+        code=code,
+        seed=spec.federation.seed,
+        in_clear=spec.aggregation.protection == "plain",
+    )
+
+
+def _largest(cohort: Cohort) -> int:
+    """Return the most sites in a round, for a Poisson cohort up to a chance of about 1e-15."""
+    mean = public_cohort(cohort)
+    if not isinstance(cohort.per_round, PoissonCohort):
+        return math.ceil(mean)
+    far = mean + WRAP_SIGMAS * math.sqrt(mean * (1 - cohort.per_round.poisson)) + WRAP_SIGMAS
+    return min(math.ceil(far), cohort.sites or math.ceil(far))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shares:
+    """What the integers depend on beside the noise."""
+
+    clip: float
+    most: int
+    least: int
+    size: int
+
+    def code(self, noise: float) -> IntegerCode:
+        scale = choose_scale(
+            clip=self.clip, noise_multiplier=noise, most=self.most, least=self.least, dim=padded(self.size)
+        )
+        share = (noise * scale * self.clip) ** 2 / self.least
+        return IntegerCode(size=self.size, clip=self.clip, scale=scale, share=share)
+
+
+def _skellam(code: IntegerCode, survivors: int, rounds: int) -> Skellam:
+    return Skellam(variance=survivors * code.share, l2=code.l2, l1=code.l1, count=rounds)
+
+
+@lru_cache(maxsize=64)
+def _calibrated(epsilon: float, delta: float, rounds: int) -> float:
+    return noise_multiplier_for(epsilon, delta, lambda noise: Gaussian(noise_multiplier=noise, count=rounds))
+
+
+@lru_cache(maxsize=64)
+def _calibrated_shares(epsilon: float, delta: float, rounds: int, shares: _Shares) -> float:
+    return noise_multiplier_for(
+        epsilon, delta, lambda noise: _skellam(shares.code(noise), shares.least, rounds)
+    )
+
+
+def _given(value: float | None, key: str) -> float:
+    if value is None:
+        raise SpecError(f"[privacy] has no {key}", remedy=f"give {key}")
+    return value

@@ -1,0 +1,63 @@
+"""Integers modulo 2²⁰ and their sum, as plain values today and under masks that cancel modulo 2³² later.
+
+Formal guarantee: ``centred(ModularSum.result())`` is the integer sum of what was wrapped, whenever that sum lies in [-2¹⁹, 2¹⁹).
+The sum is kept modulo 2³², of which 2²⁰ is a divisor: masks that cancel modulo 2³² may be added to the values and change nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cloister.privacy.updates.rounding import Integers
+
+__all__ = ["BITS", "MODULUS", "ModularSum", "Residues", "centred", "wrapped"]
+
+#: Bits of one value.
+BITS = 20
+#: Values are integers modulo this.
+MODULUS = 1 << BITS
+
+#: A flat uint32 array.
+Residues = npt.NDArray[np.uint32]
+
+
+def wrapped(integers: Integers) -> Residues:
+    """Return integers modulo 2²⁰, each from 0 to 2²⁰ - 1."""
+    residues: Residues = (integers & (MODULUS - 1)).astype(np.uint32)
+    return residues
+
+
+def centred(residues: Residues) -> Integers:
+    """Return the integers in [-2¹⁹, 2¹⁹) that ``residues`` stand for, whatever their bits above the twentieth."""
+    half = MODULUS // 2
+    integers: Integers = ((residues.astype(np.int64) + half) & (MODULUS - 1)) - half
+    return integers
+
+
+class ModularSum:
+    """A running sum of (size,) uint32 vectors modulo 2³²; the order of the additions does not matter.
+
+    Args:
+        size: number of elements of every vector.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._sum: Residues = np.zeros(size, dtype=np.uint32)
+        self.count = 0
+
+    def add(self, residues: Residues) -> None:
+        """Add one vector.
+
+        Raises:
+            ValueError: another shape or type.
+        """
+        if residues.shape != self._sum.shape or residues.dtype != np.uint32:
+            raise ValueError(f"expected uint32 {self._sum.shape}, got {residues.dtype} {residues.shape}")
+        np.add(self._sum, residues, out=self._sum)  # wraps modulo 2³²
+        self.count += 1
+
+    def result(self) -> Residues:
+        """Return the sum modulo 2²⁰, a new array."""
+        total: Residues = self._sum & np.uint32(MODULUS - 1)
+        return total

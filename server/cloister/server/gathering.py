@@ -1,0 +1,253 @@
+"""From the arrays of a round's replies to its direction: the one place that knows how they are summed, noised and divided.
+
+A `Gatherer` lives as long as the run, a `Gathering` as long as one attempt at a round. Replies are added as they come, in the cohort's
+order; `Gathering.finish` is called once, and only where the round counts: noise is drawn for what is released and for nothing else.
+
+======================  =============================================================================================
+``privacy.unit``        the direction
+======================  =============================================================================================
+none, record            what ``aggregation.rule`` makes of the updates
+site                    (sum of clipped updates + N(0, (z·C)²)) / n; a norm above C is refused
+site-local              (sum of noisy updates) / n
+site-distributed        (sum modulo 2²⁰, centred, unscaled, rotated back) / n
+======================  =============================================================================================
+
+n is the plan's public divisor, never the number of sites that answered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cloister.core import protocol
+from cloister.core.randomness import Randomness
+from cloister.core.spec import FederationSpec
+from cloister.privacy.noise import gaussian_source
+from cloister.privacy.plan import plan_from
+from cloister.privacy.site_plans import DistributedPlan, LocalPlan, SitePlan
+from cloister.privacy.updates import MODULUS, ModularSum, exceeds_clip, rotation_signs
+from cloister.server.checkpoints import Arrays
+from cloister.server.replies import CheckedUpdate, Refused, Wanted
+from cloister.strategies.mean import Direction
+from cloister.strategies.rules import Rule, rule_from
+
+__all__ = ["Gathered", "Gatherer", "Gathering", "gatherer_from"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """What a round came to.
+
+    Attributes:
+        directions: by array, (size,) float64.
+        facts: public numbers of the round, for its event.
+    """
+
+    directions: dict[str, Direction]
+    facts: dict[str, float]
+
+
+class Gathering(Protocol):
+    """Takes the replies to one attempt at a round."""
+
+    @property
+    def wanted(self) -> Mapping[str, Wanted]:
+        """What a reply must hold, and nothing else."""
+        ...
+
+    def add(self, checked: CheckedUpdate) -> Refused | None:
+        """Take one reply; or return why it cannot be used, and leave everything as it was."""
+        ...
+
+    def finish(self) -> Gathered:
+        """Return the round's directions; called once, when the round counts."""
+        ...
+
+
+class Gatherer(Protocol):
+    """How the replies of one run are gathered, and what that keeps between rounds."""
+
+    def job(self) -> dict[str, float]:
+        """Return what the sites must be told of the round that comes."""
+        ...
+
+    def start(self, number: int, names: tuple[str, ...]) -> Gathering:
+        """Return an empty gathering for round ``number``, whose replies answer the arrays ``names``."""
+        ...
+
+    def arrays(self) -> Arrays:
+        """Return what the next round needs, for a checkpoint."""
+        ...
+
+    def restore(self, arrays: Arrays) -> None:
+        """Put it back."""
+        ...
+
+
+def gatherer_from(spec: FederationSpec, *, size: int, randomness: Randomness) -> Gatherer:
+    """Return what gathers the replies of ``spec``.
+
+    Args:
+        spec: the federation.
+        size: length of the model's vector.
+        randomness: where the server's noise comes from.
+    """
+    plan = plan_from(spec, size)
+    if isinstance(plan, SitePlan):
+        return _TrustedServer(plan, size, randomness)
+    if isinstance(plan, LocalPlan):
+        return _Stateless(lambda _number, _names: _LocalSum(plan, size))
+    if isinstance(plan, DistributedPlan):
+        return _Stateless(lambda number, _names: _IntegerSum(plan, number))
+    rule, weighting = rule_from(spec.aggregation), spec.aggregation.weighting
+    most = None if weighting == "uniform" else weighting.records_cap
+    return _Stateless(lambda _number, names: _ByRule(rule, size, names, most))
+
+
+class _Stateless:
+    """A gatherer whose rounds know nothing of each other."""
+
+    def __init__(self, start: Callable[[int, tuple[str, ...]], Gathering]) -> None:
+        self._start = start
+
+    def job(self) -> dict[str, float]:
+        return {}
+
+    def start(self, number: int, names: tuple[str, ...]) -> Gathering:
+        return self._start(number, names)
+
+    def arrays(self) -> Arrays:
+        return {}
+
+    def restore(self, arrays: Arrays) -> None:
+        """Nothing is kept."""
+
+
+class _ByRule:
+    """The rule of ``[aggregation]``, one accumulator an array."""
+
+    def __init__(self, rule: Rule, size: int, names: tuple[str, ...], records_cap: int | None) -> None:
+        self.wanted = dict.fromkeys(names, Wanted(size=size))
+        self._records_cap = records_cap
+        self._accumulators = {name: rule.start(size) for name in names}
+
+    def add(self, checked: CheckedUpdate) -> None:
+        weight = 1.0 if self._records_cap is None else float(min(checked.records, self._records_cap))
+        for name, vector in checked.arrays.items():
+            # Control variates are averaged uniformly, as SCAFFOLD defines them.
+            self._accumulators[name].add(vector, weight if name == protocol.VECTOR else 1.0)
+
+    def finish(self) -> Gathered:
+        found = {name: accumulator.result() for name, accumulator in self._accumulators.items()}
+        return Gathered(directions=found, facts={})
+
+
+class _TrustedServer:
+    """``unit = "site"``: keeps the clip, where it adapts."""
+
+    def __init__(self, plan: SitePlan, size: int, randomness: Randomness) -> None:
+        self.plan, self.size, self.randomness = plan, size, randomness
+        self.clip = plan.clip
+
+    def job(self) -> dict[str, float]:
+        return {} if self.plan.adaptive is None else {protocol.CLIP: self.clip}
+
+    def start(self, number: int, names: tuple[str, ...]) -> Gathering:  # noqa: ARG002 - the seam's signature
+        return _ClippedSum(self, number)
+
+    def arrays(self) -> Arrays:
+        return {} if self.plan.adaptive is None else {"clip": np.array([self.clip], dtype=np.float64)}
+
+    def restore(self, arrays: Arrays) -> None:
+        if "clip" in arrays:
+            self.clip = float(arrays["clip"][0])
+
+    def noisy(self, total: npt.NDArray[Any], *, std: float, purpose: str, number: int) -> Direction:
+        """Return ``total`` with this round's own noise, drawn once."""
+        source = gaussian_source(self.randomness, purpose, number)
+        found: Direction = source.perturb(torch.from_numpy(total), std=std).numpy()
+        return found
+
+
+class _ClippedSum:
+    """The sum of one round of ``unit = "site"``."""
+
+    def __init__(self, owner: _TrustedServer, number: int) -> None:
+        self._owner, self._number = owner, number
+        self._sum = np.zeros(owner.size, dtype=np.float64)
+        self._within = 0.0
+        self.wanted = {protocol.VECTOR: Wanted(size=owner.size)}
+        if owner.plan.adaptive is not None:
+            self.wanted[protocol.WITHIN] = Wanted(size=1)
+
+    def add(self, checked: CheckedUpdate) -> Refused | None:
+        vector, clip = checked.arrays[protocol.VECTOR], self._owner.clip
+        if exceeds_clip(vector, clip):
+            return Refused("norm-above-clip", f"the update's norm is above the clip of {clip:g}")
+        if protocol.WITHIN in self.wanted:
+            bit = float(checked.arrays[protocol.WITHIN][0])
+            if abs(bit) != 0.5:
+                return Refused("wrong-arrays", f"'{protocol.WITHIN}' is neither 1/2 nor -1/2")
+            self._within += bit
+        self._sum += vector
+        return None
+
+    def finish(self) -> Gathered:
+        owner, number, plan = self._owner, self._number, self._owner.plan
+        clip = owner.clip
+        noisy = owner.noisy(self._sum, std=plan.update_noise * clip, purpose="site-sum", number=number)
+        facts = {"clip": clip}
+        if plan.adaptive is not None:
+            count = np.array([self._within])
+            noisy_count = owner.noisy(
+                count, std=plan.adaptive.count_noise, purpose="site-count", number=number
+            )
+            share = plan.adaptive.share_within(float(noisy_count[0]))
+            owner.clip = plan.adaptive.next_clip(clip, share)
+            facts["within"] = share
+        return Gathered(directions={protocol.VECTOR: noisy / plan.sites}, facts=facts)
+
+
+class _LocalSum:
+    """The sum of one round of ``unit = "site-local"``: the noise is in it already."""
+
+    def __init__(self, plan: LocalPlan, size: int) -> None:
+        self._plan = plan
+        self._sum = np.zeros(size, dtype=np.float64)
+        self.wanted = {protocol.VECTOR: Wanted(size=size)}
+
+    def add(self, checked: CheckedUpdate) -> None:
+        self._sum += checked.arrays[protocol.VECTOR]
+
+    def finish(self) -> Gathered:
+        return Gathered(directions={protocol.VECTOR: self._sum / self._plan.sites}, facts={})
+
+
+class _IntegerSum:
+    """The sum of one round of ``unit = "site-distributed"``, modulo 2²⁰."""
+
+    def __init__(self, plan: DistributedPlan, number: int) -> None:
+        self._plan, self._number = plan, number
+        self._sum = ModularSum(plan.code.dim)
+        self.wanted = {protocol.VECTOR: Wanted(size=plan.code.dim, dtype="uint32")}
+
+    def add(self, checked: CheckedUpdate) -> Refused | None:
+        values = checked.arrays[protocol.VECTOR]
+        if int(values.max()) >= MODULUS:
+            return Refused("too-large", f"the update holds a value that is not below {MODULUS}")
+        self._sum.add(values)
+        return None
+
+    def finish(self) -> Gathered:
+        plan = self._plan
+        signs = rotation_signs(plan.seed, self._number, plan.code.dim)
+        total = plan.code.decode(self._sum.result(), signs)
+        facts = {"noise_std": math.sqrt(self._sum.count * plan.code.share) / plan.code.scale}
+        return Gathered(directions={protocol.VECTOR: total / plan.sites}, facts=facts)
