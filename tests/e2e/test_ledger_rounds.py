@@ -383,19 +383,20 @@ def test_the_server_takes_no_older_head_and_nobody_elses(
     _, first = release(site, charge(path), arrays)
     _, second = release(site, charge(path, round_number=2), arrays)
     _, foreign = release(other, charge(path), arrays)
-    seen = SimulatedLedgers(tmp_path / "l").witnesses()
+    spec = load_federation(path).spec
+    seen = SimulatedLedgers(tmp_path / "l").witnesses(spec)
     assert seen.take("a", second) is None
     assert seen.take("a", second) is None, "the same head again: what was kept was sent again"
     assert str(seen.take("a", first)).startswith("ledger-rollback")
     assert str(seen.take("a", foreign)).startswith("ledger-other")
     seen.save()
-    later = SimulatedLedgers(tmp_path / "l").witnesses()
+    later = SimulatedLedgers(tmp_path / "l").witnesses(spec)
     assert later.tell("a", ["a"]).heads == (second.head,)
     assert later.tell("a", ["a"]).witnesses[0].by == "server"
     assert str(later.take("a", first)).startswith("ledger-rollback")
-    (tmp_path / "l" / "seen.json").write_text("{}x")
+    next((tmp_path / "l").glob("*/seen.json")).write_text("{}x")
     with pytest.raises(IntegrityError, match="seen"):
-        SimulatedLedgers(tmp_path / "l").witnesses()
+        SimulatedLedgers(tmp_path / "l").witnesses(spec)
 
 
 def test_sites_that_own_their_data_keep_ledgers_and_virtual_ones_do_not(

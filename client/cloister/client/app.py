@@ -220,13 +220,20 @@ def _answer(message: Message, work: Callable[[], RecordDict]) -> Message:
     try:
         content = work()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - nothing of it may leave but what `_told` lets through
-        _log.error("message refused: %s", _kind(error), exc_info=bool(os.environ.get("CLOISTER_DEBUG")))
+        own = isinstance(error, CloisterError) and error.code.startswith("ledger")
+        _log.error(
+            "message refused: %s",
+            error if own else _kind(error),
+            exc_info=bool(os.environ.get("CLOISTER_DEBUG")),
+        )
         content = _told(error)
     return Message(content, reply_to=message)
 
 
 def _told(error: BaseException) -> RecordDict:
     """Return a refusal that quotes Cloister's own messages, which hold no data, and never those of a task or a library."""
+    if isinstance(error, CloisterError) and error.code.startswith("ledger"):
+        return _refusal(error.code, "the site's ledger does not allow it; the site's own log says more")
     if isinstance(error, CloisterError) and _raised_by_us(error):
         return _refusal(error.code, error.message)
     return _refusal("site-failed", f"the site's code raised {_kind(error)}")

@@ -20,6 +20,7 @@ asked again with another model                  a new attempt
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +29,19 @@ from typing import Any
 import numpy.typing as npt
 
 from cloister.client.kept import Kept, keep, kept_output
+from cloister.core.errors import IntegrityError
 from cloister.privacy.accounting import account
 from cloister.privacy.events import to_json
-from cloister.privacy.ledger import Ledger, Reservation, load_or_create_key, sign_witness
+from cloister.privacy.ledger import Ledger, Reservation, load_key, load_or_create_key, sign_witness
 from cloister.privacy.ledger.budget import RELATION
+from cloister.privacy.ledger.heads import anchor_path
 from cloister.privacy.ledger.telling import FromSite, ToSite, Witness
 from cloister.privacy.plan import Plan
 
 __all__ = ["Charge", "SiteLedger", "afford", "release"]
+
+#: Signatures that are taken with one round: the server's and a few sites'.
+_WITNESSES = 4
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -60,14 +66,28 @@ class SiteLedger:
     durable: bool = True
     wait_s: float = 60.0
 
-    def open(self) -> Ledger:
-        """Open it for writing, or make it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+    def open(self, *, create: bool = True) -> Ledger:
+        """Open it for writing, or make it and its key where ``create`` allows that and neither is there.
+
+        Raises:
+            IntegrityError: it does not hold, or is not there.
+            PolicyError: another run writes to it.
+        """
+        begun = self.path.exists() or anchor_path(self.path).exists()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise IntegrityError(
+                f"the ledger '{self.path}' cannot be written: {error.strerror}",
+                remedy="make its folder one that you may write to",
+                code="ledger-unwritable",
+            ) from None
         return Ledger.open(
             self.path,
             site=self.site,
             dataset=self.dataset,
-            key=load_or_create_key(self.key),
+            key=load_key(self.key) if begun or not create else load_or_create_key(self.key),
+            create=create,
             account=account,
             wait_s=self.wait_s,
             durable=self.durable,
@@ -102,7 +122,7 @@ def afford(ledger: SiteLedger, plan: Plan, rounds: int, told: ToSite) -> None:
         PolicyError: (budget, delta, relation) they may not.
         IntegrityError: the ledger does not hold, or is older than what others saw.
     """
-    with ledger.open() as book:
+    with ledger.open(create=not told.heads) as book:
         book.check_witnessed(told.heads)
         if rounds > 0:
             book.afford([to_json(plan.event(rounds))], unit=plan.unit, relation=RELATION, delta=plan.delta)
@@ -120,16 +140,16 @@ def release(ledger: SiteLedger, charge: Charge, compute: Callable[[], Arrays]) -
         PolicyError: the site does not allow it.
         IntegrityError: the ledger does not hold, or is older than what others saw.
     """
-    with ledger.open() as book:
+    with ledger.open(create=not charge.told.heads) as book:
         book.check_witnessed(charge.told.heads)
-        for witness in charge.told.witnesses:
+        for witness in _new_witnesses(book, charge.told.witnesses):
             book.witness(witness.signature, by=witness.by, public_key=witness.public_key, head=witness.head)
         before = book.find(charge.run, charge.round_number, unit=charge.plan.unit)
         if before is not None and before.may_reuse:
             kept = kept_output(
                 ledger.path, charge.run, charge.round_number, before.entry.attempt or 1, charge.given
             )
-            if kept is not None:
+            if kept is not None and before.output in (None, kept.digest):
                 before.commit(output=kept.digest)
                 return kept.arrays, _told(ledger, book, charge)
         attempt = 1 if before is None else (before.entry.attempt or 1) + 1
@@ -143,7 +163,7 @@ def release(ledger: SiteLedger, charge: Charge, compute: Callable[[], Arrays]) -
         arrays=compute(),
     )
     keep(ledger.path, kept, durable=ledger.durable)
-    with ledger.open() as book:
+    with ledger.open(create=False) as book:
         reserved = book.find(charge.run, charge.round_number, unit=charge.plan.unit, attempt=attempt)
         if reserved is None:
             raise RuntimeError("a charge that was written is not in the ledger")
@@ -166,9 +186,26 @@ def _reserve(book: Ledger, charge: Charge, attempt: int) -> Reservation:
     )
 
 
+def _new_witnesses(book: Ledger, given: tuple[Witness, ...]) -> list[Witness]:
+    """Return the signatures that are new to the ledger, at most `_WITNESSES`, and none by a known name under another key."""
+    keys: dict[str, str] = {}
+    held = set()
+    for entry in book.entries:
+        if entry.kind == "WITNESS":
+            event = json.loads(entry.event)
+            keys.setdefault(event["by"], event["public_key"])
+            held.add(event["signature"])
+    new = [
+        one
+        for one in given
+        if one.signature.hex() not in held and keys.get(one.by, one.public_key.hex()) == one.public_key.hex()
+    ]
+    return new[:_WITNESSES]
+
+
 def _told(ledger: SiteLedger, book: Ledger, charge: Charge) -> FromSite:
     budget = next(one for one in book.budgets() if one.unit == charge.plan.unit)
-    key = load_or_create_key(ledger.key)
+    key = load_key(ledger.key)
     return FromSite(
         head=book.head(),
         epsilon=budget.epsilon,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -51,54 +51,86 @@ def cap_command(  # noqa: PLR0917 - Typer reads a command's options from its arg
     with outcome(json_output) as out:
         from cloister.privacy.accounting import account
         from cloister.privacy.ledger import Cap, Ledger, Rate, load_key, load_or_create_key
-        from cloister.privacy.ledger.heads import anchor_path
-        from cloister.privacy.ledger.inspection import inspect
 
         if (rate_epsilon is None) != (rate_days is None):
             raise UsageError("--rate-epsilon and --rate-days go together", remedy="give both, or neither")
-        key_file = path.with_suffix(".pem") if key is None else key
-        exists = path.exists() or anchor_path(path).exists()
-        if not exists and (site is None or dataset is None):
-            raise UsageError(
-                f"there is no ledger '{path}'",
-                remedy="name the ledger's file, or begin one with --site NAME --dataset NAME",
-            )
-        if exists:
-            found = inspect(path)
-            found.require()
-            first = found.chain.entries[0]
-            for option, given, its in (("--site", site, first.site), ("--dataset", dataset, first.dataset)):
-                if given is not None and given != its:
-                    raise UsageError(
-                        f"{option} {given}: the ledger is that of '{its}'", remedy=f"leave {option} out"
-                    )
-            site, dataset = first.site, first.dataset
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        _check_unit(unit)
+        rate = (
+            None if rate_epsilon is None or rate_days is None else Rate(epsilon=rate_epsilon, days=rate_days)
+        )
+        cap = Cap(epsilon=epsilon, delta=delta, rate=rate, unit=unit)
+        key_file = _key_file(path, key)
+        begun = _begun(path, site=site, dataset=dataset)
+        owner, lineage = begun or (str(site), str(dataset))
         with Ledger.open(
             path,
-            site=str(site),
-            dataset=str(dataset),
-            key=load_key(key_file) if exists else load_or_create_key(key_file),
+            site=owner,
+            dataset=lineage,
+            key=load_key(key_file) if begun else load_or_create_key(key_file),
             account=account,
         ) as ledger:
-            rate = (
-                None
-                if rate_epsilon is None or rate_days is None
-                else Rate(epsilon=rate_epsilon, days=rate_days)
-            )
-            cap = Cap(epsilon=epsilon, delta=delta, rate=rate, unit=unit)
             entry = ledger.set_cap(cap.epsilon, cap.delta, rate=cap.rate, unit=cap.unit)
             out.result = {
                 "path": str(path),
-                "site": site,
-                "dataset": dataset,
+                "site": owner,
+                "dataset": lineage,
                 "entry": entry.seq,
                 "cap": cap.as_event(),
             }
         out.say(
             visible(
-                f"entry {entry.seq}: '{site}' allows epsilon = {epsilon:g} at delta = {delta:g} of '{dataset}'"
+                f"entry {entry.seq}: '{owner}' allows epsilon = {epsilon:g} at delta = {delta:g} of '{lineage}'"
                 + (f", for unit '{unit}'" if unit else "")
             )
         )
+
+
+def _check_unit(unit: str | None) -> None:
+    from cloister.privacy.statement import Unit
+
+    if unit is not None and unit not in get_args(Unit):
+        raise UsageError(
+            f"--unit {unit}: there is no such unit", remedy=f"give one of {', '.join(get_args(Unit))}"
+        )
+
+
+def _key_file(path: Path, key: Path | None) -> Path:
+    if not path.name:
+        raise UsageError(f"'{path}' is no file's name", remedy="name the ledger's file")
+    found = path.with_suffix(".pem") if key is None else key
+    if found == path:
+        raise UsageError(
+            f"'{path}' cannot be both the ledger and its key", remedy="name the key's file with --key"
+        )
+    return found
+
+
+def _begun(path: Path, *, site: str | None, dataset: str | None) -> tuple[str, str] | None:
+    """Return whose ledger it is and of what; ``None`` where it is to be begun, for the site and data set that were given."""
+    from cloister.privacy.ledger.heads import anchor_path
+    from cloister.privacy.ledger.inspection import inspect
+
+    try:
+        exists = path.exists() or anchor_path(path).exists()
+        if not exists and site is not None and dataset is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"'{path}' cannot be used: {error.strerror}", remedy="name a file in a folder of your own"
+        ) from None
+    if not exists:
+        if site is None or dataset is None:
+            raise UsageError(
+                f"there is no ledger '{path}'",
+                remedy="name the ledger's file, or begin one with --site NAME --dataset NAME",
+            )
+        return None
+    found = inspect(path)
+    found.require()
+    if found.empty:
+        raise UsageError(f"'{path}' is an empty file, and no ledger", remedy="remove it, or name another")
+    first = found.chain.entries[0]
+    for option, given, its in (("--site", site, first.site), ("--dataset", dataset, first.dataset)):
+        if given is not None and given != its:
+            raise UsageError(f"{option} {given}: the ledger is that of '{its}'", remedy=f"leave {option} out")
+    return first.site, first.dataset

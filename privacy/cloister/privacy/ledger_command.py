@@ -222,7 +222,13 @@ def _sound(path: Path) -> Inspection:
 def _refuse_absent(path: Path) -> None:
     from cloister.privacy.ledger.heads import anchor_path
 
-    if not path.exists() and not anchor_path(path).exists():
+    try:
+        there = path.exists() or anchor_path(path).exists()
+    except OSError as error:
+        raise UsageError(
+            f"'{path}' cannot be read: {error.strerror}", remedy="name a ledger's file that you may read"
+        ) from None
+    if not there:
         raise UsageError(f"there is no ledger '{path}'", remedy="name the ledger's file")
 
 

@@ -15,14 +15,14 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from cloister.core import protocol
-from cloister.core.errors import PeersMissing
+from cloister.core.errors import PeersMissing, PolicyError
 from cloister.core.update import Vector
 from cloister.server.checkpoints import Arrays, Best, Checkpoint
 from cloister.server.cohort import choose_cohort
 from cloister.server.collecting import Collected, Collector
 from cloister.server.directory import Directory
 from cloister.server.gathering import gatherer_from
-from cloister.server.leave import is_budget, refusal_of
+from cloister.server.leave import ends_run, refusal_of
 from cloister.server.plan import RunPlan
 from cloister.server.spending import Spending
 from cloister.strategies.mean import Direction
@@ -81,7 +81,11 @@ class Coordinator:
         state = self._begin()
         self._ask_leave(state.round_number)
         for number in range(state.round_number + 1, self._spec.federation.rounds + 1):
-            state = self._round(number, state)
+            try:
+                state = self._round(number, state)
+            except PolicyError:
+                self._save(state)  # the run ends here, and its last model is released
+                raise
         return state.model
 
     def _ask_leave(self, done: int) -> None:
@@ -171,8 +175,11 @@ class Coordinator:
             if collected.answered >= least:
                 self._spending.settle(cohort, collected.answered)
                 return cohort, collected
-            if any(is_budget(one["reason"]) for one in collected.refused):
-                raise refusal_of(collected.refused, 1)  # asking again would cost the others a round
+            final = [one for one in collected.refused if ends_run(one["reason"])]
+            if final:
+                raise refusal_of(
+                    final, self._spec.federation.rounds - number + 1
+                )  # asking again costs the others
             attempts, why = attempts + 1, collected.summary()
             text = f"round {number} was not aggregated (attempt {attempts} of {_ATTEMPTS}): {why}"
             self._plan.bus.emit("warning", number, text=text)

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 from cloister.core.errors import CloisterError, IntegrityError, PolicyError
 
-__all__ = ["is_budget", "refusal_of"]
+__all__ = ["ends_run", "refusal_of"]
 
 #: Codes of refusals that are the site's policy, of `cloister.privacy.ledger`.
 _POLICY = ("budget", "delta", "relation")
 
 
-def is_budget(reason: str) -> bool:
-    """Whether a site refused because its cap or rate would be passed."""
-    return reason.split(":", 1)[0] == "budget"
+def ends_run(reason: str) -> bool:
+    """Whether asking the site again is of no use: its policy does not allow it, or its ledger does not hold."""
+    code = reason.split(":", 1)[0]
+    return code in _POLICY or code.startswith("ledger")
 
 
 def refusal_of(refused: Sequence[dict[str, str]], rounds: int) -> CloisterError:

@@ -51,8 +51,7 @@ class RunFolder:
             (path / "checkpoints").mkdir()
             write_whole(path / "origins.json", json.dumps(dict(loaded.origins), indent=1, sort_keys=True))
             write_whole(path / "base.txt", os.fsencode(loaded.base))
-            if ledgers is not None:
-                write_whole(path / "ledgers.txt", os.fsencode(ledgers.absolute()))
+            write_whole(path / "ledgers.txt", b"" if ledgers is None else os.fsencode(ledgers.absolute()))
             write_whole(path / "run-id.txt", f"{path.name}-{secrets.token_hex(4)}")
             # Last: a folder with this file is a run that can be resumed.
             write_whole(path / "federation.toml", loaded.effective_toml())
@@ -109,7 +108,11 @@ class RunFolder:
             IntegrityError: the file that says so cannot be used.
         """
         path = self.path / "ledgers.txt"
-        return _read_folder(path) if path.exists() else None
+        try:
+            none = path.stat().st_size == 0
+        except OSError:
+            none = False
+        return None if none else _read_folder(path)
 
     @property
     def events(self) -> Path:

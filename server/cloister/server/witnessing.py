@@ -15,6 +15,7 @@ a signature of something it was not sent    left out
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 
@@ -53,8 +54,8 @@ class Witnesses:
         self._signed: dict[str, list[Witness]] = {}
         self._told: dict[str, list[Witness]] = {}
         self._newest: dict[str, FromSite] = {}
-        if path.exists():
-            self._read()
+        for site, (head, signed) in self._stored().items():
+            self._heads[site], self._signed[site] = head, signed
 
     def tell(self, site: str, cohort: list[str]) -> ToSite:
         """Return what ``site`` is told: what others saw of its ledger, and the head of the next site of the cohort to sign."""
@@ -91,7 +92,8 @@ class Witnesses:
         )
         self._signed[site] = [*(one for one in self._signed.get(site, []) if one not in written), mine]
         for one in told.signed:
-            if one.by == site and one.head == self._shown.get(one.head.site):
+            own = one.by == site and one.public_key.hex() == head.public_key
+            if own and one.head == self._shown.get(one.head.site):
                 self._signed.setdefault(one.head.site, []).append(one)
         return None
 
@@ -100,24 +102,39 @@ class Witnesses:
         return self._newest.get(site)
 
     def save(self) -> None:
-        """Keep what is known.
+        """Keep what is known; what another run saw meanwhile, and is newer, stays.
 
         Raises:
             StorageError: it could not be written.
+            IntegrityError: the file was damaged meanwhile.
         """
+        with self._path.with_name(self._path.name + ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for site, (head, signed) in self._stored().items():
+                if site not in self._heads or head.seq > self._heads[site].seq:
+                    self._heads[site], self._signed[site] = head, signed
+            self._write()
+
+    def _write(self) -> None:
         data = {
             site: {"head": head.as_dict(), "signed": [one.as_dict() for one in self._signed.get(site, [])]}
             for site, head in self._heads.items()
         }
         write_whole(self._path, json.dumps(data, indent=1, sort_keys=True), durable=self._durable)
 
-    def _read(self) -> None:
+    def _stored(self) -> dict[str, tuple[Head, list[Witness]]]:
         try:
             data = json.loads(self._path.read_text())
-            for site, entry in data.items():
-                self._heads[str(site)] = Head.from_dict(entry["head"])
-                self._signed[str(site)] = [Witness.from_dict(one) for one in entry["signed"]]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IntegrityError):
+            return {
+                str(site): (
+                    Head.from_dict(entry["head"]),
+                    [Witness.from_dict(one) for one in entry["signed"]],
+                )
+                for site, entry in data.items()
+            }
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, IntegrityError):
             raise IntegrityError(
                 f"what the server saw of the sites' ledgers cannot be read: '{self._path}'",
                 remedy="restore that file; without it a ledger that was put back to an older copy is not noticed",

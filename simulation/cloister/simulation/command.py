@@ -84,28 +84,7 @@ def _simulate(
     ledgers: Path | None,
     no_ledgers: bool,
 ) -> None:
-    if resume is None and file is None:
-        raise UsageError(
-            "give a federation file, or --resume RUN",
-            remedy="for example: cloister simulate examples/heart/federation.toml",
-        )
-    if resume is not None and settings:
-        raise UsageError(
-            "--set does not go with --resume: a run goes on with the file that it began with",
-            remedy="start a new run with --set",
-        )
-    if resume is not None and file is not None:
-        raise UsageError(
-            "give a federation file or --resume RUN, not both",
-            remedy="a run goes on with the file in its own folder",
-        )
-    if resume is not None and (ledgers is not None or no_ledgers):
-        raise UsageError(
-            "--ledgers and --no-ledgers do not go with --resume: a run goes on with the ledgers that it began with",
-            remedy="start a new run with them",
-        )
-    if ledgers is not None and no_ledgers:
-        raise UsageError("give --ledgers DIR or --no-ledgers, not both", remedy="leave one of them out")
+    _refuse_contradictions(file, resume=resume, settings=settings, ledgers=ledgers, no_ledgers=no_ledgers)
     from cloister.core.spec import load_federation
     from cloister.server.progress import Progress
     from cloister.simulation import simulate as simulation
@@ -124,6 +103,11 @@ def _simulate(
             made = simulation.resume(resume, engine=carrier, sinks=(progress,))
         else:
             loaded = load_federation(_given(file), settings)
+            if ledgers is not None and loaded.spec.privacy.unit == "none":
+                raise UsageError(
+                    "--ledgers with a file that promises no differential privacy: nothing bounds what it costs",
+                    remedy="add a [privacy] table, or leave --ledgers out",
+                )
             if ledgers is None and not no_ledgers and keeps_ledgers(loaded.spec):
                 ledgers = out / "ledgers"
             made = simulation.simulate(
@@ -152,6 +136,33 @@ def _simulate(
         "",
         f"Next: open {made.report} in a browser.",
     )
+
+
+def _refuse_contradictions(
+    file: Path | None, *, resume: Path | None, settings: list[str], ledgers: Path | None, no_ledgers: bool
+) -> None:
+    if resume is None and file is None:
+        raise UsageError(
+            "give a federation file, or --resume RUN",
+            remedy="for example: cloister simulate examples/heart/federation.toml",
+        )
+    if resume is not None and settings:
+        raise UsageError(
+            "--set does not go with --resume: a run goes on with the file that it began with",
+            remedy="start a new run with --set",
+        )
+    if resume is not None and file is not None:
+        raise UsageError(
+            "give a federation file or --resume RUN, not both",
+            remedy="a run goes on with the file in its own folder",
+        )
+    if resume is not None and (ledgers is not None or no_ledgers):
+        raise UsageError(
+            "--ledgers and --no-ledgers do not go with --resume: a run goes on with the ledgers that it began with",
+            remedy="start a new run with them",
+        )
+    if ledgers is not None and no_ledgers:
+        raise UsageError("give --ledgers DIR or --no-ledgers, not both", remedy="leave one of them out")
 
 
 def _given(file: Path | None) -> Path:

@@ -4,7 +4,8 @@
 
     ledgers/<data set>/<site>.sqlite        the site's ledger; beside it its head file and what it keeps of the last round
     ledgers/<data set>/<site>.pem           its key
-    ledgers/server.pem, ledgers/seen.json   the server's key, and the heads that it saw
+    ledgers/<data set>/seen.json            the heads that the server saw
+    ledgers/server.pem                      the server's key
 
 A data set is named after the task, and its data where the file names some: two runs of one task at one site share an account. Names
 that are no plain file names are replaced by a hash of them.
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloister.client.charging import SiteLedger
+from cloister.core.errors import UsageError
 from cloister.core.spec import FederationSpec
 from cloister.privacy.ledger import load_or_create_key
 from cloister.server.witnessing import Witnesses
@@ -51,21 +53,29 @@ class SimulatedLedgers:
             durable=False,
         )
 
-    def witnesses(self) -> Witnesses:
-        """Return what the server saw of them.
+    def witnesses(self, spec: FederationSpec) -> Witnesses:
+        """Return what the server saw of the ledgers of the data that ``spec`` trains on.
 
         Raises:
-            IntegrityError: it cannot be read.
+            UsageError: the folder cannot be used.
+            IntegrityError: what it saw cannot be read.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        place = self.folder / _file_name(dataset_of(spec))
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"cannot keep ledgers in '{place}': {error.strerror}", remedy="give another --ledgers"
+            ) from None
         key = load_or_create_key(self.folder / "server.pem")
-        return Witnesses(self.folder / "seen.json", key, durable=False)
+        return Witnesses(place / "seen.json", key, durable=False)
 
 
 def dataset_of(spec: FederationSpec) -> str:
     """Return the name of the data's lineage: the task, and the name of its data where the file gives a path."""
     use = spec.task.use.rpartition("/")[2]
-    data = (spec.task.model_extra or {}).get("data")
+    extra = spec.task.model_extra or {}
+    data = extra.get("data") or extra.get("dataset")
     return f"{use} {Path(data).name}" if isinstance(data, str) and Path(data).name else use
 
 

@@ -216,7 +216,7 @@ def _run(
                     resume=checkpoint,
                     fingerprint=prepared.fingerprint,
                     run=folder.run,
-                    witnesses=sites.ledgers.witnesses() if sites.ledgers else None,
+                    witnesses=sites.ledgers.witnesses(spec) if sites.ledgers else None,
                 )
                 release = partial(_release, folder, sites, prepared)
                 _finish(folder, sites, prepared, _rounds(opened, plan, bus, release), bus)
@@ -292,7 +292,8 @@ def _release(
 def _facts(loaded: Loaded, sites: SimulatedSites, prepared: _Prepared, engine: Engine) -> dict[str, Any]:
     spec, roster, task = loaded.spec, sites.roster, sites.task
     size = len(roster)
-    counted = {roster.name(i): roster.counts(i) for i in range(size)} if size <= _COUNTED else None
+    told = size <= _COUNTED and spec.privacy.unit == "none"  # a private run tells no number of records
+    counted = {roster.name(i): roster.counts(i) for i in range(size)} if told else None
     return {
         "name": spec.federation.name,
         "digest": loaded.digest(),

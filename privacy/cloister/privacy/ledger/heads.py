@@ -41,6 +41,7 @@ __all__ = [
     "write_anchor",
 ]
 
+_NAME = 200
 _HEAD_TAG = b"cloister ledger head 1\n"
 _WITNESS_TAG = b"cloister ledger witness 1\n"
 _ANCHOR_TAG = b"cloister ledger anchor 1\n"
@@ -96,6 +97,12 @@ class Head:
                 code="ledger-head",
             )
         head = cls(**value)
+        if not head.plausible():
+            raise IntegrityError(
+                "a head of a ledger has a name, number, hash or key that none has",
+                remedy="hand over the head as it was given",
+                code="ledger-head",
+            )
         if not head.holds():
             raise IntegrityError(
                 f"the head of the ledger of '{head.site}' at entry {head.seq} is not signed by the key that it names",
@@ -103,6 +110,14 @@ class Head:
                 code="ledger-head",
             )
         return head
+
+    def plausible(self) -> bool:
+        """Whether every field is as long and as large as a head's can be."""
+        return (
+            all(1 <= len(name) <= _NAME and name.isprintable() for name in (self.site, self.dataset))
+            and 0 <= self.seq < 1 << 63
+            and (len(self.entry_hash), len(self.public_key), len(self.signature)) == (64, 64, 128)
+        )
 
     def message(self) -> bytes:
         """Return what is signed: everything but the signature."""

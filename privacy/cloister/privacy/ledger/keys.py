@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+import tempfile
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -51,12 +52,15 @@ def create_key(path: Path) -> Ed25519PrivateKey:
     key = Ed25519PrivateKey.from_private_bytes(secrets.token_bytes(32))
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o600)
-            file.write(pem)
-            file.flush()
-            os.fsync(descriptor)
+        descriptor, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # of mode 0600
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(pem)
+                file.flush()
+                os.fsync(descriptor)
+            os.link(written, path)  # whole from its first moment, and never over another
+        finally:
+            Path(written).unlink()
         sync_folder(path.parent)
     except OSError as error:
         raise IntegrityError(
@@ -112,7 +116,14 @@ def load_or_create_key(path: Path) -> Ed25519PrivateKey:
     Raises:
         IntegrityError: (``ledger-key``) as of `load_key` and `create_key`.
     """
-    return load_key(path) if path.exists() or path.is_symlink() else create_key(path)
+    if path.exists() or path.is_symlink():
+        return load_key(path)
+    try:
+        return create_key(path)
+    except IntegrityError:
+        if path.exists():  # somebody made it at the same moment
+            return load_key(path)
+        raise
 
 
 def public_key_of(key: Ed25519PrivateKey) -> str:

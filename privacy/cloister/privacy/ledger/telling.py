@@ -159,16 +159,27 @@ class FromSite:
                 "signed": list,
             },
         )
-        for name in ("epsilon", "delta", "cap"):
-            if data[name] is not None and not (math.isfinite(data[name]) and data[name] >= 0):
-                raise _unfit(f"{name} is no number that it can be")
+        epsilon, cap = _number("epsilon", data["epsilon"]), _number("cap", data["cap"])
+        if not 0 < data["delta"] < 1:
+            raise _unfit("delta is no number that it can be")
         return cls(
             head=Head.from_dict(data["head"]),
-            epsilon=math.inf if data["epsilon"] is None else float(data["epsilon"]),
+            epsilon=math.inf if epsilon is None else epsilon,
             delta=data["delta"],
-            cap=None if data["cap"] is None else float(data["cap"]),
+            cap=cap,
             signed=_each(data["signed"], Witness.from_dict),
         )
+
+
+def _number(name: str, value: float | None) -> float | None:
+    """Return a number of JSON, which may be an integer too large for a float, as a float of at least 0."""
+    try:
+        number = None if value is None else float(value)
+    except OverflowError:
+        number = math.inf
+    if number is not None and not 0 <= number < math.inf:
+        raise _unfit(f"{name} is no number that it can be")
+    return number
 
 
 def _parsed(text: object) -> object:
