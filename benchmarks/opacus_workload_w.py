@@ -83,8 +83,8 @@ def client_app(folder: str, seed: int) -> ClientApp:
     return app
 
 
-def server_app(rounds: int, ends: list[float]) -> ServerApp:
-    """Return the coordinator's app; ``ends`` is told when each round ends."""
+def server_app(rounds: int, ends: list[float], answered: list[int]) -> ServerApp:
+    """Return the coordinator's app; ``ends`` and ``answered`` are told when each round ends, and by how many."""
     app = ServerApp()
 
     @app.main()
@@ -93,11 +93,16 @@ def server_app(rounds: int, ends: list[float]) -> ServerApp:
             if server_round:
                 ends.append(now())
 
+        def count(replies: list[RecordDict], weight: str) -> MetricRecord:  # noqa: ARG001 - Flower's signature
+            answered.append(len(replies))
+            return MetricRecord()
+
         strategy = FedAvg(
             fraction_train=COHORT / CLIENTS,
             min_train_nodes=COHORT,
             fraction_evaluate=0.0,
             min_available_nodes=CLIENTS,
+            train_metrics_aggr_fn=count,
         )
         initial = ArrayRecord(PlainCnn().state_dict())  # type: ignore[arg-type]  # as above
         strategy.start(grid, initial, num_rounds=rounds, evaluate_fn=mark)
@@ -118,8 +123,9 @@ def main() -> None:
     if sum(parameter.numel() for parameter in PlainCnn().parameters()) != PARAMETERS:
         raise SystemExit("the network is not workload W's")
     ends: list[float] = []
+    answered: list[int] = []
     run_simulation(
-        server_app=server_app(given.rounds, ends),
+        server_app=server_app(given.rounds, ends, answered),
         client_app=client_app(str(given.data.resolve()), given.seed),
         num_supernodes=CLIENTS,
         backend_config={
@@ -127,8 +133,8 @@ def main() -> None:
             "init_args": {"num_cpus": cores(), "include_dashboard": False},
         },
     )
-    if len(ends) != given.rounds:
-        raise SystemExit(f"{len(ends)} of {given.rounds} rounds ended")
+    if len(ends) != given.rounds or answered != [COHORT] * given.rounds:
+        raise SystemExit(f"not workload W: {len(ends)} rounds ended, with {answered} answers")
     hand_over(given.result, {"ends": ends, "processes": cores()})
 
 
