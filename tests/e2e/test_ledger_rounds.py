@@ -8,26 +8,41 @@ import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 from cloister.client import charging
+from cloister.client.app import make_client_app
 from cloister.client.charging import Charge, SiteLedger, release
 from cloister.client.kept import kept_output
+from cloister.core import protocol
 from cloister.core.errors import IntegrityError, PolicyError
 from cloister.core.spec import load_federation
 from cloister.core.spec.reading import parse_federation
 from cloister.privacy.accounting import account
 from cloister.privacy.events import to_json
-from cloister.privacy.ledger import Ledger, Reservation, load_key, verify
-from cloister.privacy.ledger.telling import FromSite, ToSite
+from cloister.privacy.ledger import (
+    Head,
+    Ledger,
+    Reservation,
+    load_key,
+    load_or_create_key,
+    sign_witness,
+    verify,
+)
+from cloister.privacy.ledger.telling import FromSite, ToSite, Witness
 from cloister.privacy.plan import RecordPlan, record_plan
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.ledgers import SimulatedLedgers, dataset_of, keeps_ledgers
+from cloister.simulation.live_array import LiveArray
 from cloister.simulation.simulate import resume, simulate
+from cloister.simulation.sites import SimulatedSites
 
 TABLES: dict[str, dict[str, Any]] = {
     "training": {"local_steps": 3},
@@ -364,6 +379,11 @@ def test_what_a_site_tells_is_read_whole_or_not_at_all(
         {"signed": [1] * 17},
         {"head": {**plain["head"], "seq": 999}},
         {"extra": 1},
+        {"epsilon": 10**400},
+        {"cap": 10**400},
+        {"delta": 5.0},
+        {"head": {**plain["head"], "seq": 10**400}},
+        {"head": {**plain["head"], "dataset": "é" * 30_000}},
     ]
     for change in changes:
         with pytest.raises(IntegrityError):
@@ -397,6 +417,150 @@ def test_the_server_takes_no_older_head_and_nobody_elses(
     next((tmp_path / "l").glob("*/seen.json")).write_text("{}x")
     with pytest.raises(IntegrityError, match="seen"):
         SimulatedLedgers(tmp_path / "l").witnesses(spec)
+
+
+def test_a_head_with_names_that_no_ledger_has_is_refused_though_it_is_signed(tmp_path: Path) -> None:
+    """One that is stored, and shown to others, would lock them out."""
+    site = SiteLedger(
+        path=tmp_path / "a.sqlite", key=tmp_path / "a.pem", site="a", dataset="d", durable=False
+    )
+    with site.open() as ledger:
+        head = ledger.head()
+    key = load_key(site.key)
+    for change in ({"dataset": "é" * 30_000}, {"site": ""}, {"seq": -5}, {"seq": 10**400}):
+        bare = replace(head, **change)
+        signed = replace(bare, signature=key.sign(b"cloister ledger head 1\n" + bare.message()).hex())
+        with pytest.raises(IntegrityError, match="that none has"):
+            Head.from_dict(signed.as_dict())
+    assert Head.from_dict(head.as_dict()) == head
+
+
+def test_two_runs_at_once_do_not_lose_what_the_server_saw(
+    make_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path, site = make_file(**TABLES), new_site(tmp_path)
+    spec, folder = load_federation(path).spec, SimulatedLedgers(tmp_path / "l")
+    slow, quick = folder.witnesses(spec), folder.witnesses(spec)
+    _, first = release(site, charge(path), arrays)
+    _, second = release(site, charge(path, round_number=2), arrays)
+    assert slow.take("a", first) is None
+    assert quick.take("a", second) is None
+    quick.save()
+    slow.save()
+    assert folder.witnesses(spec).tell("a", ["a"]).heads == (second.head,)
+
+
+def test_two_data_sets_of_one_site_are_witnessed_apart(
+    make_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = make_file(**TABLES)
+    run(path, tmp_path, "federation.rounds=1")
+    (tmp_path / "others.py").write_text((tmp_path / "rings.py").read_text())
+    run(path, tmp_path, "federation.rounds=1", 'task.use="others.py:Rings"')
+    assert len(ledgers(tmp_path)) == 2 * SITES
+
+
+def test_a_signature_under_another_key_of_a_known_name_is_not_taken(
+    make_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path, site = make_file(**TABLES), new_site(tmp_path)
+    _, told = release(site, charge(path), arrays)
+
+    def signed(name: str) -> Witness:
+        key = load_or_create_key(tmp_path / name)
+        public = key.public_key().public_bytes_raw()
+        return Witness(by="b", public_key=public, signature=sign_witness(told.head, key), head=told.head)
+
+    honest, forged = signed("b.pem"), signed("c.pem")
+    for number, witnesses in enumerate([(honest,), (forged,), (honest, honest, forged)], start=2):
+        release(site, charge(path, round_number=number, told=ToSite(witnesses=witnesses)), arrays)
+    with site.open() as ledger:
+        assert [entry.kind for entry in ledger.entries].count("WITNESS") == 1
+
+
+@pytest.mark.parametrize("number", [0, 5, 99])
+def test_a_round_that_the_federation_does_not_have_is_refused_uncharged(
+    make_file: Callable[..., Path], tmp_path: Path, number: int
+) -> None:
+    reply = asked(make_file(**TABLES), tmp_path, number)
+    assert reply["code"] == "job-malformed"
+    assert not list(tmp_path.glob("l/*/*.sqlite"))
+
+
+def test_a_site_that_keeps_a_ledger_does_not_train_without_privacy(
+    make_file: Callable[..., Path], tmp_path: Path, cloister: Any
+) -> None:
+    path = make_file()
+    for kind in ("train", "evaluate"):
+        assert asked(path, tmp_path, 1, kind)["code"] == "budget"
+    refused = cloister("simulate", path, "--ledgers", tmp_path / "l", "--json")
+    assert (refused.returncode, "no differential privacy" in refused.stdout) == (2, True)
+
+
+def asked(path: Path, home: Path, number: int, kind: str = "train") -> Any:
+    """Send one message to the ClientApp of a site that keeps a ledger; return its refusal."""
+    loaded = load_federation(path)
+    sites = SimulatedSites(json.dumps(loaded.effective()), loaded.base, SimulatedLedgers(home / "l"))
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 9
+    layout = sites.bench.trainer.layout
+    job: dict[str, Any] = {
+        "protocol": protocol.PROTOCOL,
+        "run": "r",
+        "round": number,
+        "federation": sites.federation,
+        "layout": layout.digest,
+    }
+    record = ArrayRecord()
+    record[protocol.VECTOR] = LiveArray(layout.read(sites.bench.trainer.model))
+    content = RecordDict({protocol.JOB: ConfigRecord(job), protocol.MODEL: record})
+    context = Context(run_id=1, node_id=1, node_config={"partition-id": 0}, state=RecordDict(), run_config={})
+    reply = make_client_app(sites)(Message(content, 1, kind), context)
+    return reply.content.config_records[protocol.REFUSAL]
+
+
+def test_a_lost_key_is_not_replaced_by_a_new_one(make_file: Callable[..., Path], tmp_path: Path) -> None:
+    path, site = make_file(**TABLES), new_site(tmp_path)
+    release(site, charge(path), arrays)
+    site.key.unlink()
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        release(site, charge(path, round_number=2), arrays)
+    assert not site.key.exists()
+
+
+def test_a_private_report_counts_no_records_of_a_site(make_file: Callable[..., Path], tmp_path: Path) -> None:
+    made = run(make_file(**TABLES), tmp_path)
+    bare = simulate(
+        load_federation(make_file(privacy={}, cohort=TABLES["cohort"])),
+        out=tmp_path / "bare",
+        engine=LocalEngine(0),
+    )
+    told = [json.loads((one.run / "report.json").read_text())["partition"] for one in (made, bare)]
+    assert not told[0]
+    assert told[1]["sites"]
+
+
+def test_a_run_without_its_ledgers_note_is_not_resumed_uncharged(
+    make_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    made = run(make_file(**TABLES), tmp_path)
+    (made.run / "ledgers.txt").unlink()
+    with pytest.raises(IntegrityError, match="ledgers"):
+        resume(made.run, engine=LocalEngine(0))
+
+
+def test_a_paid_round_is_released_when_a_cap_ends_the_run(
+    make_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """No checkpoint between, nothing measured: the last model is there all the same."""
+    path = make_file(**TABLES, evaluation={"every": 0, "central": False})
+    with pytest.raises(PolicyError, match="round 2 is released"):
+        run(
+            path,
+            tmp_path,
+            "cohort.min_sites=3",
+            "federation.checkpoint_every=10",
+            sinks=(Meanwhile(tmp_path, plan_of(path)),),
+        )
 
 
 def test_sites_that_own_their_data_keep_ledgers_and_virtual_ones_do_not(
