@@ -14,7 +14,7 @@ from cloister.core.errors import SpecError
 from cloister.core.spec import FederationSpec
 from cloister.privacy.accounting import Spent, spent
 from cloister.privacy.calibration import noise_multiplier_for
-from cloister.privacy.events import Event, PoissonGaussian
+from cloister.privacy.events import Event, PoissonGaussian, SeveralRecords
 from cloister.privacy.ledger.entry import Figures
 from cloister.privacy.site_plans import distributed_plan, server_or_local_plan
 from cloister.privacy.statement import Unit
@@ -46,6 +46,11 @@ class Plan(Protocol):
     @property
     def sampling(self) -> str:
         """How batches or cohorts are drawn, in words."""
+        ...
+
+    @property
+    def records_per_person(self) -> int:
+        """Up to how many records a person may have for whom the promise is made; 1: it is made to records, or to sites."""
         ...
 
     @property
@@ -89,6 +94,7 @@ class RecordPlan:
         steps: noisy steps a round.
         rounds: the most rounds that a site can take part in.
         delta: δ.
+        records_per_person: k: the guarantee is a person's who has up to k records, each clipped and drawn by itself.
     """
 
     unit: ClassVar[Unit] = "record"
@@ -100,6 +106,7 @@ class RecordPlan:
     steps: int
     rounds: int
     delta: float
+    records_per_person: int = 1
 
     @property
     def sampling(self) -> str:
@@ -111,13 +118,14 @@ class RecordPlan:
         """What this plan leaves open beside what its unit does: nothing."""
         return ()
 
-    def event(self, rounds: int = 1) -> PoissonGaussian:
+    def event(self, rounds: int = 1) -> Event:
         """Return what a site's ``rounds`` rounds are, for the accountant and the ledger."""
-        return _event(self.noise_multiplier, self.sampling_rate, rounds * self.steps)
+        return _event(self.noise_multiplier, self.sampling_rate, rounds * self.steps, self.records_per_person)
 
     def spent(self, rounds: int) -> Spent:
         """Return what a site has spent after taking part in ``rounds`` rounds."""
-        return _spent(self.noise_multiplier, self.sampling_rate, rounds * self.steps, self.delta)
+        steps = rounds * self.steps
+        return _spent(self.noise_multiplier, self.sampling_rate, steps, self.records_per_person, self.delta)
 
     def spent_by(self, survivors: Mapping[int, int]) -> Spent:
         """Return what a site has spent in rounds with these survivors, who change nothing here: each adds noise enough."""
@@ -125,7 +133,11 @@ class RecordPlan:
 
     def facts(self) -> dict[str, Any]:
         """Return what ``cloister check`` says beside ε."""
-        return {"sampling_rate": self.sampling_rate, "steps": self.rounds * self.steps}
+        return {
+            "sampling_rate": self.sampling_rate,
+            "steps": self.rounds * self.steps,
+            "records_per_person": self.records_per_person,
+        }
 
     def figures(self) -> Figures:
         """Return what a round ran with, for a reader of the ledger."""
@@ -167,12 +179,12 @@ def record_plan(spec: FederationSpec) -> RecordPlan | None:
         raise SpecError(
             "[privacy] is not complete", remedy="give delta, clip, sampling_rate and training.local_steps"
         )
-    rounds = spec.federation.rounds
+    rounds, records = spec.federation.rounds, privacy.max_records_per_person or 1
     sigma = privacy.noise_multiplier
     if sigma is None:
         if privacy.epsilon is None:
             raise SpecError("[privacy] has neither epsilon nor noise_multiplier", remedy="give one of them")
-        sigma = _calibrated(privacy.epsilon, privacy.delta, privacy.sampling_rate, rounds * steps)
+        sigma = _calibrated(privacy.epsilon, privacy.delta, privacy.sampling_rate, rounds * steps, records)
     return RecordPlan(
         noise_multiplier=sigma,
         sampling_rate=privacy.sampling_rate,
@@ -181,6 +193,7 @@ def record_plan(spec: FederationSpec) -> RecordPlan | None:
         steps=steps,
         rounds=rounds,
         delta=privacy.delta,
+        records_per_person=records,
     )
 
 
@@ -203,15 +216,16 @@ def predict(spec: FederationSpec, size: int) -> dict[str, Any]:
     }
 
 
-def _event(sigma: float, rate: float, steps: int) -> PoissonGaussian:
-    return PoissonGaussian(noise_multiplier=sigma, sampling_rate=rate, steps=steps)
+def _event(sigma: float, rate: float, steps: int, records: int) -> Event:
+    one = PoissonGaussian(noise_multiplier=sigma, sampling_rate=rate, steps=steps)
+    return one if records == 1 else SeveralRecords(records=records, event=one)
 
 
 @lru_cache(maxsize=1024)
-def _spent(sigma: float, rate: float, steps: int, delta: float) -> Spent:
-    return spent([_event(sigma, rate, steps)], delta)
+def _spent(sigma: float, rate: float, steps: int, records: int, delta: float) -> Spent:
+    return spent([_event(sigma, rate, steps, records)], delta)
 
 
 @lru_cache(maxsize=64)
-def _calibrated(epsilon: float, delta: float, rate: float, steps: int) -> float:
-    return noise_multiplier_for(epsilon, delta, lambda sigma: [_event(sigma, rate, steps)])
+def _calibrated(epsilon: float, delta: float, rate: float, steps: int, records: int) -> float:
+    return noise_multiplier_for(epsilon, delta, lambda sigma: [_event(sigma, rate, steps, records)])

@@ -52,6 +52,8 @@ _CHARGED = (
 class _Gaussian:
     """What the two Gaussian mechanisms share: each round is one Gaussian query with noise multiplier z."""
 
+    records_per_person: ClassVar[int] = 1
+
     noise_multiplier: float
     clip: float
     sites: float
@@ -174,6 +176,7 @@ class DistributedPlan:
     """
 
     unit: ClassVar[Unit] = "site-distributed"
+    records_per_person: ClassVar[int] = 1
 
     noise_multiplier: float
     clip: float

@@ -111,6 +111,7 @@ class Spending:
             sampling=plan.sampling,
             seeded=self._seeded,
             also_not_covered=plan.not_covered,
+            records_per_person=plan.records_per_person,
         )
         self._bus.emit(
             "privacy",

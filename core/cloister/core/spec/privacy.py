@@ -59,6 +59,10 @@ class Privacy(Table):
         default=None,
         description="record: q, the chance of each record to join a step; with training.batch_size, the public divisor of the sum",
     )
+    max_records_per_person: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        default=None,
+        description="record: k, the most records that one person has at a site; the promise is then made to persons. 1 unless given",
+    )
     adaptive_clip: AdaptiveClip | None = Field(
         default=None,
         description="site: let the clip follow the norms, from privacy.clip on; off unless given",
@@ -68,7 +72,15 @@ class Privacy(Table):
     def _complete(self) -> Privacy:
         given = [
             key
-            for key in ("epsilon", "noise_multiplier", "delta", "clip", "sampling_rate", "adaptive_clip")
+            for key in (
+                "epsilon",
+                "noise_multiplier",
+                "delta",
+                "clip",
+                "sampling_rate",
+                "max_records_per_person",
+                "adaptive_clip",
+            )
             if getattr(self, key) is not None
         ]
         if self.unit == "none":
@@ -88,6 +100,10 @@ class Privacy(Table):
         if self.unit != "record" and self.sampling_rate is not None:
             raise ValueError(
                 f"'sampling_rate' does not go with unit = '{self.unit}', which samples no records; remove it"
+            )
+        if self.unit != "record" and self.max_records_per_person is not None:
+            raise ValueError(
+                f"'max_records_per_person' does not go with unit = '{self.unit}', which hides a site's records all together; remove it"
             )
         if self.unit != "site" and self.adaptive_clip is not None:
             raise ValueError(
