@@ -47,7 +47,9 @@ def test_rays_result_is_the_local_one_to_floating_point(
 
 @pytest.mark.slow
 def test_all_sites_lost_over_ray_exits_6(make_file: Callable[..., Path], cloister: Any, answer: Any) -> None:
-    path = make_file(training={"optimizer": {"name": "sgd", "lr": 1e6}, "local_epochs": 30})
+    path = make_file(
+        training={"optimizer": {"name": "sgd", "lr": 1e6, "weight_decay": 1.0}, "local_epochs": 30}
+    )
     done = cloister("simulate", path, "--json", "--engine", "ray", "--workers", "2", timeout=300)
     assert done.returncode == 6, done.stderr
     assert answer(done)["error"]["code"] == "peers-missing"

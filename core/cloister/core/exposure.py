@@ -43,7 +43,10 @@ def _server(spec: FederationSpec) -> tuple[str, ...]:
         said.append(_seen_privately(spec))
         if spec.privacy.adaptive_clip is not None:
             said.append("Of each site, whether the norm of its update was within the round's clip.")
-        said.append("Nothing else: no number of records, no loss and no metric leaves a site.")
+        said.append(
+            "Nothing else of the records: no number of them, no loss and no metric leaves a site. Where it keeps a ledger: how far that is, "
+            "what it has spent and its cap."
+        )
     else:
         said.append(
             "Each site's update in clear, in every round that the site takes part in, with the site's name; "
