@@ -578,6 +578,7 @@ def test_sites_that_own_their_data_keep_ledgers_and_virtual_ones_do_not(
     assert dataset_of(parse_federation({**base, "task": table}, base=Path()).spec) == "tabular loans.csv"
 
 
+@pytest.mark.slow
 def test_the_command_caps_and_refuses(make_file: Callable[..., Path], tmp_path: Path, cloister: Any) -> None:
     path = make_file(**TABLES)
     ledger = tmp_path / "ledgers" / "rings.py:Rings" / "x.sqlite"

@@ -391,6 +391,7 @@ def test_values_over_more_than_a_decade_have_a_logarithmic_axis(private: SweepRe
 # Interruption
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_in_the_middle_of_a_run_goes_on_to_the_same_figures(
     make_file: Make, tmp_path: Path
 ) -> None:
