@@ -69,6 +69,7 @@ class Coordinator:
             witnesses=plan.witnesses,
         )
         self._digest = plan.loaded.digest()
+        self._saved = -1 if plan.resume is None else plan.resume.round_number
 
     def run(self) -> Vector:
         """Run the rounds that are left and return the model.
@@ -84,7 +85,8 @@ class Coordinator:
             try:
                 state = self._round(number, state)
             except PolicyError:
-                self._save(state)  # the run ends here, and its last model is released
+                if self._saved != state.round_number:  # the run ends here, and its last model is released
+                    self._save(state)
                 raise
         return state.model
 
@@ -218,6 +220,7 @@ class Coordinator:
         return Best(round_number=number, by=score[0], value=score[1])
 
     def _save(self, state: _State) -> None:
+        self._saved = state.round_number
         arrays: Arrays = {"model": state.model}
         arrays |= {f"optimiser.{name}": array for name, array in state.optimiser.arrays().items()}
         if state.scaffold is not None:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cloister.core.errors import PeersMissing, UsageError
 from cloister.core.outcome import JsonOption, Outcome, SetOption, outcome
+from cloister.simulation.options import EngineOption, LedgersOption, NoLedgersOption, WorkersOption
 
 __all__ = ["register"]
 
@@ -31,30 +32,10 @@ def register(app: typer.Typer) -> None:
             ),
         ] = None,
         settings: SetOption = None,
-        engine: Annotated[
-            str, typer.Option("--engine", help="local (this machine's cores) or ray (Flower's own engine).")
-        ] = "local",
-        workers: Annotated[
-            int | None,
-            typer.Option(
-                "--workers",
-                help="Processes that train at a time; 0: none beside this one. Default: one a core.",
-                show_default=False,
-            ),
-        ] = None,
-        ledgers: Annotated[
-            Path | None,
-            typer.Option(
-                "--ledgers",
-                metavar="DIR",
-                help="Where the sites of a private run keep their ledgers. Default: OUT/ledgers when the sites own "
-                "their data (partition by site); virtual sites keep none.",
-                show_default=False,
-            ),
-        ] = None,
-        no_ledgers: Annotated[
-            bool, typer.Option("--no-ledgers", help="Keep none: what the run costs is added to no account.")
-        ] = False,
+        engine: EngineOption = "local",
+        workers: WorkersOption = None,
+        ledgers: LedgersOption = None,
+        no_ledgers: NoLedgersOption = False,
         json_output: JsonOption = False,
     ) -> None:
         """Train a federation on this machine and write a run folder with model and report."""

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from cloister.core.errors import PeersMissing, SpecError, UsageError
 from cloister.core.outcome import JsonOption, Outcome, SetOption, outcome
+from cloister.simulation.options import EngineOption, LedgersOption, NoLedgersOption, WorkersOption
 
 if TYPE_CHECKING:
     from cloister.server.events import Sink
@@ -63,30 +64,10 @@ def register(app: typer.Typer) -> None:
             ),
         ] = None,
         settings: SetOption = None,
-        engine: Annotated[
-            str, typer.Option("--engine", help="local (this machine's cores) or ray (Flower's own engine).")
-        ] = "local",
-        workers: Annotated[
-            int | None,
-            typer.Option(
-                "--workers",
-                help="Processes that train at a time; 0: none beside this one. Default: one a core.",
-                show_default=False,
-            ),
-        ] = None,
-        ledgers: Annotated[
-            Path | None,
-            typer.Option(
-                "--ledgers",
-                metavar="DIR",
-                help="Where the sites of private runs keep their ledgers. Default: OUT/ledgers when the sites own "
-                "their data (partition by site); virtual sites keep none.",
-                show_default=False,
-            ),
-        ] = None,
-        no_ledgers: Annotated[
-            bool, typer.Option("--no-ledgers", help="Keep none: what the runs cost is added to no account.")
-        ] = False,
+        engine: EngineOption = "local",
+        workers: WorkersOption = None,
+        ledgers: LedgersOption = None,
+        no_ledgers: NoLedgersOption = False,
         json_output: JsonOption = False,
     ) -> None:
         """Run a federation file at every point of a grid and plot what came of it.
