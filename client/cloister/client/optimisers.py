@@ -73,7 +73,7 @@ class _OfTorch:
 
 
 class _PlainSgd:
-    """Gradient descent in one call for all parameters: to the bit what ``optim.SGD`` does, whose hooks take 7% of a small step."""
+    """Gradient descent in one call for all parameters: to the bit what ``optim.SGD`` does, whose hooks cost time in every small step."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self._parameters = list(parameters)
