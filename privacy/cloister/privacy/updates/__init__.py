@@ -16,6 +16,7 @@ public constants and of generators that are given.
 from cloister.privacy.updates.adaptive import AdaptiveClip
 from cloister.privacy.updates.clipping import NORM_TOLERANCE, Clipped, clip_update, exceeds_clip, l2_norm
 from cloister.privacy.updates.encoding import IntegerCode, choose_scale
+from cloister.privacy.updates.fixed_point import FixedPoint
 from cloister.privacy.updates.modular import BITS, MODULUS, ModularSum, centred, wrapped
 from cloister.privacy.updates.rotation import hadamard, padded, rotate, rotate_back, rotation_signs
 from cloister.privacy.updates.rounding import conditional_round, rounded_norm
@@ -27,6 +28,7 @@ __all__ = [
     "NORM_TOLERANCE",
     "AdaptiveClip",
     "Clipped",
+    "FixedPoint",
     "IntegerCode",
     "ModularSum",
     "centred",

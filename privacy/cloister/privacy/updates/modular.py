@@ -1,4 +1,4 @@
-"""Integers modulo 2²⁰ and their sum, as plain values today and under masks that cancel modulo 2³² later.
+"""Integers modulo 2²⁰ (or another power of two) and their sum, in clear or under masks that cancel modulo 2³².
 
 Formal guarantee: ``centred(ModularSum.result())`` is the integer sum of what was wrapped, whenever that sum lies in [-2¹⁹, 2¹⁹).
 The sum is kept modulo 2³², of which 2²⁰ is a divisor: masks that cancel modulo 2³² may be added to the values and change nothing.
@@ -22,16 +22,16 @@ MODULUS = 1 << BITS
 Residues = npt.NDArray[np.uint32]
 
 
-def wrapped(integers: Integers) -> Residues:
-    """Return integers modulo 2²⁰, each from 0 to 2²⁰ - 1."""
-    residues: Residues = (integers & (MODULUS - 1)).astype(np.uint32)
+def wrapped(integers: Integers, bits: int = BITS) -> Residues:
+    """Return integers modulo 2^bits (at most 32), each from 0 to 2^bits - 1."""
+    residues: Residues = (integers & ((1 << bits) - 1)).astype(np.uint32)
     return residues
 
 
-def centred(residues: Residues) -> Integers:
-    """Return the integers in [-2¹⁹, 2¹⁹) that ``residues`` stand for, whatever their bits above the twentieth."""
-    half = MODULUS // 2
-    integers: Integers = ((residues.astype(np.int64) + half) & (MODULUS - 1)) - half
+def centred(residues: Residues, bits: int = BITS) -> Integers:
+    """Return the integers in [-2^(bits-1), 2^(bits-1)) that ``residues`` stand for, whatever their bits above these."""
+    half = 1 << (bits - 1)
+    integers: Integers = ((residues.astype(np.int64) + half) & ((1 << bits) - 1)) - half
     return integers
 
 

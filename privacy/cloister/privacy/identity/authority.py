@@ -1,0 +1,85 @@
+"""The consortium's certificate authority. It is offline: it certifies keys, and takes no part in any run.
+
+It never sees a member's private key: a member hands over its public key and gets a certificate (X.509, Ed25519) back.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from cloister.privacy.identity.members import Consortium, Identity, Member, Role, member_uri
+
+__all__ = ["ConsortiumAuthority"]
+
+_CLOCKS_APART = timedelta(minutes=5)
+
+
+class ConsortiumAuthority:
+    """Certifies the members of one consortium.
+
+    Args:
+        name: the consortium's.
+        key: the authority's private key.
+        now: when its own certificate begins; the system's time if left out.
+        days: how long its certificates hold.
+    """
+
+    def __init__(
+        self, name: str, key: Ed25519PrivateKey, *, now: datetime | None = None, days: int = 3650
+    ) -> None:
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+        self._key = key
+        self._begin = (now or datetime.now(UTC)) - _CLOCKS_APART
+        self._days = days
+        made = self._builder(key.public_key(), self._name, days=days)
+        self.certificate = (
+            made.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(key, None)
+            .public_bytes(Encoding.DER)
+        )
+
+    def certify(self, name: str, role: Role, public_key: bytes, *, days: int | None = None) -> bytes:
+        """Return a certificate (DER) that says: this key is that of ``name`` as ``role``.
+
+        Args:
+            name: the member's; any text.
+            role: what it may be.
+            public_key: 32 bytes, Ed25519.
+            days: how long it holds; as long as the authority's own if left out.
+        """
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+        key = Ed25519PublicKey.from_public_bytes(public_key)
+        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(member_uri(name, role))])
+        return (
+            self._builder(key, subject, days=days or self._days)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(names, critical=False)
+            .sign(self._key, None)
+            .public_bytes(Encoding.DER)
+        )
+
+    def identity(self, name: str, role: Role, key: Ed25519PrivateKey) -> Identity:
+        """Return an identity whose key is at hand, as in a simulation or a test."""
+        public = key.public_key().public_bytes_raw()
+        member = Member(name=name, role=role, public_key=public)
+        return Identity(member=member, certificate=self.certify(name, role, public), key=key)
+
+    def consortium(self) -> Consortium:
+        """Return what members know."""
+        return Consortium(self.certificate)
+
+    def _builder(self, key: Ed25519PublicKey, subject: x509.Name, *, days: int) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(self._begin)
+            .not_valid_after(self._begin + timedelta(days=days))
+        )

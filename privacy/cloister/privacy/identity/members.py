@@ -1,0 +1,238 @@
+"""Members of a consortium: how one proves who it is, and how another checks that.
+
+Formal guarantees:
+
+- `Consortium.member` returns a `Member` only for a certificate that the consortium's authority signed, for the wanted role, within its dates,
+  and that was not taken back. Its name is the one that the authority wrote.
+- `Member.check` accepts a signature only over the same purpose and the same bytes.
+
+==========================================  =====================================
+case                                        outcome
+==========================================  =====================================
+not DER, longer than `LONGEST`              ``IntegrityError`` (identity)
+signed by somebody else, or changed         ``IntegrityError`` (identity)
+another role, not yet valid, or expired     ``IntegrityError`` (identity)
+taken back by the authority                 ``IntegrityError`` (identity-revoked)
+a signature that does not hold              ``IntegrityError`` (signature)
+==========================================  =====================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from urllib.parse import quote, unquote
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from cloister.core.errors import IntegrityError
+
+__all__ = ["LONGEST", "Consortium", "Identity", "Member", "Purpose", "Role", "member_uri"]
+
+#: Most bytes of a certificate that is looked at.
+LONGEST = 4096
+_SCHEME = "cloister"
+
+
+class Role(StrEnum):
+    """What a member is in the consortium; a certificate is good for one."""
+
+    SITE = "site"
+    SERVER = "server"
+    AUTHORITY = "authority"
+    USER = "user"
+
+
+class Purpose(StrEnum):
+    """What a signature is for; it is part of what is signed."""
+
+    MANIFEST = "manifest"
+    ADVERT = "advert"
+    SURVIVORS = "survivors"
+    CIPHERTEXT = "ciphertext"
+    DECRYPTION = "decryption"
+    CERTIFICATE = "certificate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """Somebody of the consortium, as its certificate says.
+
+    Attributes:
+        name: unique within the role.
+        role: what it is.
+        public_key: 32 bytes, Ed25519.
+    """
+
+    name: str
+    role: Role
+    public_key: bytes
+
+    def check(self, purpose: Purpose, message: bytes, signature: bytes) -> None:
+        """Check that this member signed ``message`` for ``purpose``.
+
+        Raises:
+            IntegrityError: (signature) it did not.
+        """
+        try:
+            Ed25519PublicKey.from_public_bytes(self.public_key).verify(signature, _bound(purpose, message))
+        except (InvalidSignature, ValueError, TypeError):
+            raise IntegrityError(
+                f"a signature of {self.role} '{self.name}' ({purpose}) does not hold",
+                remedy="find out who sent it: its sender does not hold that member's key",
+                code="signature",
+            ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """A member's own key and certificate.
+
+    Attributes:
+        member: who it is.
+        certificate: DER.
+        key: its private key; never printed.
+    """
+
+    member: Member
+    certificate: bytes
+    key: Ed25519PrivateKey
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.member.name
+
+    def sign(self, purpose: Purpose, message: bytes) -> bytes:
+        """Return a signature (64 bytes) of ``message`` for ``purpose``."""
+        return self.key.sign(_bound(purpose, message))
+
+    def __repr__(self) -> str:
+        return f"Identity({self.member.role} {self.name!r})"
+
+
+class Consortium:
+    """What a member knows of its consortium.
+
+    Args:
+        certificate: the authority's own, DER.
+        revoked: serial numbers of the certificates that it took back.
+
+    Raises:
+        IntegrityError: it is no Ed25519 authority's certificate.
+    """
+
+    def __init__(self, certificate: bytes, *, revoked: frozenset[int] = frozenset()) -> None:
+        self._authority = _parsed(certificate)
+        self._key = _key_of(self._authority)
+        self._revoked = revoked
+        self._known: dict[bytes, tuple[x509.Certificate, Member]] = {}
+        try:
+            self._key.verify(self._authority.signature, self._authority.tbs_certificate_bytes)
+            basic = self._authority.extensions.get_extension_for_class(x509.BasicConstraints).value
+        except (InvalidSignature, x509.ExtensionNotFound, ValueError):
+            raise _unfit("it is not the certificate of an authority") from None
+        if not basic.ca:
+            raise _unfit("it is not the certificate of an authority")
+
+    @property
+    def certificate(self) -> bytes:
+        """The authority's certificate, DER."""
+        return self._authority.public_bytes(Encoding.DER)
+
+    def member(self, certificate: bytes, *, role: Role, now: datetime | None = None) -> Member:
+        """Return whom ``certificate`` (DER) is of.
+
+        Args:
+            certificate: what somebody showed.
+            role: what it must be.
+            now: the time; the system's if left out.
+
+        Raises:
+            IntegrityError: the consortium's authority does not vouch for it.
+        """
+        known = self._known.get(certificate)
+        if known is None:
+            known = self._read(certificate)
+            if len(self._known) < 10_000:
+                self._known[certificate] = known
+        parsed, member = known
+        if parsed.serial_number in self._revoked:
+            raise IntegrityError(
+                f"the certificate of {member.role} '{member.name}' was taken back",
+                remedy="have the consortium's authority certify a new key",
+                code="identity-revoked",
+            )
+        if member.role != role:
+            raise _unfit(f"it is of {member.role} '{member.name}', and a {role}'s is needed")
+        time = now or datetime.now(UTC)
+        if not parsed.not_valid_before_utc <= time <= parsed.not_valid_after_utc:
+            raise _unfit(
+                f"that of {member.role} '{member.name}' is valid from {parsed.not_valid_before_utc:%Y-%m-%d} to "
+                f"{parsed.not_valid_after_utc:%Y-%m-%d}, and it is {time:%Y-%m-%d} here"
+            )
+        return member
+
+    def _read(self, certificate: bytes) -> tuple[x509.Certificate, Member]:
+        parsed = _parsed(certificate)
+        try:
+            self._key.verify(parsed.signature, parsed.tbs_certificate_bytes)
+        except InvalidSignature:
+            raise _unfit("this consortium's authority did not sign it") from None
+        return parsed, _member_of(parsed)
+
+
+def member_uri(name: str, role: Role) -> str:
+    """Return how a certificate names a member: ``cloister:site:St.%20Mary``."""
+    return f"{_SCHEME}:{role}:{quote(name, safe='')}"
+
+
+def _member_of(parsed: x509.Certificate) -> Member:
+    try:
+        names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
+        scheme, role, name = uri.split(":")
+        if scheme != _SCHEME or not name:
+            raise ValueError
+        return Member(
+            name=unquote(name, errors="strict"),
+            role=Role(role),
+            public_key=_key_of(parsed).public_bytes_raw(),
+        )
+    except (x509.ExtensionNotFound, ValueError):
+        raise _unfit("it names no member") from None
+
+
+def _parsed(certificate: bytes) -> x509.Certificate:
+    if not isinstance(certificate, bytes) or len(certificate) > LONGEST:
+        raise _unfit(f"it is not DER of at most {LONGEST} bytes")
+    try:
+        return x509.load_der_x509_certificate(certificate)
+    except (ValueError, UnsupportedAlgorithm):
+        raise _unfit("it cannot be read") from None
+
+
+def _key_of(parsed: x509.Certificate) -> Ed25519PublicKey:
+    try:
+        key = parsed.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        raise _unfit("its key cannot be read") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise _unfit("its key is not Ed25519")
+    return key
+
+
+def _bound(purpose: Purpose, message: bytes) -> bytes:
+    return f"cloister/{purpose}".encode() + b"\0" + message
+
+
+def _unfit(why: str) -> IntegrityError:
+    return IntegrityError(
+        f"a certificate was refused: {why}",
+        remedy="use the certificate that the consortium's authority issued for this member and role",
+        code="identity",
+    )
