@@ -46,6 +46,7 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LONGEST = 1 << 13
 _MOST_SITES = 1 << 20
+_TYPES = {"str": str, "int": int, "float": float, "SumKind": str, "Scheme": str}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,7 @@ class Manifest:
             f"threshold = {t} is not from 2 to degree + 1 = {k + 1}": 2 <= t <= k + 1,
             f"size = {self.size} is not from 1 to 2^32": 1 <= self.size <= 1 << 32,
             f"modulus_bits = {self.modulus_bits} is not from 8 to 62": 8 <= self.modulus_bits <= 62,
-            f"{n} integers of magnitude {self.largest} wrap modulo 2^{self.modulus_bits}": 1 <= self.largest
+            f"{n} integers of magnitude {self.largest} wrap modulo 2^{self.modulus_bits}": self.largest >= 1
             and n * self.largest < 1 << (self.modulus_bits - 1),
             "clip is negative or not finite": 0 <= self.clip < 1e30,
             "key is too long": len(self.key) <= 128,
@@ -177,18 +178,13 @@ class Manifest:
             IntegrityError: (manifest) it is none, or not in its one form.
         """
         try:
-            if len(encoded) > _LONGEST:
-                raise ValueError
-            data = json.loads(encoded)
-            version = data.pop("version")
-            known = {field.name: field.type for field in fields(cls)}
-            wanted = {"str": str, "int": int, "float": float, "SumKind": str, "Scheme": str}
-            if set(data) != set(known) or any(
-                type(data[name]) is not wanted[str(kind)] for name, kind in known.items()
-            ):
-                raise ValueError
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise _unfit("it cannot be read") from None
+            data = json.loads(encoded) if len(encoded) <= _LONGEST else None
+        except (ValueError, RecursionError):
+            data = None
+        known = {"version": int} | {field.name: _TYPES[str(field.type)] for field in fields(cls)}
+        if not isinstance(data, dict) or {name: type(value) for name, value in data.items()} != known:
+            raise _unfit("it cannot be read")
+        version = data.pop("version")
         if version != VERSION:
             raise _unfit(f"it is of version {str(version)[:16]}, and this is version {VERSION}")
         made = cls(**data)

@@ -32,7 +32,7 @@ class ConsortiumAuthority:
     def __init__(
         self, name: str, key: Ed25519PrivateKey, *, now: datetime | None = None, days: int = 3650
     ) -> None:
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+        self._name = _common_name(name)
         self._key = key
         self._begin = (now or datetime.now(UTC)) - _CLOCKS_APART
         self._days = days
@@ -52,11 +52,10 @@ class ConsortiumAuthority:
             public_key: 32 bytes, Ed25519.
             days: how long it holds; as long as the authority's own if left out.
         """
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
         key = Ed25519PublicKey.from_public_bytes(public_key)
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(member_uri(name, role))])
         return (
-            self._builder(key, subject, days=days or self._days)
+            self._builder(key, _common_name(name), days=days or self._days)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(names, critical=False)
             .sign(self._key, None)
@@ -83,3 +82,9 @@ class ConsortiumAuthority:
             .not_valid_before(self._begin)
             .not_valid_after(self._begin + timedelta(days=days))
         )
+
+
+def _common_name(name: str) -> x509.Name:
+    """Return a name for readers: X.509 allows 64 bytes; the whole one stands in the alternative names."""
+    short = name.encode()[:64].decode(errors="ignore")
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, short)])

@@ -195,16 +195,17 @@ def _member_of(parsed: x509.Certificate) -> Member:
     try:
         names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
-        scheme, role, name = uri.split(":")
-        if scheme != _SCHEME or not name:
-            raise ValueError
-        return Member(
+        _, role, name = uri.split(":")
+        member = Member(
             name=unquote(name, errors="strict"),
             role=Role(role),
             public_key=_key_of(parsed).public_bytes_raw(),
         )
     except (x509.ExtensionNotFound, ValueError):
         raise _unfit("it names no member") from None
+    if uri != member_uri(member.name, member.role) or not member.name:
+        raise _unfit("it names no member")
+    return member
 
 
 def _parsed(certificate: bytes) -> x509.Certificate:
