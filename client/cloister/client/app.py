@@ -1,4 +1,4 @@
-"""A site as a Flower ClientApp: ``train``, ``evaluate`` and ``query`` on Flower's Message API.
+"""A site as a Flower ClientApp: ``train``, ``evaluate``, ``query`` and the steps of secure sessions, on Flower's Message API.
 
 What a site sends is the three replies of `cloister.core.protocol` and nothing else. Whatever goes wrong becomes a refusal with
 a stable code: an exception's text, which may quote a record, stays at the site.
@@ -19,13 +19,15 @@ from flwr.clientapp import ClientApp
 
 from cloister.client.charging import Charge, SiteLedger, afford, release
 from cloister.client.incoming import Job, read_job
-from cloister.client.kept import digest_of
+from cloister.client.protecting import measured_values, outgoing_for, training_values
 from cloister.client.releasing import releasable
+from cloister.client.sessions import Credentials, SessionBook, Setting, answer_step
 from cloister.client.trainer import LocalResult, Trainer
 from cloister.core import protocol
 from cloister.core.data import Split
+from cloister.core.digests import vectors_digest
 from cloister.core.errors import CloisterError, IntegrityError, PolicyError
-from cloister.core.metrics import measure
+from cloister.core.metrics import Measurement, measure
 from cloister.core.randomness import Randomness
 from cloister.core.resolve import check_data
 from cloister.core.spec import FederationSpec
@@ -49,14 +51,21 @@ class Workbench:
     randomness: Randomness
     code_hash: str = "unknown"
 
+    def setting(self) -> Setting:
+        """Return what the site knows for itself of the federation."""
+        task = self.trainer.task
+        classes = len(task.classes) if task.kind == "classification" else 0
+        return Setting(spec=self.spec, size=self.trainer.layout.size, classes=classes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """Who this is, what it holds, and where it keeps the account of it (``None``: nowhere, in a simulation)."""
+    """Who this is, what it holds, where it keeps the account of it (``None``: nowhere, in a simulation), and what it proves to others."""
 
     name: str
     split: Split
     ledger: SiteLedger | None = None
+    credentials: Credentials | None = None
 
 
 class SiteSource(Protocol):
@@ -86,11 +95,15 @@ def make_client_app(source: SiteSource, *, make_array: MakeArray = Array) -> Cli
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        return _answer(message, lambda: _evaluate(message, context, source))
+        return _answer(message, lambda: _evaluate(message, context, source, make_array))
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
         return _answer(message, lambda: _introduce(message, context, source))
+
+    @app.query("secure")
+    def secure(message: Message, context: Context) -> Message:
+        return _answer(message, lambda: _secure(message, context, source))
 
     return app
 
@@ -98,47 +111,74 @@ def make_client_app(source: SiteSource, *, make_array: MakeArray = Array) -> Cli
 def _train(message: Message, context: Context, source: SiteSource, make_array: MakeArray) -> RecordDict:
     job, bench, site = _start(message, context, source)
     size = bench.trainer.layout.size
-    vector = job.array(protocol.VECTOR, size)
-    control, own = None, None
+    given = {protocol.VECTOR: job.array(protocol.VECTOR, size)}
     if bench.spec.training.scaffold:
-        control = job.array(protocol.CONTROL, size)
-        own = _own_control(context, size)
+        given[protocol.CONTROL] = job.array(protocol.CONTROL, size)
+    setting = bench.setting()
+    outgoing = outgoing_for(
+        "train",
+        message,
+        context,
+        job=job,
+        setting=setting,
+        credentials=site.credentials,
+        given=given,
+        randomness=bench.randomness,
+    )
+    done: list[LocalResult] = []
 
-    def compute() -> LocalResult:
-        return bench.trainer.train(
-            vector,
-            site.split.train,
-            site=site.name,
-            round_number=job.round_number,
-            randomness=bench.randomness,
-            drift=None if control is None or own is None else correction(control, own),
-        )
+    def compute() -> dict[str, npt.NDArray[Any]]:
+        result, arrays = _round(job, bench, site, context=context, given=given, make_array=make_array)
+        done.append(result)
+        return outgoing.encode(arrays if outgoing.in_clear else training_values(setting, arrays, result))
 
-    def send(result: LocalResult) -> dict[str, npt.NDArray[Any]]:
-        return releasable(result.change, bench.spec, job, site=site.name, randomness=bench.randomness)
-
-    update = ArrayRecord()  # filled item by item: its constructor would copy and serialise each array
     plan = plan_from(bench.spec, size)
+    content = RecordDict()
     if site.ledger is not None and plan is not None:
         clip = np.array([] if job.clip is None else [job.clip])
         charge = Charge(
             run=job.run,
             round_number=job.round_number,
-            given=digest_of({protocol.VECTOR: vector, protocol.CLIP: clip}),
+            given=vectors_digest({protocol.VECTOR: given[protocol.VECTOR], protocol.CLIP: clip}),
             plan=plan,
             code_hash=bench.code_hash,
             told=job.told,
         )
-        arrays, told = release(site.ledger, charge, lambda: send(compute()))
-        update.update({name: make_array(array) for name, array in arrays.items()})
-        return RecordDict(
-            {
-                protocol.UPDATE: update,
-                protocol.LEDGER: ConfigRecord({protocol.LEDGER: told.to_json()}),
-            }
+        arrays, told = release(site.ledger, charge, compute)
+        content[protocol.LEDGER] = ConfigRecord({protocol.LEDGER: told.to_json()})
+    else:
+        arrays = compute()
+    update = ArrayRecord()  # filled item by item: its constructor would copy and serialise each array
+    update.update({name: make_array(array) for name, array in outgoing.protect(arrays).items()})
+    content[protocol.UPDATE] = update
+    if outgoing.in_clear and plan is None and done[0].loss is not None:  # else the update leaves alone
+        content[protocol.REPORT] = MetricRecord(
+            {"loss": done[0].loss, "records": done[0].records, "steps": done[0].steps}
         )
-    result = compute()
-    update.update({name: make_array(array) for name, array in send(result).items()})
+    return content
+
+
+def _round(
+    job: Job,
+    bench: Workbench,
+    site: Site,
+    *,
+    context: Context,
+    given: dict[str, Vector],
+    make_array: MakeArray,
+) -> tuple[LocalResult, dict[str, npt.NDArray[Any]]]:
+    """Train; return what training told, and what of it may leave under the federation's own privacy."""
+    vector, control = given[protocol.VECTOR], given.get(protocol.CONTROL)
+    own = None if control is None else _own_control(context, len(vector))
+    result = bench.trainer.train(
+        vector,
+        site.split.train,
+        site=site.name,
+        round_number=job.round_number,
+        randomness=bench.randomness,
+        drift=None if control is None or own is None else correction(control, own),
+    )
+    arrays = releasable(result.change, bench.spec, job, site=site.name, randomness=bench.randomness)
     if control is not None and own is not None:
         end = vector + result.change
         new, change = client_control(
@@ -147,16 +187,11 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
         kept = ArrayRecord()
         kept[protocol.CONTROL] = make_array(new)
         context.state[protocol.CONTROL] = kept
-        update[protocol.CONTROL] = make_array(change)
-    content = RecordDict({protocol.UPDATE: update})
-    if plan is None and result.loss is not None:  # a private run releases the update alone
-        content[protocol.REPORT] = MetricRecord(
-            {"loss": result.loss, "records": result.records, "steps": result.steps}
-        )
-    return content
+        arrays[protocol.CONTROL] = change
+    return result, arrays
 
 
-def _evaluate(message: Message, context: Context, source: SiteSource) -> RecordDict:
+def _evaluate(message: Message, context: Context, source: SiteSource, make_array: MakeArray) -> RecordDict:
     job, bench, site = _start(message, context, source)
     if bench.spec.privacy.unit != "none":
         raise PolicyError(
@@ -164,18 +199,41 @@ def _evaluate(message: Message, context: Context, source: SiteSource) -> RecordD
             remedy="measure elsewhere",
             code="withheld",
         )
-    bench.trainer.load(job.array(protocol.VECTOR, bench.trainer.layout.size))
-    if len(site.split.test) == 0:
-        return RecordDict({protocol.REPORT: MetricRecord({"records": 0})})
-    found = measure(
-        bench.trainer.task, bench.trainer.model, site.split.test, device=str(bench.trainer.device)
+    given = {protocol.VECTOR: job.array(protocol.VECTOR, bench.trainer.layout.size)}
+    setting = bench.setting()
+    outgoing = outgoing_for(
+        "evaluate",
+        message,
+        context,
+        job=job,
+        setting=setting,
+        credentials=site.credentials,
+        given=given,
+        randomness=bench.randomness,
     )
+    bench.trainer.load(given[protocol.VECTOR])
+    found = None
+    if len(site.split.test):
+        found = measure(
+            bench.trainer.task, bench.trainer.model, site.split.test, device=str(bench.trainer.device)
+        )
+    if outgoing.in_clear:
+        return RecordDict({protocol.REPORT: _reported(found)})
+    arrays = outgoing.protect(outgoing.encode(measured_values(found, setting.classes)))
+    update = ArrayRecord()
+    update.update({name: make_array(array) for name, array in arrays.items()})
+    return RecordDict({protocol.UPDATE: update})
+
+
+def _reported(found: Measurement | None) -> MetricRecord:
+    if found is None:
+        return MetricRecord({"records": 0})
     report = MetricRecord({"loss": found.loss, "records": found.records})
     for name, value in found.metrics.items():
         report[protocol.METRIC + name] = value
     if found.confusion is not None:
         report[protocol.CONFUSION] = [count for row in found.confusion for count in row]
-    return RecordDict({protocol.REPORT: report})
+    return report
 
 
 def _introduce(message: Message, context: Context, source: SiteSource) -> RecordDict:
@@ -186,6 +244,19 @@ def _introduce(message: Message, context: Context, source: SiteSource) -> Record
     if job.afford and site.ledger is not None and plan is not None:
         afford(site.ledger, plan, plan.rounds - job.round_number, job.told)
     return RecordDict({protocol.SITE: ConfigRecord({"name": site.name})})
+
+
+def _secure(message: Message, context: Context, source: SiteSource) -> RecordDict:
+    job, bench, site = _start(message, context, source)
+    said = message.content.config_records.get(protocol.SECURE)
+    if site.credentials is None or said is None:
+        raise IntegrityError(
+            "the message is no step of a secure session, or this site has no identity in a consortium",
+            remedy="enrol the site",
+            code="session-none",
+        )
+    answer = answer_step(said, SessionBook(context.state), job, bench.setting(), site.credentials)
+    return RecordDict({protocol.SECURE: answer})
 
 
 def _start(message: Message, context: Context, source: SiteSource) -> tuple[Job, Workbench, Site]:

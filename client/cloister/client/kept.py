@@ -15,14 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from cloister.core.digests import vectors_digest
 from cloister.core.files import write_whole
 
-__all__ = ["Kept", "digest_of", "keep", "kept_output"]
+__all__ = ["Kept", "keep", "kept_output"]
 
 _RUNS = 4
 
@@ -48,16 +48,7 @@ class Kept:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) over the arrays: what the ledger's COMMIT states."""
-        return digest_of(self.arrays)
-
-
-def digest_of(arrays: dict[str, npt.NDArray[Any]]) -> str:
-    """Return the SHA-256 (hex) over named vectors, in the order of their names."""
-    found = hashlib.sha256()
-    for name in sorted(arrays):
-        found.update(f"{name} {len(arrays[name])} {arrays[name].dtype.str}\n".encode())
-        found.update(np.ascontiguousarray(arrays[name]).data)
-    return found.hexdigest()
+        return vectors_digest(self.arrays)
 
 
 def keep(ledger: Path, kept: Kept, *, durable: bool = True) -> None:

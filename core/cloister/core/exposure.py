@@ -6,6 +6,7 @@ gets the released model and its report. The sentences state what a party *can* l
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cloister.core.spec import FederationSpec
@@ -38,41 +39,81 @@ def exposure(spec: FederationSpec) -> Exposure:
 
 
 def _server(spec: FederationSpec) -> tuple[str, ...]:
-    training, said = spec.training, []
-    if spec.privacy.unit != "none":
-        said.append(_seen_privately(spec))
-        if spec.privacy.adaptive_clip is not None:
-            said.append("Of each site, whether the norm of its update was within the round's clip.")
-        said.append(
-            "Nothing else of the records: no number of them, no loss and no metric leaves a site. Where it keeps a ledger: how far that is, "
-            "what it has spent and its cap."
-        )
-    else:
-        said.append(
-            "Each site's update in clear, in every round that the site takes part in, with the site's name; "
-            "records can be reconstructed from an update (gradient inversion)."
-        )
-        if training.local_steps == 1:
-            said.append(
-                "With local_steps = 1 an update is one batch's gradient, the easiest case for reconstruction."
-            )
-        if training.scaffold:
-            said.append(
-                "Each site's change of its SCAFFOLD control variate in clear: a mean of that site's gradients."
-            )
-        said.append(
-            "Each site's number of training records, its mean training loss and its number of steps, every round."
-        )
-    if spec.evaluation.sites:
-        said.append(
-            "Each site's metrics on its own test records: for a classification also their counts by true and predicted class."
-        )
+    said = [*(_seen_in_clear(spec) if spec.aggregation.protection == "plain" else _seen_as_sums(spec))]
     if spec.evaluation.central:
         said.append(
             "The central test records, which the server holds in order to measure (in a simulation, the sites' pooled ones)."
         )
     said.append("Which sites answered, and how long each took.")
     return tuple(said)
+
+
+def _seen_in_clear(spec: FederationSpec) -> Iterator[str]:
+    training = spec.training
+    if spec.privacy.unit != "none":
+        yield _seen_privately(spec)
+        if spec.privacy.adaptive_clip is not None:
+            yield "Of each site, whether the norm of its update was within the round's clip."
+        yield _WITHHELD
+    else:
+        yield (
+            "Each site's update in clear, in every round that the site takes part in, with the site's name; "
+            "records can be reconstructed from an update (gradient inversion)."
+        )
+        if training.local_steps == 1:
+            yield "With local_steps = 1 an update is one batch's gradient, the easiest case for reconstruction."
+        if training.scaffold:
+            yield "Each site's change of its SCAFFOLD control variate in clear: a mean of that site's gradients."
+        yield "Each site's number of training records, its mean training loss and its number of steps, every round."
+    if spec.evaluation.sites:
+        yield "Each site's metrics on its own test records: for a classification also their counts by true and predicted class."
+
+
+def _seen_as_sums(spec: FederationSpec) -> Iterator[str]:
+    least, privacy = spec.cohort.min_sites, spec.privacy
+    yield f"Of updates, their sum over at least {least} sites a round, and no single one{_SUMMED[privacy.unit]}"
+    yield _OPENED[spec.aggregation.protection]
+    if privacy.adaptive_clip is not None:
+        yield "How many updates were within the round's clip, not whose."
+    if privacy.unit != "none":
+        yield _WITHHELD
+    else:
+        weights = ", the sum of their weights" if spec.aggregation.weighting != "uniform" else ""
+        yield f"The sum of the sites' training losses{weights}, and how many updates were cut to aggregation.reach."
+    if spec.evaluation.sites:
+        yield (
+            "The sums of the sites' metrics and of their counts by true and predicted class: where fewer sites have test records, "
+            "sums over those."
+        )
+
+
+#: What differential privacy adds to a sum.
+_SUMMED = {
+    "none": ". No noise covers the sum: it tells what the sites have in common, and over many rounds more.",
+    "record": "; each site's own noise is in it as well, and ε bounds what even a single update would reveal of a record.",
+    "site": ", clipped, and without noise: the server adds it afterwards, so ε does not hold against the server.",
+    "site-local": "; each site's own noise is in it as well, and ε bounds what even a single update would reveal of its site.",
+    "site-distributed": ", under the noise shares of all who are in it: ε holds against the server, too.",
+}
+#: On what it rests that a sum shows nothing else.
+_OPENED = {
+    "masked": (
+        "That holds unless the server works together with as many of a round's sites as its threshold asks for (more than two thirds "
+        "of up to 50 sites), whatever else the server does or sends."
+    ),
+    "bfv": (
+        "That holds unless the server works together with the key authority, which opens sums and never sees a ciphertext of a site "
+        "outside one."
+    ),
+    "ckks": (
+        "That holds unless the server works together with the key authority. CKKS is approximate: what the authority opens is rounded before "
+        "it leaves, without which the secret key could be computed from it (Li & Micciancio 2021); bfv is exact and has no such trap."
+    ),
+}
+_WITHHELD = (
+    "Nothing else of the records: no number of them, no loss and no metric leaves a site. Where it keeps a ledger: how far that is, "
+    "what it has spent and its cap."
+)
 
 
 def _seen_privately(spec: FederationSpec) -> str:
@@ -120,7 +161,7 @@ def _site(spec: FederationSpec) -> tuple[str, ...]:
 def _outsider(spec: FederationSpec) -> tuple[str, ...]:
     said = [_membership(spec, "the released model")]
     report = "From the report, if it is published: the sites' names, who took part in which round, the federation file"
-    if spec.evaluation.sites:
+    if spec.evaluation.sites and spec.aggregation.protection == "plain":
         report += ", each site's metrics"
     said.append(report + ".")
     said.append("Nothing of a site's updates from a simulation, which sends nothing over a network.")

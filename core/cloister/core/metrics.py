@@ -35,9 +35,17 @@ from cloister.core.errors import DataError, TaskError
 from cloister.core.guarding import guarded
 from cloister.core.task import Task
 
-__all__ = ["Measurement", "measure"]
+__all__ = ["METRIC_RANGES", "Measurement", "measure"]
 
 _BINS = 15
+_SHARE = (0.0, 1.0 + 1e-6)  # a float32 may be a rounding above 1
+#: Every metric of a kind of task, with its range.
+METRIC_RANGES: dict[str, dict[str, tuple[float, float]]] = {
+    "classification": dict.fromkeys(
+        ("accuracy", "precision", "recall", "f1", "auroc", "calibration_error"), _SHARE
+    ),
+    "regression": {"mse": (0.0, 1e30), "mae": (0.0, 1e30), "r2": (-1e30, 1.0 + 1e-6)},
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ message          records
 ``train``        ``job``, ``model`` → ``report``, ``update``  (or ``refusal``)
 ``evaluate``     ``job``, ``model`` → ``report``              (or ``refusal``)
 ``query``        ``job``            → ``site``                (or ``refusal``)
+``query.secure`` ``job``, ``secure`` → ``secure``             (or ``refusal``)
 ===============  ==========================================================================================
 
 ``job`` (text and numbers): `PROTOCOL`, the run's name, the round, the effective federation file as JSON, the layout's digest; `CLIP`, the
@@ -15,6 +16,9 @@ round's clip, where it adapts. A ``query`` with `AFFORD` asks whether the site a
 ``model`` and ``update`` (arrays): `VECTOR`, and `CONTROL` under SCAFFOLD; each a flat float32 vector. Under ``unit = "site-distributed"``
 the update's `VECTOR` is (2^k,) uint32, integers modulo 2^20; where the clip adapts, an update has also `WITHIN`: (1,) float32.
 ``report`` (numbers): what was measured at the site. ``refusal`` (text): a stable code and a message without data.
+``secure`` (where updates are protected): a `STEP` of a secure session and what goes with it (`cloister.privacy.masking`): `ADVERT`, `SHARE`,
+`CONFIRM` and `REVEAL` are queries; with `ADD` a ``train`` or an ``evaluate`` brings what the site needs, and is answered with ``update`` alone,
+whose one array is `SUM`: integers under masks, or a ciphertext.
 ``ledger`` (text, in private runs whose sites keep ledgers): in a job, what others saw of the site's ledger and signed, and heads of
 other sites; in a reply, the ledger's new head, what it has spent and its cap, and signatures of those heads. See `LEDGER`.
 """
@@ -22,8 +26,11 @@ other sites; in a reply, the ledger's new head, what it has spent and its cap, a
 from __future__ import annotations
 
 __all__ = [
+    "ADD",
+    "ADVERT",
     "AFFORD",
     "CLIP",
+    "CONFIRM",
     "CONFUSION",
     "CONTROL",
     "JOB",
@@ -33,14 +40,20 @@ __all__ = [
     "PROTOCOL",
     "REFUSAL",
     "REPORT",
+    "REVEAL",
+    "SECURE",
+    "SECURE_QUERY",
+    "SHARE",
     "SITE",
+    "STEP",
+    "SUM",
     "UPDATE",
     "VECTOR",
     "WITHIN",
 ]
 
 #: Version of this vocabulary; a site refuses a job of another version.
-PROTOCOL = 2
+PROTOCOL = 3
 
 JOB = "job"
 MODEL = "model"
@@ -51,6 +64,15 @@ SITE = "site"
 #: One key, `LEDGER`, whose value is JSON: {"heads", "witnesses", "peers"} in a job, {"head", "epsilon", "delta", "cap", "signed"} in a reply.
 LEDGER = "ledger"
 AFFORD = "afford"
+
+#: The record of a secure session's messages, its key for the step, and the steps.
+SECURE = "secure"
+STEP = "step"
+ADVERT, SHARE, ADD, CONFIRM, REVEAL = "advert", "share", "add", "confirm", "reveal"
+#: The type of the messages that are steps of nothing else.
+SECURE_QUERY = "query.secure"
+#: The one array of a protected reply.
+SUM = "sum"
 
 VECTOR = "vector"
 CONTROL = "control"

@@ -26,7 +26,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Literal, get_args
@@ -163,7 +163,7 @@ class Manifest:
                 remedy="raise cohort.min_sites, or have the site lower its floor",
                 code="manifest-floor",
             )
-        if 2 * self.threshold <= self.degree + 1:
+        if self.scheme == "masked" and 2 * self.threshold <= self.degree + 1:
             raise PolicyError(
                 f"the session's threshold of {self.threshold} of {self.degree + 1} is no majority: two disjoint sets could unmask",
                 remedy="use a server that asks for a threshold above half",
@@ -206,6 +206,26 @@ class SignedManifest:
     encoded: bytes
     signature: bytes
     certificate: bytes
+
+    def to_fields(self) -> dict[str, bytes]:
+        """Return it as a message holds it."""
+        return {"manifest": self.encoded, "signature": self.signature, "certificate": self.certificate}
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, object]) -> SignedManifest:
+        """Read it from a message.
+
+        Raises:
+            IntegrityError: (manifest) it is none.
+        """
+        encoded, signature, certificate = (
+            fields.get(name) for name in ("manifest", "signature", "certificate")
+        )
+        if not (
+            isinstance(encoded, bytes) and isinstance(signature, bytes) and isinstance(certificate, bytes)
+        ):
+            raise _unfit("it is not there")
+        return cls(encoded=encoded, signature=signature, certificate=certificate)
 
     def opened(self, consortium: Consortium) -> Manifest:
         """Return the manifest, checked.

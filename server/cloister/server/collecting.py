@@ -6,19 +6,14 @@ cohort (under a rule that needs no rows).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
 
 from cloister.core import protocol
 from cloister.core.update import Vector
-from cloister.server.directory import Directory
-from cloister.server.exchange import Answer, exchange
+from cloister.server.courier import Courier
+from cloister.server.exchange import Answer
 from cloister.server.gathering import Gatherer, Gathering
 from cloister.server.plan import RunPlan
 from cloister.server.replies import (
@@ -70,14 +65,11 @@ class Collected:
 class Collector:
     """Talks to the sites of one federation."""
 
-    def __init__(self, plan: RunPlan, grid: Grid, directory: Directory, gatherer: Gatherer) -> None:
+    def __init__(self, plan: RunPlan, courier: Courier, gatherer: Gatherer) -> None:
         self._plan = plan
-        self._spec = plan.loaded.spec
-        self._grid = grid
-        self._directory = directory
+        self._courier = courier
         self._gatherer = gatherer
-        self._private = self._spec.privacy.unit != "none"
-        self._federation = json.dumps(plan.loaded.effective())
+        self._private = plan.loaded.spec.privacy.unit != "none"
 
     def train(self, number: int, cohort: list[int], vectors: dict[str, Vector]) -> Collected:
         """Have the cohort train on ``vectors`` and add up what it answers.
@@ -93,12 +85,14 @@ class Collector:
         refused: list[dict[str, str]] = []
         losses: list[float] = []
         answered = up = 0
-        for name, answer in self._exchange("train", number, cohort, vectors, self._gatherer.job()):
+        for name, answer in self._courier.ask(
+            "train", number, cohort, vectors=vectors, told=self._gatherer.job()
+        ):
             checked = check_update(answer, wanted=gathering.wanted, private=self._private)
-            checked = self._witnessed(name, checked)
+            checked = self.witnessed(name, checked)
             if isinstance(checked, CheckedUpdate):
                 checked = gathering.add(checked) or checked
-            self._tell(number, "train", name, answer=answer, checked=checked, nbytes=nbytes)
+            self.tell(number, "train", name, answer=answer, checked=checked, nbytes=nbytes)
             if isinstance(checked, CheckedUpdate):
                 answered += 1
                 up += checked.nbytes
@@ -115,25 +109,25 @@ class Collector:
             answered=answered,
             losses=losses,
             gathering=gathering,
-            bytes_down=len(cohort) * (nbytes + len(self._federation)),
+            bytes_down=len(cohort) * (nbytes + len(self._courier.federation)),
             bytes_up=up,
         )
 
     def allowed(self, number: int) -> list[dict[str, str]]:
         """Ask all sites whether they allow what is left of the run after round ``number``; return who does not, and why."""
-        everyone = list(range(len(self._directory)))
+        everyone = self._courier.everyone()
         return [
             {"site": name, "reason": str(refused)}
-            for name, answer in self._exchange("query", number, everyone, {})
+            for name, answer in self._courier.ask("query", number, everyone)
             if answer.reply is not None and isinstance(refused := check_introduction(answer, name), Refused)
         ]
 
     def measure(self, number: int, cohort: list[int], model: Vector) -> CheckedEvaluation | None:
         """Have the cohort measure ``model`` on its own test records; return the uniform mean, ``None`` if nobody could."""
         found = []
-        for name, answer in self._exchange("evaluate", number, cohort, {protocol.VECTOR: model}):
+        for name, answer in self._courier.ask("evaluate", number, cohort, vectors={protocol.VECTOR: model}):
             checked = check_evaluation(answer, classes=self._plan.classes)
-            self._tell(number, "evaluate", name, answer=answer, checked=checked, nbytes=model.nbytes)
+            self.tell(number, "evaluate", name, answer=answer, checked=checked, nbytes=model.nbytes)
             if isinstance(checked, CheckedEvaluation) and checked.records:
                 self._plan.bus.emit("evaluation", number, where=f"site:{name}", **vars(checked))
                 found.append(checked)
@@ -152,7 +146,7 @@ class Collector:
         self._plan.bus.emit("evaluation", number, where="sites", **vars(mean))
         return mean
 
-    def _witnessed(self, name: str, checked: CheckedUpdate | Refused) -> CheckedUpdate | Refused:
+    def witnessed(self, name: str, checked: CheckedUpdate | Refused) -> CheckedUpdate | Refused:
         """Take what a site tells of its ledger; an update under a ledger that cannot be so is not used."""
         if self._plan.witnesses is None or isinstance(checked, Refused):
             return checked
@@ -161,53 +155,7 @@ class Collector:
         wrong = self._plan.witnesses.take(name, checked.ledger)
         return checked if wrong is None else Refused(*wrong.split(": ", 1))
 
-    def _exchange(
-        self,
-        kind: str,
-        number: int,
-        cohort: list[int],
-        vectors: dict[str, Vector],
-        told: Mapping[str, float] = MappingProxyType({}),
-    ) -> Iterator[tuple[str, Answer]]:
-        """Send one message to each site of the cohort and yield (name, answer) in the cohort's order."""
-        job = ConfigRecord(
-            {
-                "protocol": protocol.PROTOCOL,
-                "run": self._plan.run,
-                "round": number,
-                "federation": self._federation,
-                "layout": self._plan.layout.digest,
-                protocol.AFFORD: kind == "query",
-                **told,
-            }
-        )
-        arrays = ArrayRecord()  # filled item by item: its constructor would copy and serialise each array
-        arrays.update({name: self._plan.make_array(vector) for name, vector in vectors.items()})
-        content = RecordDict({protocol.JOB: job, protocol.MODEL: arrays})
-        wait_s = self._spec.cohort.wait_s
-        names = [self._directory.name(position) for position in cohort]
-        messages = [
-            Message(
-                self._with_ledger(content, name, names),
-                self._directory.node(position),
-                kind,
-                ttl=wait_s,
-                group_id=str(number),
-            )
-            for position, name in zip(cohort, names, strict=True)
-        ]
-        self._plan.bus.announce("asked", number, phase=kind, sites=names)
-        for answer in exchange(self._grid, messages, wait_s=wait_s):
-            yield names[answer.position], answer
-
-    def _with_ledger(self, content: RecordDict, name: str, cohort: list[str]) -> RecordDict:
-        """Return the cohort's common content, with what a site is told of its own ledger where it keeps one."""
-        if self._plan.witnesses is None:
-            return content
-        told = ConfigRecord({protocol.LEDGER: self._plan.witnesses.tell(name, cohort).to_json()})
-        return RecordDict({**content, protocol.LEDGER: told})
-
-    def _tell(
+    def tell(
         self,
         number: int,
         phase: str,
@@ -217,6 +165,7 @@ class Collector:
         checked: CheckedUpdate | CheckedEvaluation | Refused,
         nbytes: int,
     ) -> None:
+        """Emit what became of one site in one phase of a round."""
         refused = isinstance(checked, Refused)
         self._plan.bus.emit(
             "site",
@@ -227,7 +176,7 @@ class Collector:
             reason=str(checked) if refused else None,
             seconds=round(answer.seconds, 4),
             loss=None if isinstance(checked, Refused) else checked.loss,
-            bytes_down=nbytes + len(self._federation),
+            bytes_down=nbytes + len(self._courier.federation),
             bytes_up=checked.nbytes if isinstance(checked, CheckedUpdate) else 0,
         )
 

@@ -19,11 +19,13 @@ from cloister.core.errors import PeersMissing, PolicyError
 from cloister.core.update import Vector
 from cloister.server.checkpoints import Arrays, Best, Checkpoint
 from cloister.server.cohort import choose_cohort
-from cloister.server.collecting import Collected, Collector
+from cloister.server.collecting import Collected
+from cloister.server.courier import Courier
 from cloister.server.directory import Directory
 from cloister.server.gathering import gatherer_from
 from cloister.server.leave import ends_run, refusal_of
 from cloister.server.plan import RunPlan
+from cloister.server.secure.choosing import collector_for
 from cloister.server.spending import Spending
 from cloister.strategies.mean import Direction
 from cloister.strategies.optimisers import OptimiserState, optimiser_from
@@ -58,7 +60,7 @@ class Coordinator:
         self._spec = plan.loaded.spec
         self._sites = len(directory)
         self._gatherer = gatherer_from(self._spec, size=plan.layout.size, randomness=plan.randomness)
-        self._collector = Collector(plan, grid, directory, self._gatherer)
+        self._collector = collector_for(plan, Courier(plan, grid, directory), self._gatherer)
         self._optimiser = optimiser_from(self._spec.aggregation.optimizer)
         self._spending = Spending(
             self._spec,

@@ -32,13 +32,17 @@ from cloister.core.spec import FederationSpec
 from cloister.privacy.noise import gaussian_source
 from cloister.privacy.plan import plan_from
 from cloister.privacy.site_plans import DistributedPlan, LocalPlan, SitePlan
+from cloister.privacy.sums import CUT, WEIGHT
 from cloister.privacy.updates import MODULUS, ModularSum, exceeds_clip, rotation_signs
 from cloister.server.checkpoints import Arrays
 from cloister.server.replies import CheckedUpdate, Refused, Wanted
 from cloister.strategies.mean import Direction
 from cloister.strategies.rules import Rule, rule_from
 
-__all__ = ["Gathered", "Gatherer", "Gathering", "gatherer_from"]
+__all__ = ["Gathered", "Gatherer", "Gathering", "Sums", "gatherer_from"]
+
+#: What a secure sum holds, by name.
+Sums = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,15 @@ class Gathering(Protocol):
 
     def add(self, checked: CheckedUpdate) -> Refused | None:
         """Take one reply; or return why it cannot be used, and leave everything as it was."""
+        ...
+
+    def add_sum(self, sums: Sums, count: int) -> None:
+        """Take the sum of ``count`` sites' replies at once, where single ones cannot be seen.
+
+        Args:
+            sums: by name, what `cloister.privacy.sums` decoded.
+            count: how many sites are in it.
+        """
         ...
 
     def finish(self) -> Gathered:
@@ -137,6 +150,8 @@ class _ByRule:
         self.wanted = dict.fromkeys(names, Wanted(size=size))
         self._records_cap = records_cap
         self._accumulators = {name: rule.start(size) for name in names}
+        self._sums: dict[str, Direction] = {}
+        self._facts: dict[str, float] = {}
 
     def add(self, checked: CheckedUpdate) -> None:
         weight = 1.0 if self._records_cap is None else float(min(checked.records, self._records_cap))
@@ -144,9 +159,16 @@ class _ByRule:
             # Control variates are averaged uniformly, as SCAFFOLD defines them.
             self._accumulators[name].add(vector, weight if name == protocol.VECTOR else 1.0)
 
+    def add_sum(self, sums: Sums, count: int) -> None:
+        for name in self._accumulators:
+            self._sums[name] = sums[name] / count
+        if self._records_cap is not None:  # each update was weighed as its share of the cap
+            self._sums[protocol.VECTOR] = sums[protocol.VECTOR] * (self._records_cap / float(sums[WEIGHT][0]))
+        self._facts = {CUT: float(sums[CUT][0])}
+
     def finish(self) -> Gathered:
-        found = {name: accumulator.result() for name, accumulator in self._accumulators.items()}
-        return Gathered(directions=found, facts={})
+        found = self._sums or {name: accumulator.result() for name, accumulator in self._accumulators.items()}
+        return Gathered(directions=found, facts=self._facts)
 
 
 class _TrustedServer:
@@ -199,6 +221,11 @@ class _ClippedSum:
         self._sum += vector
         return None
 
+    def add_sum(self, sums: Sums, count: int) -> None:  # noqa: ARG002 - the divisor is public
+        self._sum += sums[protocol.VECTOR]
+        if protocol.WITHIN in sums:
+            self._within += float(sums[protocol.WITHIN][0])
+
     def finish(self) -> Gathered:
         owner, number, plan = self._owner, self._number, self._owner.plan
         clip = owner.clip
@@ -226,6 +253,9 @@ class _LocalSum:
     def add(self, checked: CheckedUpdate) -> None:
         self._sum += checked.arrays[protocol.VECTOR]
 
+    def add_sum(self, sums: Sums, count: int) -> None:  # noqa: ARG002 - the divisor is public
+        self._sum += sums[protocol.VECTOR]
+
     def finish(self) -> Gathered:
         return Gathered(directions={protocol.VECTOR: self._sum / self._plan.sites}, facts={})
 
@@ -244,6 +274,9 @@ class _IntegerSum:
             return Refused("too-large", f"the update holds a value that is not below {MODULUS}")
         self._sum.add(values)
         return None
+
+    def add_sum(self, sums: Sums, count: int) -> None:
+        self._sum.add(sums[protocol.VECTOR], count)
 
     def finish(self) -> Gathered:
         plan = self._plan

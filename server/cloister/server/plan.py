@@ -13,11 +13,25 @@ from cloister.core.metrics import Measurement
 from cloister.core.randomness import Randomness
 from cloister.core.spec import Loaded
 from cloister.core.update import Layout, Vector
+from cloister.privacy.identity import Consortium, Identity
 from cloister.server.checkpoints import Arrays, Checkpoint, CheckpointStore
 from cloister.server.events import EventBus
 from cloister.server.witnessing import Witnesses
 
-__all__ = ["RunPlan", "SiteMemory"]
+__all__ = ["RunPlan", "SecureSeat", "SiteMemory"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecureSeat:
+    """Who the server is to a consortium.
+
+    Attributes:
+        identity: its own key and certificate.
+        consortium: whose authority it trusts.
+    """
+
+    identity: Identity
+    consortium: Consortium
 
 
 class SiteMemory(Protocol):
@@ -50,6 +64,7 @@ class RunPlan:
         resume: the checkpoint to go on from.
         run: names the run in the sites' ledgers.
         witnesses: what the server knows of the sites' ledgers, where they keep any.
+        secure: who the server is to the consortium, where updates are protected.
         fingerprint: what the run computes with, kept in every checkpoint and compared on a resume.
     """
 
@@ -66,4 +81,5 @@ class RunPlan:
     resume: Checkpoint | None = None
     run: str = "run"
     witnesses: Witnesses | None = None
+    secure: SecureSeat | None = None
     fingerprint: str = ""

@@ -20,6 +20,7 @@ from flwr.app import Array, Message, MetricRecord
 from cloister.core import protocol
 from cloister.core.decoding import LARGEST, decode_array
 from cloister.core.errors import IntegrityError
+from cloister.core.metrics import METRIC_RANGES
 from cloister.privacy.ledger.telling import FromSite
 from cloister.server.exchange import Answer
 
@@ -30,17 +31,12 @@ __all__ = [
     "Wanted",
     "check_evaluation",
     "check_introduction",
+    "check_step",
     "check_update",
 ]
 
 _TEXT_LIMIT = 300
 _MOST_RECORDS = 10**12
-#: The metrics of `cloister.core.metrics`, each with its range (a float32 may be a rounding above 1).
-_SHARE = (0.0, 1.0 + 1e-6)
-_CLASSIFICATION = dict.fromkeys(
-    ("accuracy", "precision", "recall", "f1", "auroc", "calibration_error"), _SHARE
-)
-_REGRESSION = {"mse": (0.0, LARGEST), "mae": (0.0, LARGEST), "r2": (-LARGEST, 1.0 + 1e-6)}
 
 
 @dataclass(frozen=True)
@@ -172,6 +168,15 @@ def check_evaluation(answer: Answer, *, classes: int) -> CheckedEvaluation | Ref
     )
 
 
+def check_step(answer: Answer) -> dict[str, Any] | Refused:
+    """Check the reply to a step of a secure session, and return its fields: unread, for the protocol to check."""
+    message = _usable(answer, {protocol.SECURE})
+    if isinstance(message, Refused):
+        return message
+    said = message.content.config_records.get(protocol.SECURE)
+    return Refused("wrong-records", "the step's fields are missing") if said is None else dict(said)
+
+
 def check_introduction(answer: Answer, name: str) -> Refused | None:
     """Check the reply to a ``query`` message: that the site allows what it was asked, and is who it should be."""
     message = _usable(answer, {protocol.SITE})
@@ -185,7 +190,7 @@ def check_introduction(answer: Answer, name: str) -> Refused | None:
 
 def _metrics(report: MetricRecord, classes: int) -> dict[str, float] | Refused:
     """Return the task metrics, each one that `cloister.core.metrics` knows and in its range."""
-    known = _CLASSIFICATION if classes else _REGRESSION
+    known = METRIC_RANGES["classification" if classes else "regression"]
     metrics: dict[str, float] = {}
     for key, value in report.items():
         if key in ("loss", "records", protocol.CONFUSION):

@@ -217,6 +217,7 @@ def _run(
                     fingerprint=prepared.fingerprint,
                     run=folder.run,
                     witnesses=sites.ledgers.witnesses(spec) if sites.ledgers else None,
+                    secure=None if spec.aggregation.protection == "plain" else sites.consortium.seat,
                 )
                 release = partial(_release, folder, sites, prepared)
                 _finish(folder, sites, prepared, _rounds(opened, plan, bus, release), bus)

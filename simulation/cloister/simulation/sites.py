@@ -17,6 +17,7 @@ import torch
 from flwr.app import Context
 
 from cloister.client.app import Site, Workbench
+from cloister.client.sessions import Credentials
 from cloister.client.trainer import Trainer
 from cloister.core._version import __version__
 from cloister.core.data import Split
@@ -26,12 +27,15 @@ from cloister.core.resolve import build_model, load_task, owners
 from cloister.core.spec import FederationSpec, parse_federation
 from cloister.core.task import Task
 from cloister.core.update import Layout
+from cloister.simulation.consortium import SimulatedConsortium
 from cloister.simulation.fingerprint import data_digest, source_digest
 from cloister.simulation.ledgers import SimulatedLedgers
 from cloister.simulation.partition import Roster, make_roster
 
 __all__ = ["POSITION", "SimulatedSites"]
 
+#: Most sites whose keys are kept in memory.
+_MOST_KEPT = 4096
 #: Key of a site's position in its node's configuration (Flower's own name for it).
 POSITION = "partition-id"
 
@@ -99,6 +103,11 @@ class SimulatedSites:
             code_hash=hashlib.sha256(f"cloister-{__version__} {code} {self.federation}".encode()).hexdigest(),
         )
 
+    @cached_property
+    def consortium(self) -> SimulatedConsortium:
+        """Who is who, where updates are protected."""
+        return SimulatedConsortium(self.spec.federation.name, self.randomness)
+
     def workbench(self, federation: str) -> Workbench:
         """Return the workbench, if the server speaks of this federation.
 
@@ -116,7 +125,25 @@ class SimulatedSites:
         position = int(context.node_config[POSITION])
         name = self.roster.name(position)
         ledger = None if self.ledgers is None else self.ledgers.of(name, self.spec)
-        return Site(name=name, split=self.roster.split(position), ledger=ledger)
+        protected = self.spec.aggregation.protection != "plain"
+        return Site(
+            name=name,
+            split=self.roster.split(position),
+            ledger=ledger,
+            credentials=self._credentials(name) if protected else None,
+        )
+
+    def _credentials(self, name: str) -> Credentials:
+        found = self._made.get(name)
+        if found is None:
+            found = self.consortium.credentials(name)
+            if len(self._made) < _MOST_KEPT:
+                self._made[name] = found
+        return found
+
+    @cached_property
+    def _made(self) -> dict[str, Credentials]:
+        return {}
 
     def __reduce__(
         self,

@@ -9,8 +9,6 @@ The effective file has every default filled in, with where each value came from.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -23,6 +21,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
+from cloister.core.digests import federation_digest
 from cloister.core.errors import NotYetOffered, SpecError
 from cloister.core.spec.refusals import nearest, refusals
 from cloister.core.spec.tables import FederationSpec
@@ -52,7 +51,7 @@ NOT_YET = {
 #: Values that the format documents and this version does not offer, by key.
 NOT_YET_VALUES = {
     "privacy.unit": ("record-distributed",),
-    "aggregation.protection": ("masked", "bfv", "ckks", "threshold-bfv"),
+    "aggregation.protection": ("threshold-bfv",),
 }
 #: The stages of `aggregation.rule = "arc | nnm | trimmed-mean"`.
 NOT_YET_STAGES = (
@@ -108,8 +107,7 @@ class Loaded:
 
     def digest(self) -> str:
         """Return SHA-256 (hex) over the effective file, the same whatever the file's layout."""
-        text = json.dumps(self.effective(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return federation_digest(self.effective())
 
 
 def load_federation(path: Path, overrides: Sequence[str] = ()) -> Loaded:

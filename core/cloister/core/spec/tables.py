@@ -15,6 +15,7 @@ from cloister.core.spec.privacy import AdaptiveClip, Privacy
 from cloister.core.spec.training import EarlyStop, Optimizer, Schedule, Training
 
 __all__ = [
+    "LEAST_PROTECTED",
     "AdaptiveClip",
     "Aggregation",
     "Cohort",
@@ -34,6 +35,10 @@ __all__ = [
     "Tracking",
     "Training",
 ]
+
+
+#: The fewest sites in a sum that is called protected: of a sum of two each knows the other's share.
+LEAST_PROTECTED = 3
 
 
 class Federation(Table):
@@ -127,7 +132,8 @@ class Cohort(Table):
         default="all", description="'all', a number of sites drawn each round, or { poisson = p }"
     )
     min_sites: Count = Field(
-        default=1, description="below it a round is not aggregated and the run stops with exit 6"
+        default=1,
+        description="below it a round is not aggregated and the run stops with exit 6; where updates are protected 3 unless given, and at least 3",
     )
     wait_s: Annotated[float, Field(ge=1e-3, le=1e8)] = Field(
         default=600.0, description="seconds that a round waits; a straggler's message expires with it"
@@ -174,7 +180,17 @@ class ServerOptimizer(Table):
 class Aggregation(Table):
     """``[aggregation]``: how updates become a model."""
 
-    protection: Literal["plain"] = Field(default="plain", description="plain: the server sees every update")
+    protection: Literal["plain", "masked", "bfv", "ckks"] = Field(
+        default="plain",
+        description=(
+            "masked: the server sees sums of updates only (the default of every federation of three sites or more); bfv, ckks: sums "
+            "under homomorphic encryption, opened by a key authority; plain: the server sees every update (the default of fewer)"
+        ),
+    )
+    reach: Positive = Field(
+        default=4.0,
+        description="masked, bfv, ckks: the largest magnitude of one number of an update; what lies beyond is cut to it, and the report says so",
+    )
     rule: Literal["mean"] = Field(
         default="mean", description="mean: the weighted mean, which one site that lies can move anywhere"
     )
@@ -241,6 +257,36 @@ class FederationSpec(Table):
         if private and isinstance(evaluation, dict) and "sites" not in evaluation:
             return {**document, "evaluation": {**evaluation, "sites": False}}
         return document
+
+    @model_validator(mode="before")
+    @classmethod
+    def _protect(cls, document: Any) -> Any:
+        """Fill in ``aggregation.protection`` and ``cohort.min_sites``: updates are masked wherever three sites can be in a sum."""
+        if not isinstance(document, dict):
+            return document
+        cohort, aggregation = document.get("cohort", {}), document.get("aggregation", {})
+        if not isinstance(cohort, dict) or not isinstance(aggregation, dict):
+            return document
+        asked = [cohort.get("sites"), cohort.get("per_round")]
+        few = any(type(number) is int and number < LEAST_PROTECTED for number in asked)
+        protection = aggregation.get("protection", "plain" if few else "masked")
+        least = 1 if protection == "plain" else LEAST_PROTECTED
+        return {
+            **document,
+            "aggregation": {"protection": protection, **aggregation},
+            "cohort": {"min_sites": least, **cohort},
+        }
+
+    @model_validator(mode="after")
+    def _sound_protection(self) -> FederationSpec:
+        """Refuse sums that would show one site to another, or to the server."""
+        protection, least = self.aggregation.protection, self.cohort.min_sites
+        if protection != "plain" and least < LEAST_PROTECTED:
+            raise ValueError(
+                f"aggregation.protection = '{protection}' protects sums of at least {LEAST_PROTECTED} sites, and cohort.min_sites = {least} "
+                "would reveal smaller ones; raise cohort.min_sites, or set aggregation.protection = 'plain': the server then sees every update"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sound_privacy(self) -> FederationSpec:

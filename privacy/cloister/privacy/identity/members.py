@@ -128,13 +128,13 @@ class Consortium:
 
     def __init__(self, certificate: bytes, *, revoked: frozenset[int] = frozenset()) -> None:
         self._authority = _parsed(certificate)
-        self._key = _key_of(self._authority)
+        _key_of(self._authority)
         self._revoked = revoked
         self._known: dict[bytes, tuple[x509.Certificate, Member]] = {}
         try:
-            self._key.verify(self._authority.signature, self._authority.tbs_certificate_bytes)
+            self._authority.verify_directly_issued_by(self._authority)
             basic = self._authority.extensions.get_extension_for_class(x509.BasicConstraints).value
-        except (InvalidSignature, x509.ExtensionNotFound, ValueError):
+        except (InvalidSignature, x509.ExtensionNotFound, ValueError, TypeError):
             raise _unfit("it is not the certificate of an authority") from None
         if not basic.ca:
             raise _unfit("it is not the certificate of an authority")
@@ -180,8 +180,8 @@ class Consortium:
     def _read(self, certificate: bytes) -> tuple[x509.Certificate, Member]:
         parsed = _parsed(certificate)
         try:
-            self._key.verify(parsed.signature, parsed.tbs_certificate_bytes)
-        except InvalidSignature:
+            parsed.verify_directly_issued_by(self._authority)
+        except (InvalidSignature, ValueError, TypeError):
             raise _unfit("this consortium's authority did not sign it") from None
         return parsed, _member_of(parsed)
 
@@ -213,7 +213,7 @@ def _parsed(certificate: bytes) -> x509.Certificate:
         raise _unfit(f"it is not DER of at most {LONGEST} bytes")
     try:
         return x509.load_der_x509_certificate(certificate)
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise _unfit("it cannot be read") from None
 
 

@@ -46,8 +46,8 @@ class ModularSum:
         self._sum: Residues = np.zeros(size, dtype=np.uint32)
         self.count = 0
 
-    def add(self, residues: Residues) -> None:
-        """Add one vector.
+    def add(self, residues: Residues, count: int = 1) -> None:
+        """Add one vector, or the sum of ``count``.
 
         Raises:
             ValueError: another shape or type.
@@ -55,7 +55,7 @@ class ModularSum:
         if residues.shape != self._sum.shape or residues.dtype != np.uint32:
             raise ValueError(f"expected uint32 {self._sum.shape}, got {residues.dtype} {residues.shape}")
         np.add(self._sum, residues, out=self._sum)  # wraps modulo 2³²
-        self.count += 1
+        self.count += count
 
     def result(self) -> Residues:
         """Return the sum modulo 2²⁰, a new array."""

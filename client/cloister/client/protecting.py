@@ -1,0 +1,203 @@
+"""The last step before something leaves a site: in clear, as integers under masks, or as a ciphertext.
+
+An `Outgoing` is made for one message. ``encode`` turns named vectors into what is kept and charged (it is still private), ``protect`` turns that
+into what leaves. Under protection one vector leaves, and nothing beside it: loss, weight, metrics and counts are numbers in it.
+
+Which one it is depends on the federation file alone, never on what the server asks for: a server that asks a protected federation's site for
+an update in clear gets a refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Context, Message
+
+from cloister.client.incoming import Job
+from cloister.client.sessions import Credentials, SessionBook, Setting, deliveries
+from cloister.client.trainer import LocalResult
+from cloister.core import protocol
+from cloister.core.digests import vectors_digest
+from cloister.core.errors import IntegrityError
+from cloister.core.metrics import METRIC_RANGES, Measurement
+from cloister.core.randomness import Randomness
+from cloister.core.spec import RecordsCap
+from cloister.privacy.manifest import SumKind
+from cloister.privacy.noise import cipher_generator
+from cloister.privacy.sums import CUT, LOSS, TESTED, WEIGHT, Reals, SumCode, defined
+from cloister.privacy.updates import wrapped
+
+__all__ = ["Outgoing", "measured_values", "outgoing_for", "training_values"]
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+_MASKED_BITS = 32
+
+
+class Outgoing(Protocol):
+    """How one message's answer leaves."""
+
+    @property
+    def in_clear(self) -> bool:
+        """Whether what leaves can be read as it is."""
+        ...
+
+    def encode(self, values: Arrays) -> Arrays:
+        """Return what is kept and charged: the named ``values`` as they will be summed."""
+        ...
+
+    def protect(self, arrays: Arrays) -> Arrays:
+        """Return what leaves; ``arrays`` may be overwritten."""
+        ...
+
+
+class Clear:
+    """Everything leaves as it is."""
+
+    in_clear = True
+
+    def encode(self, values: Arrays) -> Arrays:
+        """Return ``values``."""
+        return values
+
+    def protect(self, arrays: Arrays) -> Arrays:
+        """Return ``arrays``."""
+        return arrays
+
+
+class Masked:
+    """One vector of integers under the masks of a session leaves.
+
+    Args:
+        code: how the session's sum is written.
+        book: holds the session.
+        said: the message's record of the session.
+        rounding: what rounding is drawn from.
+    """
+
+    in_clear = False
+
+    def __init__(
+        self, code: SumCode, book: SessionBook, said: Mapping[str, Any], rounding: np.random.Generator
+    ) -> None:
+        self._code = code
+        self._book = book
+        self._deliveries = deliveries(said)
+        self._rounding = rounding
+
+    def encode(self, values: Arrays) -> Arrays:
+        """Return the integers modulo 2^32, without masks."""
+        return {protocol.SUM: wrapped(written(self._code, values, self._rounding), _MASKED_BITS)}
+
+    def protect(self, arrays: Arrays) -> Arrays:
+        """Return the same under masks, and keep the session."""
+        session = self._book.session()
+        masked = session.mask(self._deliveries, np.ascontiguousarray(arrays[protocol.SUM]))
+        self._book.keep(session)
+        return {protocol.SUM: masked}
+
+
+def outgoing_for(
+    kind: SumKind,
+    message: Message,
+    context: Context,
+    *,
+    job: Job,
+    setting: Setting,
+    credentials: Credentials | None,
+    given: Arrays,
+    randomness: Randomness,
+) -> Outgoing:
+    """Return how the answer to ``message`` leaves.
+
+    Args:
+        kind: what is asked for.
+        message: holds the step of a session, where updates are protected.
+        context: holds what the site remembers.
+        job: the round.
+        setting: what the site knows of the federation.
+        credentials: who the site is; ``None`` where it has no identity.
+        given: the vectors that it was sent.
+        randomness: where rounding comes from.
+
+    Raises:
+        IntegrityError: no session, or one of another model, is under way: nothing may leave.
+    """
+    protection = setting.spec.aggregation.protection
+    if protection == "plain":
+        return Clear()
+    said = message.content.config_records.get(protocol.SECURE)
+    if credentials is None or said is None:
+        raise IntegrityError(
+            f"this federation's updates are protected ('{protection}'), and the server asks for one in clear",
+            remedy="let the server begin a secure session; nothing left this site",
+            code="session-none",
+        )
+    book = SessionBook(context.state)
+    manifest = book.session().manifest
+    if manifest.kind != kind or manifest.model != vectors_digest(given):
+        raise IntegrityError(
+            "the session's manifest names another model than the server sent, or another kind of sum",
+            remedy="find out why the server sends different sites different models; nothing left this site",
+            code="model-differs",
+        )
+    code = setting.code(manifest, job)
+    rounding = cipher_generator(
+        randomness, f"sum-rounding/{kind}", job.round_number, credentials.identity.name
+    )
+    return Masked(code, book, said, rounding)
+
+
+def training_values(setting: Setting, arrays: Arrays, result: LocalResult) -> Arrays:
+    """Return what a training sum holds of a site beside its arrays, by name.
+
+    Args:
+        setting: what the site knows of the federation.
+        arrays: the update and what goes with it; the update is weighed in place.
+        result: what training told.
+    """
+    values = dict(arrays)
+    weighting = setting.spec.aggregation.weighting
+    if isinstance(weighting, RecordsCap):
+        weight = min(result.records, weighting.records_cap)
+        values[protocol.VECTOR] = arrays[protocol.VECTOR] * np.float32(weight / weighting.records_cap)
+        values[WEIGHT] = np.array([weight], dtype=np.float64)
+    if result.loss is not None:
+        values[LOSS] = np.array([result.loss], dtype=np.float64)
+    return values
+
+
+def measured_values(found: Measurement | None, classes: int) -> Arrays:
+    """Return what an evaluation's sum holds of a site, by name; ``None``: it has no test record."""
+    records = 0 if found is None else found.records
+    metrics = {} if found is None else found.metrics
+    values: Arrays = {
+        TESTED: _one(float(records > 0)),
+        "records": _one(float(records)),
+        LOSS: _one(0.0 if found is None else found.loss),
+    }
+    for name in METRIC_RANGES["classification" if classes else "regression"]:
+        values[defined(name)] = _one(float(name in metrics))
+        values[protocol.METRIC + name] = _one(metrics.get(name, 0.0))
+    if classes:
+        counts = (
+            np.zeros(classes**2) if found is None or found.confusion is None else np.ravel(found.confusion)
+        )
+        values[protocol.CONFUSION] = np.asarray(counts, dtype=np.float64)
+    return values
+
+
+def written(code: SumCode, values: Arrays, rounding: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Return ``values`` as the integers of ``code``, with the flag that says whether one was cut."""
+    names = {part.name for part in code.parts}
+    if CUT in names:
+        cut = any(part.cuts(values[part.name]) for part in code.parts if isinstance(part, Reals))
+        values = {**values, CUT: _one(float(cut))}
+    return code.encode({name: values[name] for name in names}, rounding)
+
+
+def _one(value: float) -> npt.NDArray[np.float64]:
+    return np.array([value], dtype=np.float64)

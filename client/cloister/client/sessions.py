@@ -1,0 +1,262 @@
+"""A site's part in secure sessions, message by message: what it checks, and what it remembers between two messages.
+
+The protocol is `cloister.privacy.masking`, which knows nothing of Flower; here its messages are read and written, its state is put into the
+site's Flower context, and what only this site can know is checked: that a manifest is of the run, the federation and the model that it trains.
+
+Formal guarantees:
+
+- A site takes part in no session that is not newer than its last one of the run.
+- It unmasks a round at most once, or again with the same model and the same survivors: two sums of one round that differ in a site would show
+  that site's share.
+- What a session needs is kept before the answer that depends on it leaves: the state and the answer go out of the ClientApp together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cloister.privacy.masking import (
+    Advert,
+    Confirmations,
+    Deliveries,
+    Roster,
+    SiteSession,
+    Survivors,
+)
+from flwr.app import ConfigRecord, RecordDict
+
+from cloister.client.incoming import Job
+from cloister.core import protocol
+from cloister.core.digests import federation_digest
+from cloister.core.errors import IntegrityError
+from cloister.core.spec import FederationSpec
+from cloister.privacy.identity import Consortium, Identity
+from cloister.privacy.manifest import Floors, Manifest, SignedManifest, cohort_digest
+from cloister.privacy.sums import SumCode, sum_code
+
+__all__ = ["Credentials", "SessionBook", "Setting", "answer_step"]
+
+_SESSION, _SEEN = "secure.session", "secure.seen"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credentials:
+    """Who a site is to its consortium, whom it trusts, and what it demands.
+
+    Attributes:
+        identity: its own key and certificate.
+        consortium: whose authority it trusts.
+        floors: what it demands of every session.
+    """
+
+    identity: Identity
+    consortium: Consortium
+    floors: Floors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a site knows for itself of the federation that a session is for.
+
+    Attributes:
+        spec: the federation.
+        size: length of the model's vector.
+        classes: of the task; 0 for a regression.
+    """
+
+    spec: FederationSpec
+    size: int
+    classes: int
+
+    def code(self, manifest: Manifest, job: Job) -> SumCode:
+        """Return how this site writes what ``manifest`` sums.
+
+        Raises:
+            IntegrityError: (manifest) the manifest is not of this job, or says something else of the sum.
+        """
+        spec = self.spec
+        wanted = {
+            "run": job.run,
+            "round_number": job.round_number,
+            "federation": federation_digest(json.loads(job.federation)),
+            "layout": job.layout_digest,
+            "scheme": spec.aggregation.protection,
+            "clip": job.clip or 0.0,
+        }
+        _same(manifest, wanted)
+        code = sum_code(
+            spec,
+            manifest.kind,
+            size=self.size,
+            classes=self.classes,
+            most=manifest.cohort_size,
+            bits=manifest.modulus_bits,
+            clip=job.clip,
+        )
+        _same(manifest, {"size": code.size, "largest": code.largest})
+        if manifest.least < spec.cohort.min_sites:
+            raise _unfit(f"least = {manifest.least} is below cohort.min_sites = {spec.cohort.min_sites}")
+        return code
+
+
+class SessionBook:
+    """What a site remembers of secure sessions, in the state of its Flower context."""
+
+    def __init__(self, state: RecordDict) -> None:
+        self._state = state
+
+    @property
+    def newest(self) -> int:
+        """Serial of the newest session that this site took part in; 0 for none."""
+        return int(self._seen().get("serial", 0))
+
+    def session(self) -> SiteSession:
+        """Return the session under way.
+
+        Raises:
+            IntegrityError: (session-none) there is none.
+        """
+        record = self._state.config_records.get(_SESSION)
+        if record is None:
+            raise IntegrityError(
+                "there is no secure session under way at this site",
+                remedy="let the server begin a new session",
+                code="session-none",
+            )
+        return SiteSession.from_fields(record)
+
+    def keep(self, session: SiteSession) -> None:
+        """Keep ``session``; it takes the place of another."""
+        self._state[_SESSION] = ConfigRecord(session.to_fields())
+        self._remember({"serial": max(self.newest, session.manifest.serial)})
+
+    def check_round(self, manifest: Manifest) -> None:
+        """Check that ``manifest`` does not repeat a round that was unmasked, unless with the same model.
+
+        Raises:
+            IntegrityError: (round-unmasked) it does.
+        """
+        before = self._unmasked(manifest)
+        if before is not None and (
+            manifest.round_number < before[0]
+            or (manifest.round_number == before[0] and manifest.model != before[1])
+        ):
+            raise _unmasked_before(manifest)
+
+    def check_survivors(self, manifest: Manifest, survivors: Survivors) -> None:
+        """Check that a round that was unmasked before is unmasked for the same sites again, and remember for whom.
+
+        Raises:
+            IntegrityError: (round-unmasked) it is another sum of the same round.
+        """
+        before, digest = self._unmasked(manifest), cohort_digest(survivors.names)
+        if before is not None and before[0] == manifest.round_number and before[2] != digest:
+            raise _unmasked_before(manifest)
+        self._remember({manifest.kind: json.dumps([manifest.round_number, manifest.model, digest])})
+
+    def _unmasked(self, manifest: Manifest) -> tuple[int, str, str] | None:
+        stored = self._seen().get(manifest.kind)
+        if stored is None:
+            return None
+        number, model, survivors = json.loads(str(stored))
+        return int(number), str(model), str(survivors)
+
+    def _seen(self) -> Mapping[str, Any]:
+        return self._state.config_records.get(_SEEN, ConfigRecord())
+
+    def _remember(self, new: Mapping[str, Any]) -> None:
+        self._state[_SEEN] = ConfigRecord({**self._seen(), **new})
+
+
+def answer_step(
+    said: Mapping[str, Any], book: SessionBook, job: Job, setting: Setting, credentials: Credentials
+) -> ConfigRecord:
+    """Do one step of a session that is a query, and return what is answered.
+
+    Args:
+        said: the record of the message.
+        book: what this site remembers.
+        job: the round.
+        setting: what the site knows for itself.
+        credentials: who it is.
+
+    Raises:
+        IntegrityError: the message, the manifest or a peer's part of it does not hold.
+        PolicyError: the site demands more than the session offers.
+    """
+    fields = {name: value for name, value in said.items() if name != protocol.STEP}
+    step = said.get(protocol.STEP)
+    if step == protocol.ADVERT:
+        return _told(_begin(fields, book, job, setting, credentials))
+    session = book.session()
+    setting.code(session.manifest, job)
+    if step == protocol.SHARE:
+        answer = session.share(Roster.from_fields(fields)).to_fields()
+    elif step == protocol.CONFIRM:
+        survivors = Survivors.from_fields(fields)
+        book.check_survivors(session.manifest, survivors)
+        answer = session.confirm(survivors).to_fields()
+    elif step == protocol.REVEAL:
+        answer = session.reveal(Confirmations.from_fields(fields)).to_fields()
+    else:
+        raise IntegrityError(f"a secure session has no step {str(step)[:16]!r}", code="session-step")
+    book.keep(session)
+    return _told(answer)
+
+
+def deliveries(said: Mapping[str, Any]) -> Deliveries:
+    """Return what a message brings to the step `protocol.ADD`.
+
+    Raises:
+        IntegrityError: it is of another step, or brings something else.
+    """
+    if said.get(protocol.STEP) != protocol.ADD:
+        raise IntegrityError("the message does not ask for a share of a sum", code="session-step")
+    return Deliveries.from_fields({name: value for name, value in said.items() if name != protocol.STEP})
+
+
+def _begin(
+    fields: Mapping[str, Any], book: SessionBook, job: Job, setting: Setting, credentials: Credentials
+) -> dict[str, Any]:
+    session = SiteSession.begin(
+        credentials.identity,
+        credentials.consortium,
+        SignedManifest.from_fields(fields),
+        floors=credentials.floors,
+        newest=book.newest,
+    )
+    setting.code(session.manifest, job)
+    book.check_round(session.manifest)
+    advert: Advert = session.advert()
+    book.keep(session)
+    return advert.to_fields()
+
+
+def _told(fields: Mapping[str, Any]) -> ConfigRecord:
+    return ConfigRecord(dict(fields))
+
+
+def _same(manifest: Manifest, wanted: Mapping[str, object]) -> None:
+    for name, value in wanted.items():
+        if getattr(manifest, name) != value:
+            raise _unfit(f"its {name} is not that of the job and the federation")
+
+
+def _unfit(why: str) -> IntegrityError:
+    return IntegrityError(
+        f"the session's manifest was refused: {why}",
+        remedy="use the same version of cloister at the server and at every site",
+        code="manifest",
+    )
+
+
+def _unmasked_before(manifest: Manifest) -> IntegrityError:
+    return IntegrityError(
+        f"this site helped to unmask a sum of round {manifest.round_number} ({manifest.kind}) or of a later one before; another sum of it "
+        "could show one site's share",
+        remedy="go on with the next round",
+        code="round-unmasked",
+    )

@@ -1,0 +1,92 @@
+"""All parts of a secure sum in one vector of integers.
+
+Formal guarantees: server and site build equal codes from equal parts, cohort size and bits; ``most * largest < 2^(bits - 1)``, asserted when
+the code is built, so a sum of at most ``most`` vectors does not wrap (and where `Residues` wrap, they do so on purpose).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cloister.privacy.sums.parts import Part
+from cloister.privacy.updates.rounding import Integers
+
+__all__ = ["SumCode"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumCode:
+    """How a site's numbers become one vector of integers, and the sum of vectors numbers again.
+
+    Attributes:
+        parts: what it holds, in order.
+        most: the most sites in a sum.
+        bits: sums stay in [-2^(bits-1), 2^(bits-1)).
+    """
+
+    parts: tuple[Part, ...]
+    most: int
+    bits: int
+
+    def __post_init__(self) -> None:
+        if self.most * self.largest >= 1 << (self.bits - 1):
+            raise ValueError(f"{self.most} integers up to {self.largest} wrap in {self.bits} bits")
+
+    @cached_property
+    def size(self) -> int:
+        """Length of the vector."""
+        return sum(part.length(self.most, self.bits) for part in self.parts)
+
+    @cached_property
+    def largest(self) -> int:
+        """The largest magnitude of one integer."""
+        return max(part.largest(self.most, self.bits) for part in self.parts)
+
+    def encode(self, values: Mapping[str, npt.NDArray[Any]], generator: np.random.Generator) -> Integers:
+        """Return (size,) int64.
+
+        Args:
+            values: one array a part, by name.
+            generator: what rounding is drawn from.
+
+        Raises:
+            ValueError: other names or lengths than the parts'.
+            DataError: a number is not finite.
+        """
+        if set(values) != {part.name for part in self.parts}:
+            raise ValueError(
+                f"expected {[part.name for part in self.parts]}, got {sorted(values)}"
+            )  # names of parts, no data
+        vector = np.empty(self.size, dtype=np.int64)
+        start = 0
+        for part in self.parts:
+            length = part.length(self.most, self.bits)
+            vector[start : start + length] = part.encode(values[part.name], self.most, self.bits, generator)
+            start += length
+        return vector
+
+    def decode(self, total: Integers, *, count: int) -> dict[str, npt.NDArray[Any]]:
+        """Return the sums by name.
+
+        Args:
+            total: (size,) int64, the sum of ``count`` vectors.
+            count: how many sites are in it, from 1 to ``most``.
+
+        Raises:
+            ValueError: another length, or a count out of bounds.
+        """
+        if total.shape != (self.size,) or not 1 <= count <= self.most:
+            raise ValueError(f"expected a sum ({self.size},) of 1 to {self.most} vectors, got {total.shape}")
+        found = {}
+        start = 0
+        for part in self.parts:
+            length = part.length(self.most, self.bits)
+            found[part.name] = part.decode(total[start : start + length], count, self.most, self.bits)
+            start += length
+        return found

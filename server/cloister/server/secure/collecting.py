@@ -1,0 +1,131 @@
+"""Rounds and measurements out of protected sums.
+
+Nothing of a single site is known here but that it answered: losses, weights, metrics and counts are sums, and reports show means.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cloister.core import protocol
+from cloister.core.metrics import METRIC_RANGES
+from cloister.core.update import Vector
+from cloister.privacy.manifest import SumKind
+from cloister.privacy.sums import LOSS, TESTED, defined
+from cloister.server.collecting import Collected, Collector
+from cloister.server.courier import Courier
+from cloister.server.exchange import Answer
+from cloister.server.gathering import Gatherer
+from cloister.server.plan import RunPlan
+from cloister.server.replies import CheckedEvaluation, CheckedUpdate, Refused
+from cloister.server.secure.summing import Summing
+
+__all__ = ["SecureCollector"]
+
+
+class SecureCollector(Collector):
+    """A `Collector` that sees sums only.
+
+    Args:
+        plan: the run.
+        courier: reaches the sites.
+        gatherer: makes directions of sums.
+        sums: the protection.
+    """
+
+    def __init__(self, plan: RunPlan, courier: Courier, gatherer: Gatherer, sums: Summing) -> None:
+        super().__init__(plan, courier, gatherer)
+        self._sums = sums
+
+    def train(self, number: int, cohort: list[int], vectors: dict[str, Vector]) -> Collected:
+        """Have the cohort train on ``vectors``, and take the sum of what it made."""
+        gathering = self._gatherer.start(number, tuple(vectors))
+        summed = self._sums.sum(
+            "train",
+            number,
+            cohort,
+            vectors=vectors,
+            clip=self._gatherer.job().get(protocol.CLIP),
+            given=_Given(self, "train", number, sum(vector.nbytes for vector in vectors.values())),
+        )
+        losses = []
+        if summed.values:
+            gathering.add_sum(summed.values, summed.count)
+            if LOSS in summed.values:
+                losses = [float(summed.values[LOSS][0]) / summed.count]
+        elif summed.why:
+            self._plan.bus.emit("warning", number, text=f"round {number}: no sum was unmasked: {summed.why}")
+        heard = summed.heard
+        return Collected(
+            asked=len(cohort),
+            missing=heard.missing,
+            refused=heard.refused,
+            answered=summed.count,
+            losses=losses,
+            gathering=gathering,
+            bytes_down=heard.bytes_down,
+            bytes_up=heard.bytes_up,
+        )
+
+    def measure(self, number: int, cohort: list[int], model: Vector) -> CheckedEvaluation | None:
+        """Have the cohort measure ``model``, and take the sum; return the mean over the sites that have test records."""
+        summed = self._sums.sum(
+            "evaluate",
+            number,
+            cohort,
+            vectors={protocol.VECTOR: model},
+            clip=None,
+            given=_Given(self, "evaluate", number, model.nbytes),
+        )
+        if not summed.values:
+            text = f"round {number}: the sites' measurements were not unmasked: {summed.why}"
+            self._plan.bus.emit("warning", number, text=text)
+            return None
+        mean = _mean(summed.values, self._plan.classes)
+        if mean is not None:
+            self._plan.bus.emit("evaluation", number, where="sites", **vars(mean))
+        return mean
+
+
+class _Given:
+    """Tells the run's watchers who answered, and has ledgers looked at."""
+
+    def __init__(self, collector: Collector, kind: SumKind, number: int, nbytes: int) -> None:
+        self._collector = collector
+        self._kind = kind
+        self._number = number
+        self._nbytes = nbytes
+
+    def __call__(
+        self, name: str, answer: Answer, checked: CheckedUpdate | Refused
+    ) -> CheckedUpdate | Refused:
+        if self._kind == "train":
+            checked = self._collector.witnessed(name, checked)
+        self._collector.tell(
+            self._number, self._kind, name, answer=answer, checked=checked, nbytes=self._nbytes
+        )
+        return checked
+
+
+def _mean(sums: dict[str, npt.NDArray[Any]], classes: int) -> CheckedEvaluation | None:
+    def one(name: str) -> float:
+        return float(sums[name][0])
+
+    tested = one(TESTED)
+    if tested < 1:
+        return None
+    metrics = {}
+    for name, (low, high) in METRIC_RANGES["classification" if classes else "regression"].items():
+        having = one(defined(name))
+        if having >= 1:
+            metrics[name] = float(np.clip(one(protocol.METRIC + name) / having, low, high))
+    counts = np.rint(sums[protocol.CONFUSION]).astype(np.int64) if classes else None
+    return CheckedEvaluation(
+        loss=one(LOSS) / tested,
+        metrics=metrics,
+        records=round(one("records")),
+        confusion=None if counts is None else counts.reshape(classes, classes).tolist(),
+    )
