@@ -255,7 +255,7 @@ def _secure(message: Message, context: Context, source: SiteSource) -> RecordDic
             remedy="enrol the site",
             code="session-none",
         )
-    answer = answer_step(said, SessionBook(context.state), job, bench.setting(), site.credentials)
+    answer = answer_step(said, SessionBook(context.state, site.credentials), job, bench.setting())
     return RecordDict({protocol.SECURE: answer})
 
 

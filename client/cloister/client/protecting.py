@@ -136,7 +136,7 @@ def outgoing_for(
             remedy="let the server begin a secure session; nothing left this site",
             code="session-none",
         )
-    book = SessionBook(context.state)
+    book = SessionBook(context.state, credentials)
     manifest = book.session().manifest
     if manifest.kind != kind or manifest.model != vectors_digest(given):
         raise IntegrityError(

@@ -18,14 +18,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cloister.privacy.masking import (
-    Advert,
-    Confirmations,
-    Deliveries,
-    Roster,
-    SiteSession,
-    Survivors,
-)
 from flwr.app import ConfigRecord, RecordDict
 
 from cloister.client.incoming import Job
@@ -35,9 +27,17 @@ from cloister.core.errors import IntegrityError
 from cloister.core.spec import FederationSpec
 from cloister.privacy.identity import Consortium, Identity
 from cloister.privacy.manifest import Floors, Manifest, SignedManifest, cohort_digest
+from cloister.privacy.masking import (
+    Confirmations,
+    Deliveries,
+    Fields,
+    Roster,
+    SiteSession,
+    Survivors,
+)
 from cloister.privacy.sums import SumCode, sum_code
 
-__all__ = ["Credentials", "SessionBook", "Setting", "answer_step"]
+__all__ = ["Credentials", "SessionBook", "Setting", "answer_step", "deliveries"]
 
 _SESSION, _SEEN = "secure.session", "secure.seen"
 
@@ -105,8 +105,9 @@ class Setting:
 class SessionBook:
     """What a site remembers of secure sessions, in the state of its Flower context."""
 
-    def __init__(self, state: RecordDict) -> None:
+    def __init__(self, state: RecordDict, credentials: Credentials) -> None:
         self._state = state
+        self.credentials = credentials
 
     @property
     def newest(self) -> int:
@@ -126,11 +127,12 @@ class SessionBook:
                 remedy="let the server begin a new session",
                 code="session-none",
             )
-        return SiteSession.from_fields(record)
+        own = self.credentials
+        return SiteSession.from_fields(own.identity, own.consortium, record)
 
     def keep(self, session: SiteSession) -> None:
         """Keep ``session``; it takes the place of another."""
-        self._state[_SESSION] = ConfigRecord(session.to_fields())
+        self._state[_SESSION] = ConfigRecord({**session.to_fields()})
         self._remember({"serial": max(self.newest, session.manifest.serial)})
 
     def check_round(self, manifest: Manifest) -> None:
@@ -171,9 +173,7 @@ class SessionBook:
         self._state[_SEEN] = ConfigRecord({**self._seen(), **new})
 
 
-def answer_step(
-    said: Mapping[str, Any], book: SessionBook, job: Job, setting: Setting, credentials: Credentials
-) -> ConfigRecord:
+def answer_step(said: Mapping[str, Any], book: SessionBook, job: Job, setting: Setting) -> ConfigRecord:
     """Do one step of a session that is a query, and return what is answered.
 
     Args:
@@ -181,7 +181,6 @@ def answer_step(
         book: what this site remembers.
         job: the round.
         setting: what the site knows for itself.
-        credentials: who it is.
 
     Raises:
         IntegrityError: the message, the manifest or a peer's part of it does not hold.
@@ -190,7 +189,7 @@ def answer_step(
     fields = {name: value for name, value in said.items() if name != protocol.STEP}
     step = said.get(protocol.STEP)
     if step == protocol.ADVERT:
-        return _told(_begin(fields, book, job, setting, credentials))
+        return _told(_begin(fields, book, job, setting))
     session = book.session()
     setting.code(session.manifest, job)
     if step == protocol.SHARE:
@@ -218,24 +217,22 @@ def deliveries(said: Mapping[str, Any]) -> Deliveries:
     return Deliveries.from_fields({name: value for name, value in said.items() if name != protocol.STEP})
 
 
-def _begin(
-    fields: Mapping[str, Any], book: SessionBook, job: Job, setting: Setting, credentials: Credentials
-) -> dict[str, Any]:
+def _begin(fields: Mapping[str, Any], book: SessionBook, job: Job, setting: Setting) -> Fields:
+    own = book.credentials
     session = SiteSession.begin(
-        credentials.identity,
-        credentials.consortium,
+        own.identity,
+        own.consortium,
         SignedManifest.from_fields(fields),
-        floors=credentials.floors,
+        floors=own.floors,
         newest=book.newest,
     )
     setting.code(session.manifest, job)
     book.check_round(session.manifest)
-    advert: Advert = session.advert()
     book.keep(session)
-    return advert.to_fields()
+    return session.advert().to_fields()
 
 
-def _told(fields: Mapping[str, Any]) -> ConfigRecord:
+def _told(fields: Fields) -> ConfigRecord:
     return ConfigRecord(dict(fields))
 
 

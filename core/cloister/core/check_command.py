@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from cloister.core.outcome import FileArgument, JsonOption, Outcome, SetOption, 
 if TYPE_CHECKING:
     from cloister.core.spec import FederationSpec, Loaded
 
-__all__ = ["check", "predicted_traffic", "register"]
+__all__ = ["check", "predicted_protection", "predicted_traffic", "register"]
 
 _STYLES = {"file": "", "--set": "bold cyan", "default": "dim"}
 _NUMBER_BYTES = 4
@@ -79,6 +79,7 @@ def check(loaded: Loaded) -> dict[str, Any]:
         "cohort": cohort,
         "traffic": predicted_traffic(spec, layout.size, cohort),
         "privacy": predicted_privacy(spec, layout.size),
+        "protection": predicted_protection(spec, layout.size, classes=len(task.classes), cohort=cohort),
         "exposure": exposure(spec).as_dict(),
         "warnings": warnings,
     }
@@ -99,13 +100,50 @@ def predicted_privacy(spec: FederationSpec, parameters: int) -> dict[str, Any]:
     """
     if spec.privacy.unit == "none":
         return {"unit": "none", "epsilon": None}
-    for point in entry_points(group="cloister.predictions", name="privacy"):
-        found: dict[str, Any] = point.load()(spec, parameters)
+    return _predicted("privacy")(spec, parameters)
+
+
+def predicted_protection(
+    spec: FederationSpec, parameters: int, *, classes: int, cohort: float
+) -> dict[str, Any]:
+    """Return what a round's protection means: ``protection``, and whose sums are opened, found by the entry point ``protection``.
+
+    Args:
+        spec: the federation.
+        parameters: length of the model's vector.
+        classes: of the task; 0 for a regression.
+        cohort: how many sites take part (a mean, where they are drawn).
+
+    Raises:
+        SpecError: the protection cannot be given, or the privacy part is not installed.
+    """
+    if spec.aggregation.protection == "plain":
+        return {"protection": "plain"}
+    return _predicted("protection")(spec, parameters, classes=classes, cohort=round(cohort))
+
+
+def _predicted(name: str) -> Callable[..., dict[str, Any]]:
+    """Return what predicts ``name``: core does not import the part that knows."""
+    for point in entry_points(group="cloister.predictions", name=name):
+        found: Callable[..., dict[str, Any]] = point.load()
         return found
     raise SpecError(
         "the privacy part of cloister is not installed",
         remedy="install the whole of cloister",
         code="part-missing",
+    )
+
+
+def _protection(found: Mapping[str, Any]) -> str:
+    name = found["protection"]
+    if name == "plain":
+        return "plain: the server sees each update"
+    shares = (
+        f", {found['threshold']} of {found['degree'] + 1} shares take a mask off" if name == "masked" else ""
+    )
+    return (
+        f"{name}: a sum is opened from {found['least']} sites on{shares}; {found['numbers']:,} integers a site, "
+        f"each number rounded by less than {found['unit']:.2g}"
     )
 
 
@@ -156,6 +194,7 @@ def _show(file: Path, loaded: Loaded, out: Outcome) -> None:
         "sites": f"{found['sites']:,}, of which {found['cohort']:,g} a round",
         "traffic": f"{_bytes(traffic['down'])} down and {_bytes(traffic['up'])} up a round{evaluation}",
         "ε": _epsilon(found["privacy"]),
+        "updates": _protection(found["protection"]),
     }
     out.say("\n".join(f"{name:<8} {fact}" for name, fact in facts.items()))
     who = {

@@ -16,23 +16,16 @@ and unmasking. Why no two of the five can be one is said in `cloister.privacy.ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cloister.privacy.masking import (
-    Advert,
-    Confirmation,
-    Reveal,
-    SealedShares,
-    ServerSession,
-    parameters,
-)
 from flwr.app import ConfigRecord
 
 from cloister.core import protocol
-from cloister.core.errors import CloisterError, IntegrityError, PeersMissing
+from cloister.core.errors import IntegrityError, PeersMissing
 from cloister.core.update import Vector
 from cloister.privacy.manifest import Manifest, SumKind
+from cloister.privacy.masking import Refusal, ServerSession, parameters
 from cloister.privacy.updates import centred
 from cloister.server.courier import Courier
 from cloister.server.plan import SecureSeat
@@ -114,15 +107,15 @@ class _Session:
         session = self.session
         self._query(
             protocol.ADVERT,
-            list(self._positions),
+            tuple(self._positions),
             lambda _: self._signed.to_fields(),
-            lambda name, fields: session.take_advert(name, Advert.from_fields(fields)),
+            session.take_advert,
         )
         self._query(
             protocol.SHARE,
             session.end_adverts(),
             lambda name: session.roster_for(name).to_fields(),
-            lambda name, fields: session.take_shares(name, SealedShares.from_fields(fields)),
+            session.take_shares,
         )
 
     def add(self, vectors: Mapping[str, Vector], given: Given) -> None:
@@ -156,22 +149,22 @@ class _Session:
             protocol.CONFIRM,
             session.end_masked(),
             lambda _: session.survivors().to_fields(),
-            lambda name, fields: session.take_confirmation(name, Confirmation.from_fields(fields)),
+            session.take_confirmation,
         )
         self._query(
             protocol.REVEAL,
             session.end_confirmations(),
             lambda _: session.confirmations().to_fields(),
-            lambda name, fields: session.take_reveal(name, Reveal.from_fields(fields)),
+            session.take_reveal,
         )
         return centred(session.result(), self._manifest.modulus_bits)
 
     def _query(
         self,
         step: str,
-        names: list[str],
+        names: Sequence[str],
         asked: Callable[[str], _Fields],
-        take: Callable[[str, _Fields], tuple[str, str] | None],
+        take: Callable[[str, _Fields], Refusal | None],
     ) -> None:
         """Ask ``names`` for one step; who does not answer it well is lost to the session."""
         for name, answer in self._courier.ask(
@@ -187,10 +180,7 @@ class _Session:
                 self.heard.lost(name, answer, fields)
                 continue
             self.heard.bytes_up += _size(fields)
-            try:
-                refused = take(name, fields)
-            except CloisterError as error:
-                refused = (error.code, error.message)
+            refused = take(name, fields)
             if refused is not None:
                 self.heard.lost(name, answer, Refused(*refused))
 
@@ -206,8 +196,4 @@ def _size(fields: _Fields) -> int:
 def _bytes(value: Any) -> int:
     if isinstance(value, bytes | str):
         return len(value)
-    return sum(map(_bytes, _items(value))) if isinstance(value, list) else 8
-
-
-def _items(value: list[Any]) -> Iterator[Any]:
-    return iter(value)
+    return sum(map(_bytes, value)) if isinstance(value, list) else 8
