@@ -40,6 +40,8 @@ from cloister.privacy.sums import SumCode, sum_code
 __all__ = ["Credentials", "SessionBook", "Setting", "answer_step", "deliveries"]
 
 _SESSION, _SEEN = "secure.session", "secure.seen"
+_STATE = "state"
+_MARK = "\0"  # no name holds it: federation files refuse it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +130,11 @@ class SessionBook:
                 code="session-none",
             )
         own = self.credentials
-        return SiteSession.from_fields(own.identity, own.consortium, record)
+        return SiteSession.from_fields(own.identity, own.consortium, _unpacked(str(record[_STATE])))
 
     def keep(self, session: SiteSession) -> None:
-        """Keep ``session``; it takes the place of another."""
-        self._state[_SESSION] = ConfigRecord({**session.to_fields()})
+        """Keep ``session``; it takes the place of another. As one text: Flower checks every entry of a record, at every message."""
+        self._state[_SESSION] = ConfigRecord({_STATE: _packed(session.to_fields())})
         self._remember({"serial": max(self.newest, session.manifest.serial)})
 
     def check_round(self, manifest: Manifest) -> None:
@@ -230,6 +232,28 @@ def _begin(fields: Mapping[str, Any], book: SessionBook, job: Job, setting: Sett
     book.check_round(session.manifest)
     book.keep(session)
     return session.advert().to_fields()
+
+
+def _packed(fields: Fields) -> str:
+    """Return fields as JSON; bytes, alone or in lists, are hexadecimal texts that begin with a mark."""
+    return json.dumps({name: _written(value) for name, value in fields.items()})
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return _MARK + value.hex()
+    return [_written(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _unpacked(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(text)
+    return {name: _read(value) for name, value in found.items()}
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(_MARK):
+        return bytes.fromhex(value.removeprefix(_MARK))
+    return [_read(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _told(fields: Fields) -> ConfigRecord:
