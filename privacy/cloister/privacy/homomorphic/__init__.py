@@ -1,13 +1,16 @@
-"""Sums of encrypted updates under the key of an authority that is not the server: BFV (exact, the default) and CKKS.
+"""Sums of encrypted updates under the keys of an authority that is not the server: BFV (exact, the default) and CKKS.
 
-::
+One session, in order::
 
-    KeyAuthority ── public() ──────────→ PublicCodec(public, consortium)            at a site
-                                           encrypt(values, manifest) → container
-                                           seal(identity, manifest, container) → Sealed
-    ServerSum(signed manifest, cohort, consortium)                                  at the server
-        take(name, sealed);  total(identity) → SumRequest
-    KeyAuthority.decrypt(SumRequest) → (size,) int64 sums                           at the authority
+    authority   public(run, serial, scheme) → bytes            a key for this sum alone; the manifest names its id
+    site        codec = PublicCodec(bytes, consortium)
+                container = codec.encrypt(values, manifest)    (size,) int64 → bytes, kept
+                commitment(container) → 32 bytes               to the server
+    server      sums = ServerSum(signed manifest, cohort, consortium);  sums.commit(name, digest)
+                sums.agree() → 32 bytes                        to every site that committed
+    site        seal(identity, manifest, container, together)  → Sealed, once
+    server      sums.take(name, sealed);  sums.total(identity) → SumRequest
+    authority   decrypt(request) → (size,) int64 sums
 
 No module but `vectors` calls TenSEAL, and it is imported only where something is encrypted or decrypted.
 """
@@ -15,25 +18,29 @@ No module but `vectors` calls TenSEAL, and it is imported only where something i
 from cloister.privacy.homomorphic.authority import KeyAuthority
 from cloister.privacy.homomorphic.codec import PublicCodec
 from cloister.privacy.homomorphic.container import Ciphertexts, Form
-from cloister.privacy.homomorphic.parameters import BFV, CKKS, LANE_BITS, WARNING, Parameters, parameters_of
-from cloister.privacy.homomorphic.sealed import Sealed, seal
+from cloister.privacy.homomorphic.parameters import BFV, CKKS, SUM_BITS, WARNING, Parameters, parameters_of
+from cloister.privacy.homomorphic.public_key import PublicKey
+from cloister.privacy.homomorphic.sealed import Sealed, agreed, commitment, seal
 from cloister.privacy.homomorphic.summation import ServerSum, SumRequest
 from cloister.privacy.homomorphic.vault import Vault
 
 __all__ = [
     "BFV",
     "CKKS",
-    "LANE_BITS",
+    "SUM_BITS",
     "WARNING",
     "Ciphertexts",
     "Form",
     "KeyAuthority",
     "Parameters",
     "PublicCodec",
+    "PublicKey",
     "Sealed",
     "ServerSum",
     "SumRequest",
     "Vault",
+    "agreed",
+    "commitment",
     "parameters_of",
     "seal",
 ]

@@ -6,9 +6,10 @@ the authority refuses the session and goes on.
 
 Formal guarantees:
 
-- What `Decrypter.decrypt` returns is exactly ``slots`` numbers and a budget: the child's answer has one length, and any other is a refusal.
-- A child that dies, or does not answer within ``limit_s`` seconds, is killed; the next call starts another.
-- The key goes to the child through a pipe: never an argument, a variable of the environment or a file.
+- What `Decrypter.decrypt` yields is exactly ``slots`` numbers and a budget a ciphertext: the child's answer has one length, and any other
+  is a refusal.
+- A child that dies, or does not answer within ``limit_s`` seconds, is killed; the next session starts another.
+- The key goes to the child through a pipe: never an argument, a variable of the environment or a file. It is forgotten after its session.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,72 +28,71 @@ import numpy.typing as npt
 from cloister.core.errors import IntegrityError
 from cloister.privacy.homomorphic.container import Residues
 from cloister.privacy.homomorphic.decrypting import LENGTH
-from cloister.privacy.homomorphic.parameters import Parameters
+from cloister.privacy.homomorphic.vault import SessionKey
 
 __all__ = ["Decrypter"]
 
-_START_S = 120.0
+#: The (slots,) numbers of one ciphertext, int64 or float64, and its noise budget in bits (0 for ``ckks``).
+Decrypted = tuple[npt.NDArray[Any], int]
+
 _PROGRAM = "from cloister.privacy.homomorphic.decrypting import main; raise SystemExit(main())"
 
 
 class Decrypter:
-    """A child that decrypts with one key; close it, or use it in a ``with``.
+    """A child that decrypts, with one key at a time; close it.
 
     Args:
-        parameters: of the key's scheme.
-        secret: the secret context, serialised.
         limit_s: seconds that one ciphertext may take.
     """
 
-    def __init__(self, parameters: Parameters, secret: bytes, *, limit_s: float = 60.0) -> None:
-        self._parameters = parameters
-        self._secret = secret
+    def __init__(self, *, limit_s: float = 60.0) -> None:
         self._limit_s = limit_s
         self._child: subprocess.Popen[bytes] | None = None
-        self._closed = False
         self._lock = threading.Lock()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def pid(self) -> int | None:
         """The child's process, where one runs."""
         return None if self._child is None else self._child.pid
 
-    def decrypt(self, residues: Residues) -> tuple[npt.NDArray[Any], int]:
-        """Return the (slots,) numbers in a ciphertext, int64 or float64, and its noise budget in bits.
+    def decrypt(self, key: SessionKey, ciphertexts: Iterable[Residues]) -> Generator[Decrypted]:
+        """Yield the numbers and the noise budget of each ciphertext; other sessions wait until the last was taken.
 
         Raises:
-            IntegrityError: (decryption-failed) the child refused it, died, or took too long.
+            IntegrityError: (decryption-failed) the child refused one, died, or took too long.
         """
+        parameters = key.public.parameters
+        kind = np.int64 if parameters.scheme == "bfv" else np.float64
         with self._lock:
-            if self._closed:
-                raise _failed("the key was given up meanwhile")
             try:
                 child = self._running()
-                with _killed_after(self._limit_s, child):
-                    _send(child, np.ascontiguousarray(residues, dtype="<u8").tobytes())
-                    if _read(child, 1) != b"\0":
-                        raise _failed("the ciphertext is not valid")
-                    budget = _read(child, 1)[0]
-                    raw = _read(child, 8 * self._parameters.slots)
+                self._ask(child, b"K" + parameters.scheme.encode() + b"\0" + key.secret, 0)
+                for one in ciphertexts:
+                    body = np.ascontiguousarray(one, dtype="<u8").tobytes()
+                    answer = self._ask(child, b"C" + body, 1 + 8 * parameters.slots)
+                    yield np.frombuffer(answer, dtype=kind, offset=1), answer[0]
+                self._ask(child, b"F", 0)
             except (OSError, EOFError) as error:
                 self._stop()
                 raise _failed(f"the process that decrypts failed ({type(error).__name__})") from None
-        kind = np.int64 if self._parameters.scheme == "bfv" else np.float64
-        return np.frombuffer(raw, dtype=kind), budget
+            except (
+                BaseException
+            ):  # a refusal, or the caller stopped asking: the key does not stay with the child
+                self._stop()
+                raise
 
     def close(self) -> None:
-        """Stop the child; no other is started."""
+        """Stop the child."""
         with self._lock:
-            self._closed = True
             self._stop()
+
+    def _ask(self, child: subprocess.Popen[bytes], message: bytes, length: int) -> bytes:
+        """Send a message and return its answer, ``length`` bytes after the byte 0."""
+        with _killed_after(self._limit_s, child):
+            _send(child, message)
+            if _read(child, 1) != b"\0":
+                raise _failed("the library refused a ciphertext")
+            return _read(child, length)
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._child is not None and self._child.poll() is None:
@@ -106,10 +105,6 @@ class Decrypter:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0
         )
         self._child = child
-        with _killed_after(_START_S, child):
-            _send(child, self._parameters.scheme.encode())
-            _send(child, self._secret)
-            _read(child, 1)
         return child
 
     def _stop(self) -> None:

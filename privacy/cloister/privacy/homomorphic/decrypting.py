@@ -1,8 +1,14 @@
-"""The child process that holds the secret key and decrypts.
+"""The child process that decrypts; `child.Decrypter` is its parent.
 
-It reads from standard input and writes to standard output; its parent is `child.Decrypter`. First it is sent the scheme's name and the
-secret context, then ciphertexts, each of exactly the residues of one. For each it answers one byte (0 for good), the noise budget (one
-byte) and exactly ``slots`` numbers of 8 bytes, or the byte 1 and nothing.
+It reads messages from standard input, each a length of 8 bytes and a body whose first byte says what it is:
+
+====  ==================================  ==========================================================================================
+kind  body                                answer
+====  ==================================  ==========================================================================================
+``K`` scheme, a zero byte, secret context  one byte, 0
+``C`` the residues of one ciphertext       0, the noise budget (one byte) and exactly ``slots`` numbers of 8 bytes; or 1 and nothing
+``F`` nothing: forget the key              one byte, 0
+====  ==================================  ==========================================================================================
 
 Its limits are its own, set before it reads anything: memory, no core file (which would hold the key), no file may be written.
 """
@@ -13,16 +19,17 @@ import os
 import resource
 import struct
 import sys
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-import numpy as np
+if TYPE_CHECKING:
+    from cloister.privacy.homomorphic.vectors import Vectors
 
 __all__ = ["LENGTH", "main"]
 
 #: How each message to the child begins.
 LENGTH = struct.Struct("<Q")
 _MEMORY = 4 << 30
-_LONGEST = 1 << 20
+_LONGEST = 1 << 21
 
 
 def main() -> int:
@@ -30,26 +37,36 @@ def main() -> int:
     _limit()
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
-    scheme, context = _message(source), _message(source)
-    if scheme is None or context is None:
-        return 0
+    vectors: Vectors | None = None
+    while (message := _message(source)) is not None:
+        kind, body = message[:1], message[1:]
+        if kind == b"C" and vectors is not None:
+            sink.write(_decrypted(vectors, body))
+        else:
+            vectors = _made(body) if kind == b"K" else None
+            sink.write(b"\0")
+        sink.flush()
+    return 0
+
+
+def _made(body: bytes) -> Vectors:
     from cloister.privacy.homomorphic.parameters import parameters_of
     from cloister.privacy.homomorphic.vectors import Vectors
 
-    parameters = parameters_of(scheme.decode("ascii"))
-    vectors = Vectors(parameters, context)
+    scheme, _, context = body.partition(b"\0")
+    return Vectors(parameters_of(scheme.decode("ascii")), context)
+
+
+def _decrypted(vectors: Vectors, raw: bytes) -> bytes:
+    import numpy as np
+
+    parameters = vectors.parameters
     shape = (2, len(parameters.primes), parameters.degree)
-    sink.write(b"\0")
-    sink.flush()
-    while (raw := _message(source)) is not None:
-        try:
-            numbers, budget = vectors.decrypt(np.frombuffer(raw, dtype="<u8").reshape(shape))
-        except (ValueError, RuntimeError):
-            sink.write(b"\1")
-        else:
-            sink.write(bytes([0, min(max(budget, 0), 255)]) + numbers.tobytes())
-        sink.flush()
-    return 0
+    try:
+        numbers, budget = vectors.decrypt(np.frombuffer(raw, dtype="<u8").reshape(shape))
+    except (ValueError, RuntimeError):
+        return b"\1"
+    return bytes([0, min(max(budget, 0), 255)]) + numbers.tobytes()
 
 
 def _limit() -> None:

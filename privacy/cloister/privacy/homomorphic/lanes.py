@@ -17,11 +17,14 @@ a value outside its lane           not looked at here: the codec refused it befo
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from cloister.privacy.homomorphic.parameters import LANE_BITS
-from cloister.privacy.updates.rounding import Integers
 
-__all__ = ["packed", "unpacked"]
+__all__ = ["Integers", "packed", "unpacked"]
+
+#: As of `cloister.privacy.updates`, which would load torch: the key authority needs none.
+Integers = npt.NDArray[np.int64]
 
 _HALF = 1 << (LANE_BITS - 1)
 _MASK = (1 << LANE_BITS) - 1

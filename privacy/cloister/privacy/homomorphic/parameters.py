@@ -4,7 +4,7 @@
 scheme    N     coefficient moduli     plain                    values   bytes a value on the wire
 ========  ====  =====================  =======================  =======  ===============================
 ``bfv``   4096  40, 40 and 29 bits     a prime of 54 bits       8192     10 (two lanes of 27 bits a slot)
-``bfv``   4096  the same, same key     the same                 4096     20 (one lane of up to 53 bits)
+``bfv``   4096  the same, same key     the same                 4096     20 (one lane of 53 bits)
 ``ckks``  4096  54 and 55 bits         scale 2²⁵, rounded       2048     28
 ========  ====  =====================  =======================  =======  ===============================
 
@@ -15,14 +15,15 @@ Why 40, 40 and 29 bits and not 36, 36 and 37: a sum of 1000 fresh ciphertexts ke
 40 bits is 5 whole bytes.
 
 Formal guarantee: `Parameters.lanes` answers only if the sums of every session with that ``modulus_bits`` are exact: a lane of b bits holds
-sums in ``[-2^(b-1), 2^(b-1))``, and the manifest promises that ``cohort_size * largest`` is below ``2^(modulus_bits-1)``.
+sums in ``[-2^(b-1), 2^(b-1))``, and the manifest promises that ``cohort_size * largest`` is below ``2^(modulus_bits-1)``. One bit stays
+spare: half of all numbers in a lane are no sum that sites may send, which is how `opening` knows nonsense when it sees it.
 
 =====================================  ============================================
 case                                   outcome
 =====================================  ============================================
-``modulus_bits`` up to 27              two lanes (``bfv``), one (``ckks``)
-28 to 53                               one lane (``bfv``), ``SpecError`` (``ckks``)
-above 53                               ``SpecError`` (protection-range)
+``modulus_bits`` up to 26              two lanes (``bfv``), one (``ckks``)
+27 to 52                               one lane (``bfv``), ``SpecError`` (``ckks``)
+above 52                               ``SpecError`` (protection-range)
 ``masked``, another scheme             ``SpecError`` (protection-scheme)
 =====================================  ============================================
 """
@@ -39,6 +40,7 @@ __all__ = [
     "CKKS",
     "LANE_BITS",
     "LEAST_BUDGET",
+    "SUM_BITS",
     "WARNING",
     "HomomorphicScheme",
     "Parameters",
@@ -49,6 +51,8 @@ HomomorphicScheme = Literal["bfv", "ckks"]
 
 #: Bits of a lane where two share a slot.
 LANE_BITS = 27
+#: Most bits of a sum (a manifest's ``modulus_bits``) where two share a slot: one bit of each lane is spare.
+SUM_BITS = LANE_BITS - 1
 #: Fewest bits of noise budget that a sum must have left before the authority releases it.
 LEAST_BUDGET = 10
 #: What `ckks` costs in security; ``cloister check`` prints it.
@@ -73,7 +77,7 @@ class Parameters:
         slots: integers in one ciphertext.
         plain_modulus: t; 0 for ``ckks``.
         scale: Δ; 0 for ``bfv``.
-        reach: bits of the widest signed sum in a slot.
+        reach: bits of the widest signed number in a slot.
         digest: SEAL's hash (hex) of scheme, degree, moduli and plain modulus, which each ciphertext begins with.
     """
 
@@ -105,13 +109,13 @@ class Parameters:
         Raises:
             SpecError: (protection-range) such sums do not fit.
         """
-        if self.scheme == "bfv" and modulus_bits <= LANE_BITS:
+        if self.scheme == "bfv" and modulus_bits <= SUM_BITS:
             return 2
-        if modulus_bits <= self.reach:
+        if modulus_bits < self.reach:
             return 1
         raise SpecError(
-            f"a sum of {modulus_bits} bits does not fit into a slot of {self.scheme}, which holds {self.reach}",
-            remedy=f"use at most {LANE_BITS} bits, which is also the smallest on the wire",
+            f"a sum of {modulus_bits} bits does not fit into a slot of {self.scheme}, which holds {self.reach - 1}",
+            remedy=f"use at most {SUM_BITS} bits, which is also the smallest on the wire",
             code="protection-range",
         )
 
