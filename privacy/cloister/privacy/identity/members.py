@@ -56,6 +56,7 @@ class Purpose(StrEnum):
     CIPHERTEXT = "ciphertext"
     DECRYPTION = "decryption"
     CERTIFICATE = "certificate"
+    KEY = "key"
 
 
 @dataclass(frozen=True, kw_only=True)
