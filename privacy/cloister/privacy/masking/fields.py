@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from itertools import pairwise
 from typing import ClassVar, Self
 
@@ -69,7 +70,7 @@ class Message:
         Raises:
             IntegrityError: (masking-message) it is none.
         """
-        kinds = {field.name: _KINDS[str(field.type)] for field in fields(cls)}
+        kinds = _kinds_of(cls)  # type: ignore[arg-type] # a class is hashable
         if set(given) != set(kinds):
             raise malformed(cls, "it has other fields than it should")
         read: dict[str, object] = {}
@@ -83,6 +84,11 @@ class Message:
                 value = tuple(value)
             read[name] = value
         return cls(**read)
+
+
+@cache
+def _kinds_of(what: type[Message]) -> dict[str, tuple[type, type | None]]:
+    return {field.name: _KINDS[str(field.type)] for field in fields(what)}
 
 
 def malformed(what: type, why: str) -> IntegrityError:

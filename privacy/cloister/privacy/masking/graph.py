@@ -16,6 +16,7 @@ Bell et al. (2020), section 3: Harary graphs are connected unless two runs of ``
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
@@ -37,11 +38,16 @@ def neighbours(present: Sequence[int], degree: int, roster: bytes) -> dict[int, 
     if degree >= len(present) - 1:
         everybody = sorted(present)
         return {one: tuple(other for other in everybody if other != one) for one in everybody}
-    stretched = Scrypt(salt=_SALT, length=32, n=1 << 14, r=8, p=1).derive(roster)
+    stretched = _stretched(roster)
     ring = sorted(present, key=lambda number: hashed("place", stretched, number.to_bytes(4)))
     return {
         ring[place]: tuple(sorted(ring[at] for at in beside)) for place, beside in _harary(len(ring), degree)
     }
+
+
+@lru_cache(maxsize=16)
+def _stretched(roster: bytes) -> bytes:
+    return Scrypt(salt=_SALT, length=32, n=1 << 14, r=8, p=1).derive(roster)
 
 
 def _harary(count: int, degree: int) -> list[tuple[int, set[int]]]:

@@ -31,6 +31,7 @@ __all__ = [
     "hashed",
     "opened",
     "pair_key",
+    "private_key",
     "public_of",
     "sealed",
     "sealing_key",
@@ -43,6 +44,8 @@ KEY = 32
 #: Bytes that sealing adds: a nonce and a tag.
 OVERHEAD = 28
 _NONCE = 12
+#: Agrees on keys that nobody uses: every private key finds out a point of low order, as all are multiples of 8.
+_PROBE = X25519PrivateKey.from_private_bytes(bytes(KEY))
 
 
 def framed(*parts: bytes) -> bytes:
@@ -57,26 +60,33 @@ def hashed(purpose: str, *parts: bytes) -> bytes:
     return digest.finalize()
 
 
-def public_of(private: bytes) -> bytes:
+def private_key(drawn: bytes) -> X25519PrivateKey:
+    """Return the X25519 private key that any 32 bytes are."""
+    return X25519PrivateKey.from_private_bytes(drawn)
+
+
+def public_of(drawn: bytes) -> bytes:
     """Return the X25519 public key (32 bytes) of a private one (any 32 bytes)."""
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+    return private_key(drawn).public_key().public_bytes_raw()
 
 
 def usable(public: bytes) -> bool:
     """Return whether a key can be agreed on with ``public``: a point of low order would make it known to all."""
     try:
-        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(public))
+        _PROBE.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:
         return False
     return True
 
 
-def pair_key(private: bytes, public: bytes, *, manifest: bytes, low: str, high: str) -> bytes:
+def pair_key(private: X25519PrivateKey, public: bytes, *, manifest: bytes, low: str, high: str) -> bytes:
     """Return the key of the mask of two sites, of which ``low`` adds it and ``high`` subtracts it."""
     return _derived(_agreed(private, public), manifest, framed(b"pair", low.encode(), high.encode()))
 
 
-def sealing_key(private: bytes, public: bytes, *, manifest: bytes, source: str, target: str) -> bytes:
+def sealing_key(
+    private: X25519PrivateKey, public: bytes, *, manifest: bytes, source: str, target: str
+) -> bytes:
     """Return the key under which ``source`` seals what only ``target`` may open."""
     return _derived(_agreed(private, public), manifest, framed(b"seal", source.encode(), target.encode()))
 
@@ -100,8 +110,8 @@ def opened(key: bytes, ciphertext: bytes, *, bound: bytes) -> bytes | None:
         return None
 
 
-def _agreed(private: bytes, public: bytes) -> bytes:
-    return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
+def _agreed(private: X25519PrivateKey, public: bytes) -> bytes:
+    return private.exchange(X25519PublicKey.from_public_bytes(public))
 
 
 def _derived(secret: bytes, manifest: bytes, info: bytes) -> bytes:

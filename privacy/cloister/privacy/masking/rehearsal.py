@@ -1,4 +1,10 @@
-"""A whole session in memory, with sites that leave where they are told to: for tests, benchmarks and whoever wants to see it run.
+"""Whole sessions in memory, with sites that leave where they are told to: for tests, benchmarks and whoever wants to see one run.
+
+::
+
+    stage = Stage()
+    rehearsal = stage.rehearsal(5, leaves={"site-0001": Step.CONFIRM})
+    total = rehearsal.run(vectors)          # or advert(), share(), mask(vectors), confirm(), reveal(), server.result()
 
 Formal guarantee: every message goes through its flat form (`Message.to_fields`, ``from_fields``) and every site through its stored form after
 every step, so that a session here is the one that goes over a network, but for the network.
@@ -8,9 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from typing import Any
 
-from cloister.privacy.identity import Consortium, Identity
-from cloister.privacy.manifest import Floors, SignedManifest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from cloister.privacy.identity import Consortium, ConsortiumAuthority, Identity, Role
+from cloister.privacy.manifest import Floors, Manifest, SignedManifest, cohort_digest
 from cloister.privacy.masking.messages import (
     Advert,
     Confirmation,
@@ -21,11 +30,12 @@ from cloister.privacy.masking.messages import (
     SealedShares,
     Survivors,
 )
+from cloister.privacy.masking.parameters import parameters
 from cloister.privacy.masking.server import Refusal, ServerSession
 from cloister.privacy.masking.site import SiteSession
 from cloister.privacy.updates.modular import Residues
 
-__all__ = ["Rehearsal", "Step"]
+__all__ = ["Rehearsal", "Stage", "Step"]
 
 
 class Step(IntEnum):
@@ -145,3 +155,60 @@ class Rehearsal:
         if self._stored:
             fields = self.sites[name].to_fields()
             self.sites[name] = SiteSession.from_fields(self._identities[name], self._consortium, fields)
+
+
+class Stage:
+    """A consortium that was made up: as many sites as are asked for, and a server. Its keys are drawn afresh."""
+
+    def __init__(self) -> None:
+        self.authority = ConsortiumAuthority("Rehearsal", Ed25519PrivateKey.generate())
+        self.consortium: Consortium = self.authority.consortium()
+        self.coordinator = self.identity("server", Role.SERVER)
+        self._sites: list[Identity] = []
+
+    def identity(self, name: str, role: Role = Role.SITE) -> Identity:
+        """Return somebody new of the consortium."""
+        return self.authority.identity(name, role, Ed25519PrivateKey.generate())
+
+    def sites(self, count: int) -> list[Identity]:
+        """Return ``site-0000`` and so on, the same ones at every call."""
+        while len(self._sites) < count:
+            self._sites.append(self.identity(f"site-{len(self._sites):04d}"))
+        return self._sites[:count]
+
+    def manifest(self, count: int, **changes: Any) -> Manifest:
+        """Return a manifest for that many sites, with the parameters of `parameters`, but for ``changes``."""
+        degree, threshold = parameters(count)
+        plain: dict[str, Any] = {
+            "run": "rehearsal",
+            "round_number": 1,
+            "serial": 1,
+            "kind": "train",
+            "federation": "0" * 64,
+            "layout": "1" * 64,
+            "model": "2" * 64,
+            "cohort": cohort_digest(site.name for site in self.sites(count)),
+            "cohort_size": count,
+            "least": 3,
+            "threshold": threshold,
+            "degree": degree,
+            "size": 5,
+            "largest": 1,
+        }
+        return Manifest(**(plain | changes))
+
+    def signed(self, count: int, **changes: Any) -> SignedManifest:
+        """Return it with the server's signature."""
+        return self.manifest(count, **changes).signed(self.coordinator)
+
+    def rehearsal(
+        self,
+        count: int,
+        *,
+        leaves: Mapping[str, Step] | None = None,
+        stored: bool = True,
+        **changes: Any,
+    ) -> Rehearsal:
+        """Return a session of that many sites that has begun."""
+        signed = self.signed(count, **changes)
+        return Rehearsal(signed, self.consortium, self.sites(count), leaves=leaves, stored=stored)

@@ -76,7 +76,8 @@ class Unmasking:
     ) -> Iterator[tuple[bytes, int]]:
         for seed in seeds:
             yield keys.self_key(seed, manifest=self._digest), -1
-        for owner, secret in private.items():
+        for owner, drawn in private.items():
+            secret = keys.private_key(drawn)
             for peer in dropped[owner]:
                 low, high = sorted((owner, peer))
                 public = self._adverts[peer].mask_key
