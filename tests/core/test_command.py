@@ -441,7 +441,7 @@ class TestCheck:
         assert "per_round = 5" in said
         assert "# --set" in said
         assert "none: privacy.unit = 'none'" in said
-        assert "reconstructed" in said
+        assert "no single one" in said
         assert said.rstrip().endswith(f"next: cloister simulate {federation}")
 
     def test_traffic_is_four_bytes_a_parameter_and_site(self) -> None:
@@ -486,7 +486,9 @@ def small(*overrides: str) -> Loaded:
         "task": {"use": "sums.py:Sums"},
         "cohort": {"sites": 10, "partition": {"by": "iid"}},
     }
-    return parse_federation(document, base=Path(), overrides=["cohort.min_sites=3", *overrides])
+    return parse_federation(
+        document, base=Path(), overrides=["aggregation.protection=plain", "cohort.min_sites=3", *overrides]
+    )
 
 
 @pytest.fixture
@@ -719,6 +721,33 @@ class TestExposure:
         assert to_sites in found.site[0]
         assert "ε bounds" in " ".join(found.outsider)
         assert not any("mean training loss" in sentence for sentence in found.server)
+
+    @pytest.mark.parametrize(
+        ("protection", "rests_on"),
+        [
+            ("masked", "more than two thirds"),
+            ("bfv", "together with the key authority"),
+            ("ckks", "Li & Micciancio 2021"),
+        ],
+    )
+    def test_of_a_protected_federation_the_server_learns_sums_and_on_what_that_rests(
+        self, protection: str, rests_on: str
+    ) -> None:
+        server = exposure(small(f"aggregation.protection={protection}").spec).server
+        assert server[0].startswith("Of updates, their sum over at least 3 sites a round, and no single one")
+        assert rests_on in " ".join(server)
+        assert not any("in clear" in sentence or "Each site's" in sentence for sentence in server)
+
+    def test_whom_epsilon_holds_against_under_protection_is_said(self) -> None:
+        settings = "{{unit = '{}', noise_multiplier = 1.0, delta = 1e-3, clip = 1.0}}"
+        for unit, says in (
+            ("site", "ε does not hold against the server"),
+            ("site-distributed", "ε holds against the server, too"),
+        ):
+            loaded = small(
+                f"privacy={settings.format(unit)}", "aggregation.protection=masked", "evaluation.sites=false"
+            )
+            assert says in exposure(loaded.spec).server[0]
 
     def test_nobody_is_promised_that_they_learn_nothing(self) -> None:
         found = exposure(small().spec).as_dict()

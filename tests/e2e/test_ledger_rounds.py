@@ -175,7 +175,13 @@ def test_a_run_goes_on_without_a_site_whose_cap_is_reached(
     make_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = make_file(**TABLES)
-    made = run(path, tmp_path, "cohort.min_sites=2", sinks=(Meanwhile(tmp_path, plan_of(path)),))
+    made = run(
+        path,
+        tmp_path,
+        "aggregation.protection=plain",
+        "cohort.min_sites=2",
+        sinks=(Meanwhile(tmp_path, plan_of(path)),),
+    )
     lines = (made.run / "events.jsonl").read_text().splitlines()
     rounds = [event for event in map(json.loads, lines) if event["kind"] == "round"]
     assert [event["answered"] for event in rounds] == [3, 3, 2, 2]

@@ -26,7 +26,11 @@ from cloister.simulation.simulate import simulate
 from cloister.simulation.sites import SimulatedSites
 
 PRIVACY = {"unit": "record", "noise_multiplier": 1.3, "delta": 1e-4, "clip": 1.0, "sampling_rate": 0.1}
-TABLES: dict[str, dict[str, Any]] = {"training": {"local_steps": 5}, "privacy": PRIVACY}
+TABLES: dict[str, dict[str, Any]] = {
+    "training": {"local_steps": 5},
+    "privacy": PRIVACY,
+    "aggregation": {"protection": "plain"},
+}
 
 
 def run(path: Path, out: Path, *overrides: str) -> Any:

@@ -43,6 +43,7 @@ COHORT = {"per_round": "all", "min_sites": 3}
 def tables(unit: str, noise: float = 1.0, **more: Any) -> dict[str, dict[str, Any]]:
     return {
         "cohort": COHORT,
+        "aggregation": {"protection": "plain"},
         "privacy": {"unit": unit, "noise_multiplier": noise, "delta": 1e-3, "clip": CLIP, **more},
     }
 

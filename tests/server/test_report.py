@@ -58,7 +58,12 @@ def make_run(
     folder.mkdir(parents=True, exist_ok=True)
     planned = planned or max(rounds, 1)
     loaded = parse_federation(
-        {"federation": {"name": "heart", "rounds": planned, "seed": 7}, "task": {"use": "heart"}}, base=folder
+        {
+            "federation": {"name": "heart", "rounds": planned, "seed": 7},
+            "task": {"use": "heart"},
+            "aggregation": {"protection": "plain"},
+        },
+        base=folder,
     )
     (folder / "federation.toml").write_text(loaded.effective_toml())
     (folder / "origins.json").write_text(
@@ -260,7 +265,12 @@ def test_report_json_is_strict_and_keeps_its_contract(heart: ReportPaths) -> Non
 def test_build_report_gives_the_figures_that_are_written(heart: ReportPaths) -> None:
     history = Fold.of(read_events(heart.json.parent / "events.jsonl")).history()
     spec = parse_federation(
-        {"federation": {"name": "heart", "rounds": 6, "seed": 7}, "task": {"use": "heart"}}, base=Path()
+        {
+            "federation": {"name": "heart", "rounds": 6, "seed": 7},
+            "task": {"use": "heart"},
+            "aggregation": {"protection": "plain"},
+        },
+        base=Path(),
     )
     built = build_report(heart.json.parent, spec_effective=spec.effective(), history=history)
     assert built == strictly(heart.json)

@@ -23,6 +23,7 @@ def spec_of(unit: str) -> FederationSpec:
         "task": {"use": "heart"},
         "cohort": {"sites": 4, "min_sites": 2},
         "training": {"local_steps": 2},
+        "aggregation": {"protection": "plain"},
         "privacy": {"unit": unit, "noise_multiplier": 4.0, "delta": 1e-4, "clip": 1.0, **more},
     }
     return parse_federation(document, base=Path()).spec

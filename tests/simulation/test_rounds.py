@@ -75,7 +75,13 @@ class Federation:
     """A run over the local grid whose ClientApp may be wrapped by a hostile one."""
 
     def __init__(self, folder: Path, **tables: dict[str, Any]) -> None:
-        document = {"federation": {"name": "t", "rounds": 2}, "task": {"use": "line"}, **tables}
+        aggregation = {"protection": "plain", **tables.pop("aggregation", {})}
+        document = {
+            "federation": {"name": "t", "rounds": 2},
+            "task": {"use": "line"},
+            "aggregation": aggregation,
+            **tables,
+        }
         self.loaded = parse_federation(document, base=Path())
         self.folder = folder
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 
 from cloister.client.charging import Charge, SiteLedger, afford, release
 from cloister.client.incoming import Job, read_job
-from cloister.client.protecting import measured_values, outgoing_for, training_values
+from cloister.client.protecting import MakeArray, measured_values, outgoing_for, training_values
 from cloister.client.releasing import releasable
 from cloister.client.sessions import Credentials, SessionBook, Setting, answer_step
 from cloister.client.trainer import LocalResult, Trainer
@@ -38,8 +38,6 @@ from cloister.strategies.scaffold import client_control, correction
 __all__ = ["Site", "SiteSource", "Workbench", "make_client_app"]
 
 _log = logging.getLogger("cloister.client")
-
-MakeArray = Callable[[npt.NDArray[Any]], Array]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +122,7 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
         credentials=site.credentials,
         given=given,
         randomness=bench.randomness,
+        make_array=make_array,
     )
     done: list[LocalResult] = []
 
@@ -148,9 +147,7 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
         content[protocol.LEDGER] = ConfigRecord({protocol.LEDGER: told.to_json()})
     else:
         arrays = compute()
-    update = ArrayRecord()  # filled item by item: its constructor would copy and serialise each array
-    update.update({name: make_array(array) for name, array in outgoing.protect(arrays).items()})
-    content[protocol.UPDATE] = update
+    content.update(outgoing.protect(arrays))
     if outgoing.in_clear and plan is None and done[0].loss is not None:  # else the update leaves alone
         content[protocol.REPORT] = MetricRecord(
             {"loss": done[0].loss, "records": done[0].records, "steps": done[0].steps}
@@ -210,6 +207,7 @@ def _evaluate(message: Message, context: Context, source: SiteSource, make_array
         credentials=site.credentials,
         given=given,
         randomness=bench.randomness,
+        make_array=make_array,
     )
     bench.trainer.load(given[protocol.VECTOR])
     found = None
@@ -219,10 +217,7 @@ def _evaluate(message: Message, context: Context, source: SiteSource, make_array
         )
     if outgoing.in_clear:
         return RecordDict({protocol.REPORT: _reported(found)})
-    arrays = outgoing.protect(outgoing.encode(measured_values(found, setting.classes)))
-    update = ArrayRecord()
-    update.update({name: make_array(array) for name, array in arrays.items()})
-    return RecordDict({protocol.UPDATE: update})
+    return outgoing.protect(outgoing.encode(measured_values(found, setting.classes)))
 
 
 def _reported(found: Measurement | None) -> MetricRecord:
@@ -255,8 +250,7 @@ def _secure(message: Message, context: Context, source: SiteSource) -> RecordDic
             remedy="enrol the site",
             code="session-none",
         )
-    answer = answer_step(said, SessionBook(context.state, site.credentials), job, bench.setting())
-    return RecordDict({protocol.SECURE: answer})
+    return answer_step(said, SessionBook(context.state, site.credentials), job, bench.setting())
 
 
 def _start(message: Message, context: Context, source: SiteSource) -> tuple[Job, Workbench, Site]:

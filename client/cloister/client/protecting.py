@@ -9,15 +9,15 @@ an update in clear gets a refusal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Context, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from cloister.client.incoming import Job
-from cloister.client.sessions import Credentials, SessionBook, Setting, deliveries
+from cloister.client.sessions import Credentials, SessionBook, Setting, begin_encrypted, deliveries
 from cloister.client.trainer import LocalResult
 from cloister.core import protocol
 from cloister.core.digests import vectors_digest
@@ -25,14 +25,15 @@ from cloister.core.errors import IntegrityError
 from cloister.core.metrics import METRIC_RANGES, Measurement
 from cloister.core.randomness import Randomness
 from cloister.core.spec import RecordsCap
-from cloister.privacy.manifest import SumKind
+from cloister.privacy.manifest import Manifest, SumKind
 from cloister.privacy.noise import cipher_generator
 from cloister.privacy.sums import CUT, LOSS, TESTED, WEIGHT, Reals, SumCode, defined
 from cloister.privacy.updates import wrapped
 
-__all__ = ["Outgoing", "measured_values", "outgoing_for", "training_values"]
+__all__ = ["MakeArray", "Outgoing", "measured_values", "outgoing_for", "training_values"]
 
 Arrays = dict[str, npt.NDArray[Any]]
+MakeArray = Callable[[npt.NDArray[Any]], Array]
 
 _MASKED_BITS = 32
 
@@ -49,23 +50,30 @@ class Outgoing(Protocol):
         """Return what is kept and charged: the named ``values`` as they will be summed."""
         ...
 
-    def protect(self, arrays: Arrays) -> Arrays:
-        """Return what leaves; ``arrays`` may be overwritten."""
+    def protect(self, arrays: Arrays) -> RecordDict:
+        """Return what leaves, as the content of the reply; ``arrays`` may be overwritten."""
         ...
 
 
 class Clear:
-    """Everything leaves as it is."""
+    """Everything leaves as it is.
+
+    Args:
+        make_array: how a flat vector becomes a Flower ``Array``.
+    """
 
     in_clear = True
+
+    def __init__(self, make_array: MakeArray) -> None:
+        self._make_array = make_array
 
     def encode(self, values: Arrays) -> Arrays:
         """Return ``values``."""
         return values
 
-    def protect(self, arrays: Arrays) -> Arrays:
-        """Return ``arrays``."""
-        return arrays
+    def protect(self, arrays: Arrays) -> RecordDict:
+        """Return ``arrays`` as the update."""
+        return _update(arrays, self._make_array)
 
 
 class Masked:
@@ -76,28 +84,80 @@ class Masked:
         book: holds the session.
         said: the message's record of the session.
         rounding: what rounding is drawn from.
+        make_array: how a flat vector becomes a Flower ``Array``.
     """
 
     in_clear = False
 
     def __init__(
-        self, code: SumCode, book: SessionBook, said: Mapping[str, Any], rounding: np.random.Generator
+        self,
+        code: SumCode,
+        book: SessionBook,
+        said: Mapping[str, Any],
+        *,
+        rounding: np.random.Generator,
+        make_array: MakeArray,
     ) -> None:
         self._code = code
         self._book = book
         self._deliveries = deliveries(said)
         self._rounding = rounding
+        self._make_array = make_array
 
     def encode(self, values: Arrays) -> Arrays:
         """Return the integers modulo 2^32, without masks."""
         return {protocol.SUM: wrapped(written(self._code, values, self._rounding), _MASKED_BITS)}
 
-    def protect(self, arrays: Arrays) -> Arrays:
+    def protect(self, arrays: Arrays) -> RecordDict:
         """Return the same under masks, and keep the session."""
         session = self._book.session()
         masked = session.mask(self._deliveries, np.ascontiguousarray(arrays[protocol.SUM]))
         self._book.keep(session)
-        return {protocol.SUM: masked}
+        return _update({protocol.SUM: masked}, self._make_array)
+
+
+class Encrypted:
+    """A commitment to a ciphertext leaves; the ciphertext itself when all sites of the session have committed to theirs.
+
+    Args:
+        code: how the session's sum is written.
+        book: keeps the ciphertext until then.
+        said: the message's record of the session: its manifest, and the authority's key for it.
+        manifest: the manifest, checked.
+        rounding: what rounding is drawn from.
+    """
+
+    in_clear = False
+
+    def __init__(
+        self,
+        code: SumCode,
+        book: SessionBook,
+        said: Mapping[str, Any],
+        manifest: Manifest,
+        *,
+        rounding: np.random.Generator,
+    ) -> None:
+        from cloister.privacy.homomorphic import PublicCodec
+
+        key = said.get(protocol.KEY)
+        self._code = code
+        self._book = book
+        self._manifest = manifest
+        self._rounding = rounding
+        self._codec = PublicCodec(key if isinstance(key, bytes) else b"", book.credentials.consortium)
+
+    def encode(self, values: Arrays) -> Arrays:
+        """Return the integers, not encrypted."""
+        return {protocol.SUM: written(self._code, values, self._rounding)}
+
+    def protect(self, arrays: Arrays) -> RecordDict:
+        """Return the hash of their ciphertext, and keep the ciphertext."""
+        from cloister.privacy.homomorphic import commitment
+
+        container = self._codec.encrypt(arrays[protocol.SUM], self._manifest)
+        self._book.keep_ciphertext(self._manifest, container)
+        return RecordDict({protocol.SECURE: ConfigRecord({protocol.COMMITMENT: commitment(container)})})
 
 
 def outgoing_for(
@@ -110,6 +170,7 @@ def outgoing_for(
     credentials: Credentials | None,
     given: Arrays,
     randomness: Randomness,
+    make_array: MakeArray,
 ) -> Outgoing:
     """Return how the answer to ``message`` leaves.
 
@@ -122,13 +183,14 @@ def outgoing_for(
         credentials: who the site is; ``None`` where it has no identity.
         given: the vectors that it was sent.
         randomness: where rounding comes from.
+        make_array: how a flat vector becomes a Flower ``Array``.
 
     Raises:
         IntegrityError: no session, or one of another model, is under way: nothing may leave.
     """
     protection = setting.spec.aggregation.protection
     if protection == "plain":
-        return Clear()
+        return Clear(make_array)
     said = message.content.config_records.get(protocol.SECURE)
     if credentials is None or said is None:
         raise IntegrityError(
@@ -137,7 +199,9 @@ def outgoing_for(
             code="session-none",
         )
     book = SessionBook(context.state, credentials)
-    manifest = book.session().manifest
+    manifest = (
+        book.session().manifest if protection == "masked" else begin_encrypted(said, book, job, setting)
+    )
     if manifest.kind != kind or manifest.model != vectors_digest(given):
         raise IntegrityError(
             "the session's manifest names another model than the server sent, or another kind of sum",
@@ -148,7 +212,9 @@ def outgoing_for(
     rounding = cipher_generator(
         randomness, f"sum-rounding/{kind}", job.round_number, credentials.identity.name
     )
-    return Masked(code, book, said, rounding)
+    if protection == "masked":
+        return Masked(code, book, said, rounding=rounding, make_array=make_array)
+    return Encrypted(code, book, said, manifest, rounding=rounding)
 
 
 def training_values(setting: Setting, arrays: Arrays, result: LocalResult) -> Arrays:
@@ -197,6 +263,12 @@ def written(code: SumCode, values: Arrays, rounding: np.random.Generator) -> npt
         cut = any(part.cuts(values[part.name]) for part in code.parts if isinstance(part, Reals))
         values = {**values, CUT: _one(float(cut))}
     return code.encode({name: values[name] for name in names}, rounding)
+
+
+def _update(arrays: Arrays, make_array: MakeArray) -> RecordDict:
+    update = ArrayRecord()  # filled item by item: its constructor would copy and serialise each array
+    update.update({name: make_array(array) for name, array in arrays.items()})
+    return RecordDict({protocol.UPDATE: update})
 
 
 def _one(value: float) -> npt.NDArray[np.float64]:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from cloister.client.incoming import Job
 from cloister.core import protocol
@@ -37,9 +37,10 @@ from cloister.privacy.masking import (
 )
 from cloister.privacy.sums import SumCode, sum_code
 
-__all__ = ["Credentials", "SessionBook", "Setting", "answer_step", "deliveries"]
+__all__ = ["Credentials", "SessionBook", "Setting", "answer_step", "begin_encrypted", "deliveries"]
 
-_SESSION, _SEEN = "secure.session", "secure.seen"
+_SESSION, _SEEN, _CIPHERTEXT = "secure.session", "secure.seen", "secure.ciphertext"
+_DIGEST = 32
 _STATE = "state"
 _MARK = "\0"  # no name holds it: federation files refuse it
 
@@ -124,11 +125,7 @@ class SessionBook:
         """
         record = self._state.config_records.get(_SESSION)
         if record is None:
-            raise IntegrityError(
-                "there is no secure session under way at this site",
-                remedy="let the server begin a new session",
-                code="session-none",
-            )
+            raise _no_session()
         own = self.credentials
         return SiteSession.from_fields(own.identity, own.consortium, _unpacked(str(record[_STATE])))
 
@@ -136,6 +133,42 @@ class SessionBook:
         """Keep ``session``; it takes the place of another. As one text: Flower checks every entry of a record, at every message."""
         self._state[_SESSION] = ConfigRecord({_STATE: _packed(session.to_fields())})
         self._remember({"serial": max(self.newest, session.manifest.serial)})
+
+    def check_serial(self, manifest: Manifest) -> None:
+        """Check that a session is newer than all before it.
+
+        Raises:
+            IntegrityError: (manifest-replayed) it is not.
+        """
+        if manifest.serial <= self.newest:
+            raise IntegrityError(
+                f"the session's manifest has serial {manifest.serial}, and this site has seen {self.newest}",
+                remedy="let the server begin a new session",
+                code="manifest-replayed",
+            )
+
+    def keep_ciphertext(self, manifest: Manifest, container: bytes) -> None:
+        """Keep what this site committed to."""
+        self._state[_CIPHERTEXT] = ConfigRecord({"manifest": manifest.encoded, "container": container})
+        digest = cohort_digest([])  # who is in the sum is the authority's to see to: a round is opened once
+        self._remember(
+            {
+                "serial": manifest.serial,
+                manifest.kind: json.dumps([manifest.round_number, manifest.model, digest]),
+            }
+        )
+
+    def take_ciphertext(self) -> tuple[Manifest, bytes]:
+        """Return what this site committed to, once.
+
+        Raises:
+            IntegrityError: (session-none) there is none, or it was taken.
+        """
+        record = self._state.config_records.get(_CIPHERTEXT)
+        if record is None:
+            raise _no_session()
+        del self._state[_CIPHERTEXT]
+        return Manifest.decode(_bytes_of(record["manifest"])), _bytes_of(record["container"])
 
     def check_round(self, manifest: Manifest) -> None:
         """Check that ``manifest`` does not repeat a round that was unmasked, unless with the same model.
@@ -175,7 +208,7 @@ class SessionBook:
         self._state[_SEEN] = ConfigRecord({**self._seen(), **new})
 
 
-def answer_step(said: Mapping[str, Any], book: SessionBook, job: Job, setting: Setting) -> ConfigRecord:
+def answer_step(said: Mapping[str, Any], book: SessionBook, job: Job, setting: Setting) -> RecordDict:
     """Do one step of a session that is a query, and return what is answered.
 
     Args:
@@ -190,6 +223,8 @@ def answer_step(said: Mapping[str, Any], book: SessionBook, job: Job, setting: S
     """
     fields = {name: value for name, value in said.items() if name != protocol.STEP}
     step = said.get(protocol.STEP)
+    if step == protocol.SEAL:
+        return _sealed(fields, book)
     if step == protocol.ADVERT:
         return _told(_begin(fields, book, job, setting))
     session = book.session()
@@ -256,8 +291,42 @@ def _read(value: Any) -> Any:
     return [_read(entry) for entry in value] if isinstance(value, list) else value
 
 
-def _told(fields: Fields) -> ConfigRecord:
-    return ConfigRecord(dict(fields))
+def begin_encrypted(said: Mapping[str, Any], book: SessionBook, job: Job, setting: Setting) -> Manifest:
+    """Return the manifest of a session under encryption, checked: it comes with the message that asks for a share.
+
+    Raises:
+        IntegrityError: it does not hold, or is not newer than the last.
+        PolicyError: the site demands more than the session offers.
+    """
+    manifest = SignedManifest.from_fields(said).opened(book.credentials.consortium)
+    manifest.check_floors(book.credentials.floors)
+    book.check_serial(manifest)
+    setting.code(manifest, job)
+    book.check_round(manifest)
+    return manifest
+
+
+def _sealed(fields: Mapping[str, Any], book: SessionBook) -> RecordDict:
+    """Hand out the ciphertext that this site committed to, signed together with everybody's commitments; once."""
+    from cloister.privacy.homomorphic import seal
+
+    together = fields.get(protocol.TOGETHER)
+    manifest, container = book.take_ciphertext()
+    if not isinstance(together, bytes) or len(together) != _DIGEST:
+        raise IntegrityError("the commitments' digest is not 32 bytes", code="session-step")
+    sealed = seal(book.credentials.identity, manifest, container, together)
+    update = ArrayRecord()
+    update[protocol.SUM] = Array("uint8", (len(container),), f"cloister.{manifest.scheme}", sealed.container)
+    return RecordDict(
+        {
+            protocol.UPDATE: update,
+            protocol.SECURE: ConfigRecord({"signature": sealed.signature, "certificate": sealed.certificate}),
+        }
+    )
+
+
+def _told(fields: Fields) -> RecordDict:
+    return RecordDict({protocol.SECURE: ConfigRecord(dict(fields))})
 
 
 def _same(manifest: Manifest, wanted: Mapping[str, object]) -> None:
@@ -272,6 +341,18 @@ def _unfit(why: str) -> IntegrityError:
         remedy="use the same version of cloister at the server and at every site",
         code="manifest",
     )
+
+
+def _no_session() -> IntegrityError:
+    return IntegrityError(
+        "there is no secure session under way at this site",
+        remedy="let the server begin a new session",
+        code="session-none",
+    )
+
+
+def _bytes_of(value: object) -> bytes:
+    return value if isinstance(value, bytes) else b""
 
 
 def _unmasked_before(manifest: Manifest) -> IntegrityError:

@@ -56,12 +56,13 @@ def check(loaded: Loaded) -> dict[str, Any]:
     from cloister.core.resolve import build_model, described, load_task, notes_of, owners
     from cloister.core.update import Layout
 
+    task = load_task(loaded.spec.task, loaded.base)
+    splits = owners(task)
+    loaded = loaded if loaded.spec.cohort.sites else loaded.settled(len(splits))
     spec = loaded.spec
-    task = load_task(spec.task, loaded.base)
     warnings = check_federation(loaded, task)
     model = build_model(task, spec.federation.seed)
     layout = Layout.of(model)
-    splits = owners(task)
     warnings += check_records(loaded, splits)
     try_task(task, model, next(iter(splits.values())).train)
     described(task)
@@ -179,7 +180,7 @@ def predicted_traffic(spec: FederationSpec, parameters: int, cohort: float) -> d
 
 def _show(file: Path, loaded: Loaded, out: Outcome) -> None:
     found = out.result
-    out.say(_coloured(loaded.annotated_toml()))
+    out.say(_coloured(loaded.settled(found["sites"]).annotated_toml()))
     task, model, traffic = found["task"], found["model"], found["traffic"]
     classes = f", {len(task['classes'])} classes" if task["classes"] else ""
     evaluation = (

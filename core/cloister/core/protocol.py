@@ -17,8 +17,8 @@ round's clip, where it adapts. A ``query`` with `AFFORD` asks whether the site a
 the update's `VECTOR` is (2^k,) uint32, integers modulo 2^20; where the clip adapts, an update has also `WITHIN`: (1,) float32.
 ``report`` (numbers): what was measured at the site. ``refusal`` (text): a stable code and a message without data.
 ``secure`` (where updates are protected): a `STEP` of a secure session and what goes with it (`cloister.privacy.masking`): `ADVERT`, `SHARE`,
-`CONFIRM` and `REVEAL` are queries; with `ADD` a ``train`` or an ``evaluate`` brings what the site needs, and is answered with ``update`` alone,
-whose one array is `SUM`: integers under masks, or a ciphertext.
+`CONFIRM` and `REVEAL` are queries; with `ADD` a ``train`` or an ``evaluate`` brings what the site needs. Under masks it is answered with ``update`` alone, whose one array is
+`SUM`; under encryption with a `COMMITMENT`, and the query `SEAL` with ``update``, whose `SUM` is a ciphertext, and its signature.
 ``ledger`` (text, in private runs whose sites keep ledgers): in a job, what others saw of the site's ledger and signed, and heads of
 other sites; in a reply, the ledger's new head, what it has spent and its cap, and signatures of those heads. See `LEDGER`.
 """
@@ -30,10 +30,12 @@ __all__ = [
     "ADVERT",
     "AFFORD",
     "CLIP",
+    "COMMITMENT",
     "CONFIRM",
     "CONFUSION",
     "CONTROL",
     "JOB",
+    "KEY",
     "LEDGER",
     "METRIC",
     "MODEL",
@@ -41,12 +43,14 @@ __all__ = [
     "REFUSAL",
     "REPORT",
     "REVEAL",
+    "SEAL",
     "SECURE",
     "SECURE_QUERY",
     "SHARE",
     "SITE",
     "STEP",
     "SUM",
+    "TOGETHER",
     "UPDATE",
     "VECTOR",
     "WITHIN",
@@ -68,7 +72,9 @@ AFFORD = "afford"
 #: The record of a secure session's messages, its key for the step, and the steps.
 SECURE = "secure"
 STEP = "step"
-ADVERT, SHARE, ADD, CONFIRM, REVEAL = "advert", "share", "add", "confirm", "reveal"
+ADVERT, SHARE, ADD, CONFIRM, REVEAL, SEAL = "advert", "share", "add", "confirm", "reveal", "seal"
+#: Under encryption: the authority's key in ``add``, the commitment in its answer, the digest of all commitments in ``seal``.
+KEY, COMMITMENT, TOGETHER = "key", "commitment", "together"
 #: The type of the messages that are steps of nothing else.
 SECURE_QUERY = "query.secure"
 #: The one array of a protected reply.

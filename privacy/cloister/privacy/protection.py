@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from cloister.privacy.masking import parameters
-
 from cloister.core.spec import FederationSpec
+from cloister.privacy.homomorphic.parameters import SUM_BITS
+from cloister.privacy.masking import parameters
 from cloister.privacy.sums import Reals, sum_code
 
 __all__ = ["BITS", "predict"]
 
 #: Bits of the sums of each protection.
-BITS = {"masked": 32, "bfv": 27, "ckks": 27}
+BITS = {"masked": 32, "bfv": SUM_BITS, "ckks": SUM_BITS}
 
 
 def predict(spec: FederationSpec, size: int, *, classes: int, cohort: int) -> dict[str, Any]:

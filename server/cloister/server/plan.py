@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import numpy as np
 import numpy.typing as npt
 from flwr.app import Array
 
@@ -13,12 +14,25 @@ from cloister.core.metrics import Measurement
 from cloister.core.randomness import Randomness
 from cloister.core.spec import Loaded
 from cloister.core.update import Layout, Vector
+from cloister.privacy.homomorphic import SumRequest
 from cloister.privacy.identity import Consortium, Identity
 from cloister.server.checkpoints import Arrays, Checkpoint, CheckpointStore
 from cloister.server.events import EventBus
 from cloister.server.witnessing import Witnesses
 
-__all__ = ["RunPlan", "SecureSeat", "SiteMemory"]
+__all__ = ["Opener", "RunPlan", "SecureSeat", "SiteMemory"]
+
+
+class Opener(Protocol):
+    """A key authority, in process or over a network."""
+
+    def public(self, run: str, serial: int, scheme: Literal["bfv", "ckks"] = "bfv") -> bytes:
+        """Return the public key of a session, signed by the authority."""
+        ...
+
+    def decrypt(self, request: SumRequest) -> npt.NDArray[np.int64]:
+        """Return the sums of a session, once."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +42,12 @@ class SecureSeat:
     Attributes:
         identity: its own key and certificate.
         consortium: whose authority it trusts.
+        authority: opens sums under encryption; ``None`` where nothing is encrypted.
     """
 
     identity: Identity
     consortium: Consortium
+    authority: Opener | None = None
 
 
 class SiteMemory(Protocol):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, Message, MetricRecord
+from flwr.app import Array, ConfigRecord, Message, MetricRecord
 
 from cloister.core import protocol
 from cloister.core.decoding import LARGEST, decode_array
@@ -29,6 +29,8 @@ __all__ = [
     "CheckedUpdate",
     "Refused",
     "Wanted",
+    "check_ciphertext",
+    "check_commitment",
     "check_evaluation",
     "check_introduction",
     "check_step",
@@ -37,6 +39,7 @@ __all__ = [
 
 _TEXT_LIMIT = 300
 _MOST_RECORDS = 10**12
+_HASH = 32
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,42 @@ def check_step(answer: Answer) -> dict[str, Any] | Refused:
         return message
     said = message.content.config_records.get(protocol.SECURE)
     return Refused("wrong-records", "the step's fields are missing") if said is None else dict(said)
+
+
+def check_commitment(answer: Answer) -> tuple[bytes, CheckedUpdate | Refused]:
+    """Check the reply to a ``train`` or an ``evaluate`` message under encryption: a hash, and perhaps what is told of a ledger."""
+    message = _usable(answer, {protocol.SECURE}, {protocol.LEDGER})
+    if isinstance(message, Refused):
+        return b"", message
+    said = message.content.config_records.get(protocol.SECURE)
+    digest = None if said is None or set(said) != {protocol.COMMITMENT} else said[protocol.COMMITMENT]
+    if not isinstance(digest, bytes) or len(digest) != _HASH:
+        return b"", Refused("wrong-records", f"expected a commitment of {_HASH} bytes")
+    return digest, _alone(message, {})
+
+
+def check_ciphertext(answer: Answer, scheme: str) -> tuple[bytes, bytes, bytes] | Refused:
+    """Check the reply that hands out a ciphertext; return the container, its signature and the site's certificate, unread.
+
+    Args:
+        answer: what came back.
+        scheme: how the array says that it is serialised.
+    """
+    message = _usable(answer, {protocol.SECURE, protocol.UPDATE})
+    if isinstance(message, Refused):
+        return message
+    said = message.content.config_records.get(protocol.SECURE, ConfigRecord())
+    record = message.content.array_records.get(protocol.UPDATE)
+    signature, certificate = said.get("signature"), said.get("certificate")
+    if record is None or set(record) != {protocol.SUM} or set(said) != {"signature", "certificate"}:
+        return Refused("wrong-arrays", "expected one ciphertext and its signature")
+    array = record[protocol.SUM]
+    data = array.data
+    if not (isinstance(signature, bytes) and isinstance(certificate, bytes) and isinstance(data, bytes)):
+        return Refused("wrong-arrays", "expected one ciphertext and its signature")
+    if array.dtype != "uint8" or tuple(array.shape) != (len(data),) or array.stype != scheme:
+        return Refused("wrong-shape", f"the ciphertext is no uint8 ({len(data)},) of {scheme}")
+    return data, signature, certificate
 
 
 def check_introduction(answer: Answer, name: str) -> Refused | None:

@@ -6,20 +6,23 @@ The keys and seeds of the secure sessions themselves come from the operating sys
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cloister.client.sessions import Credentials
 from cloister.core.randomness import Randomness
+from cloister.privacy.homomorphic import KeyAuthority
 from cloister.privacy.identity import Consortium, ConsortiumAuthority, Identity, Role
 from cloister.privacy.manifest import Floors
 from cloister.server.plan import SecureSeat
 
 __all__ = ["SimulatedConsortium"]
 
-_SERVER = "server"
+_SERVER, _AUTHORITY = "server", "key authority"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,20 @@ class SimulatedConsortium:
     def seat(self) -> SecureSeat:
         """The server's key and certificate."""
         return SecureSeat(identity=self._identity(_SERVER, Role.SERVER), consortium=self.consortium)
+
+    @contextmanager
+    def seated(self, protection: str) -> Iterator[SecureSeat | None]:
+        """Give the server's seat for a run: with a key authority beside it where sums are encrypted, with none at all in clear."""
+        if protection == "plain":
+            yield None
+        elif protection == "masked":
+            yield self.seat
+        else:
+            authority = KeyAuthority.in_memory(self._identity(_AUTHORITY, Role.AUTHORITY), self.consortium)
+            try:
+                yield replace(self.seat, authority=authority)
+            finally:
+                authority.close()
 
     @cached_property
     def consortium(self) -> Consortium:

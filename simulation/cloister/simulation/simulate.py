@@ -69,7 +69,8 @@ def check(loaded: Loaded) -> str:
     Raises:
         CloisterError: whatever refused the run.
     """
-    return _prepare(_sites(loaded, None), loaded).fingerprint
+    loaded, sites = _sites(loaded, None)
+    return _prepare(sites, loaded).fingerprint
 
 
 def simulate(
@@ -99,7 +100,7 @@ def simulate(
         if loaded.spec.privacy.unit == "none" or ledgers is None
         else SimulatedLedgers(ledgers.absolute())
     )
-    sites = _sites(loaded, kept)
+    loaded, sites = _sites(loaded, kept)
     prepared = _prepare(sites, loaded)
     folder = RunFolder.create(out, loaded, ledgers=ledgers if kept else None)
     on_start(folder.path)
@@ -116,7 +117,7 @@ def resume(path: Path, *, engine: Engine, sinks: tuple[Sink, ...] = ()) -> RunRe
     try:
         ledgers = folder.ledgers
         kept = None if ledgers is None else SimulatedLedgers(ledgers)
-        sites = _sites(loaded, kept)
+        loaded, sites = _sites(loaded, kept)
         prepared = _prepare(sites, loaded)
     except BaseException:
         folder.close()
@@ -134,8 +135,13 @@ class _Prepared:
     fingerprint: str
 
 
-def _sites(loaded: Loaded, ledgers: SimulatedLedgers | None) -> SimulatedSites:
-    return SimulatedSites(json.dumps(loaded.effective()), loaded.base, ledgers)
+def _sites(loaded: Loaded, ledgers: SimulatedLedgers | None) -> tuple[Loaded, SimulatedSites]:
+    """Return the sites, and the file with what it left to their number."""
+    sites = SimulatedSites(json.dumps(loaded.effective()), loaded.base, ledgers)
+    settled = loaded if loaded.spec.cohort.sites else loaded.settled(len(sites.owners))
+    if settled is loaded:
+        return loaded, sites
+    return settled, SimulatedSites(json.dumps(settled.effective()), loaded.base, ledgers)
 
 
 def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
@@ -193,6 +199,7 @@ def _run(
         with (
             one_thread(),
             engine.open(sites) as opened,
+            sites.consortium.seated(spec.aggregation.protection) as seat,
         ):  # first: workers are forked before any sink starts a thread
             log = EventLog(folder.events)
             log.truncate(checkpoint.events_offset if checkpoint else 0)
@@ -217,7 +224,7 @@ def _run(
                     fingerprint=prepared.fingerprint,
                     run=folder.run,
                     witnesses=sites.ledgers.witnesses(spec) if sites.ledgers else None,
-                    secure=None if spec.aggregation.protection == "plain" else sites.consortium.seat,
+                    secure=seat,
                 )
                 release = partial(_release, folder, sites, prepared)
                 _finish(folder, sites, prepared, _rounds(opened, plan, bus, release), bus)

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from cloister.core.digests import federation_digest
 from cloister.core.errors import NotYetOffered, SpecError
 from cloister.core.spec.refusals import nearest, refusals
-from cloister.core.spec.tables import FederationSpec
+from cloister.core.spec.tables import LEAST_PROTECTED, FederationSpec
 from cloister.core.spec.writing import annotated_toml
 
 __all__ = [
@@ -104,6 +104,23 @@ class Loaded:
     def annotated_toml(self) -> str:
         """Return the effective file as TOML with one key a line and where its value came from in a comment."""
         return annotated_toml(self.effective(), self.origins)
+
+    def settled(self, sites: int) -> Loaded:
+        """Return the federation for ``sites`` sites, where the file says neither how many they are nor how updates are protected.
+
+        Fewer than three cannot be protected from each other by sums: their updates go in clear, and the run says so.
+        """
+        key = "aggregation.protection"
+        if self.origins[key] is not Origin.DEFAULT or self.spec.aggregation.protection == "plain":
+            return self
+        if sites >= LEAST_PROTECTED:
+            return self
+        tables = self.effective()
+        tables["aggregation"]["protection"] = "plain"
+        if self.origins["cohort.min_sites"] is Origin.DEFAULT:
+            del tables["cohort"]["min_sites"]
+        made = parse_federation(tables, base=self.base)
+        return Loaded(spec=made.spec, base=self.base, origins=self.origins)
 
     def digest(self) -> str:
         """Return SHA-256 (hex) over the effective file, the same whatever the file's layout."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from cloister.core.errors import SpecError
+from cloister.privacy.manifest import Scheme
+from cloister.privacy.protection import BITS
 from cloister.server.collecting import Collector
 from cloister.server.courier import Courier
 from cloister.server.gathering import Gatherer
-from cloister.server.plan import RunPlan
+from cloister.server.plan import RunPlan, SecureSeat
 from cloister.server.secure.collecting import SecureCollector
 from cloister.server.secure.manifests import Manifests
-from cloister.server.secure.masked import BITS, MaskedSums
+from cloister.server.secure.masked import MaskedSums
+from cloister.server.secure.summing import Summing
 
 __all__ = ["collector_for"]
 
@@ -29,5 +32,19 @@ def collector_for(plan: RunPlan, courier: Courier, gatherer: Gatherer) -> Collec
             remedy="provision the consortium first",
             code="identity-missing",
         )
-    sums = MaskedSums(courier, Manifests(plan, "masked", BITS), plan.secure)
-    return SecureCollector(plan, courier, gatherer, sums)
+    manifests = Manifests(plan, protection, BITS[protection])
+    return SecureCollector(plan, courier, gatherer, _sums(protection, courier, manifests, plan.secure))
+
+
+def _sums(protection: Scheme, courier: Courier, manifests: Manifests, seat: SecureSeat) -> Summing:
+    if protection in ("bfv", "ckks"):
+        from cloister.server.secure.encrypted import EncryptedSums  # TenSEAL only where it is used
+
+        if seat.authority is None:
+            raise SpecError(
+                f"aggregation.protection = '{protection}' needs a key authority, and the server knows none",
+                remedy="run 'cloister authority run' at a party that is not the server",
+                code="authority-missing",
+            )
+        return EncryptedSums(courier, manifests, seat, seat.authority, protection)
+    return MaskedSums(courier, manifests, seat)

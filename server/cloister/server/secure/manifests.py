@@ -20,6 +20,7 @@ class Manifests:
 
     def __init__(self, plan: RunPlan, scheme: Scheme, bits: int) -> None:
         self._plan = plan
+        self.run = plan.run
         self._spec: FederationSpec = plan.loaded.spec
         self._scheme: Scheme = scheme
         self._bits = bits
@@ -38,6 +39,11 @@ class Manifests:
             clip=clip,
         )
 
+    def next_serial(self) -> int:
+        """Return the number of a new session."""
+        self._serial = max(self._serial + 1, time.time_ns())
+        return self._serial
+
     def make(
         self,
         kind: SumKind,
@@ -47,6 +53,7 @@ class Manifests:
         vectors: Mapping[str, Vector],
         clip: float | None,
         graph: tuple[int, int],
+        serial: int | None = None,
         key: str = "",
     ) -> Manifest:
         """Return the manifest of one session.
@@ -58,15 +65,15 @@ class Manifests:
             vectors: what they are sent.
             clip: the round's clip, where it adapts.
             graph: (degree, threshold) of the sharing.
+            serial: of the session; a new one unless given.
             key: identifies the key that values are encrypted under.
         """
-        self._serial = max(self._serial + 1, time.time_ns())
         code = self.code(kind, most=len(names), clip=clip)
         degree, threshold = graph
         return Manifest(
             run=self._plan.run,
             round_number=number,
-            serial=self._serial,
+            serial=self.next_serial() if serial is None else serial,
             kind=kind,
             scheme=self._scheme,
             federation=self._federation,

@@ -33,10 +33,7 @@ from cloister.server.replies import CheckedUpdate, Refused, Wanted, check_step, 
 from cloister.server.secure.manifests import Manifests
 from cloister.server.secure.summing import Given, Heard, Summed
 
-__all__ = ["BITS", "MaskedSums"]
-
-#: Sums are taken modulo 2^32: a site's number is four bytes.
-BITS = 32
+__all__ = ["MaskedSums"]
 
 _Fields = Mapping[str, Any]
 
