@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,18 @@ def asked(rehearsal: Rehearsal, step: Step) -> Any:
     return server.survivors() if step is Step.CONFIRM else server.confirmations()
 
 
+def walked(rehearsal: Rehearsal, vectors: dict[str, Residues]) -> Iterator[Step]:
+    """Go through a session but for its last step, and stop before each step but the first."""
+    rehearsal.advert()
+    yield Step.SHARE
+    rehearsal.share()
+    yield Step.MASK
+    rehearsal.mask(vectors)
+    yield Step.CONFIRM
+    rehearsal.confirm()
+    yield Step.REVEAL
+
+
 def answer(site: SiteSession, step: Step, message: Any) -> None:
     """Let a site take a step."""
     if step is Step.SHARE:
@@ -49,24 +61,15 @@ class TestSteps:
     @pytest.fixture
     def states(self, stage: Stage, vectors: Vectors) -> list[Fields]:
         """The state of one site before each step but the first, and after the last."""
-        rehearsal, found = stage.rehearsal(4), []
-        for step in (
-            rehearsal.advert,
-            rehearsal.share,
-            lambda: rehearsal.mask(vectors(4)),
-            rehearsal.confirm,
-        ):
-            step()
-            found.append(rehearsal.sites[NAME].to_fields())
+        rehearsal = stage.rehearsal(4)
+        found = [rehearsal.sites[NAME].to_fields() for _ in walked(rehearsal, vectors(4))]
         rehearsal.reveal()
         return [*found, rehearsal.sites[NAME].to_fields()]
 
     def test_are_taken_once_and_in_order_also_after_a_restart(self, stage: Stage, vectors: Vectors) -> None:
         """Every step is asked for in every state; only the one that follows is answered."""
         rehearsal, messages, states = stage.rehearsal(4), {}, []
-        phases = (rehearsal.advert, rehearsal.share, lambda: rehearsal.mask(vectors(4)), rehearsal.confirm)
-        for phase, step in zip(phases, list(Step)[1:], strict=True):
-            phase()
+        for step in walked(rehearsal, vectors(4)):
             states.append(rehearsal.sites[NAME].to_fields())
             messages[step] = asked(rehearsal, step)
         rehearsal.reveal()

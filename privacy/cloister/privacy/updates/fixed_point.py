@@ -29,6 +29,8 @@ from cloister.privacy.updates.rounding import Integers
 __all__ = ["FixedPoint"]
 
 _FAR = float(2**62)
+#: Numbers that are rounded at a time.
+_BLOCK = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +66,19 @@ class FixedPoint:
             values: any shape, a floating type.
             generator: what the rounding is drawn from.
         """
-        scaled = values.astype(np.float64) * self.scale
-        if scaled.size and not float(np.abs(scaled).max()) < _FAR:
-            raise DataError(
-                "a number of the update is not finite, or too large to be summed",
-                remedy="lower training.optimizer.lr, or set training.gradient_clip",
-                code="update-not-finite",
-            )
-        scaled += generator.random(scaled.shape)
-        integers: Integers = np.floor(scaled, out=scaled).astype(np.int64)
-        return integers
+        flat, integers = values.reshape(-1), np.empty(values.size, dtype=np.int64)
+        for begin in range(0, flat.size, _BLOCK):  # all that is done to a block is done in the cache
+            scaled = flat[begin : begin + _BLOCK].astype(np.float64)
+            scaled *= self.scale
+            if not (float(scaled.max()) < _FAR and float(scaled.min()) > -_FAR):
+                raise DataError(
+                    "a number of the update is not finite, or too large to be summed",
+                    remedy="lower training.optimizer.lr, or set training.gradient_clip",
+                    code="update-not-finite",
+                )
+            scaled += generator.random(scaled.size)
+            integers[begin : begin + _BLOCK] = np.floor(scaled, out=scaled)
+        return integers.reshape(values.shape)
 
     def decode(self, total: Integers) -> Reals:
         """Return the reals that (a sum of) integers stand for."""

@@ -24,7 +24,8 @@ Residues = npt.NDArray[np.uint32]
 
 def wrapped(integers: Integers, bits: int = BITS) -> Residues:
     """Return integers modulo 2^bits (at most 32), each from 0 to 2^bits - 1."""
-    residues: Residues = (integers & ((1 << bits) - 1)).astype(np.uint32)
+    residues: Residues = integers.astype(np.uint32)  # modulo 2³²
+    residues &= np.uint32((1 << bits) - 1)
     return residues
 
 
