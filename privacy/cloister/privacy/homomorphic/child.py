@@ -86,6 +86,14 @@ class Decrypter:
         with self._lock:
             self._stop()
 
+    def _forget(self) -> None:
+        """Have the child forget its key, or kill it."""
+        if self._child is not None:
+            try:
+                self._ask(self._child, b"F", 0)
+            except (OSError, EOFError, IntegrityError):
+                self._stop()
+
     def _ask(self, child: subprocess.Popen[bytes], message: bytes, length: int) -> bytes:
         """Send a message and return its answer, ``length`` bytes after the byte 0."""
         with _killed_after(self._limit_s, child):
