@@ -120,11 +120,10 @@ def attacked(parties: Parties, keeper: KeyAuthority, count: int, seed: int) -> d
     """Have ``count`` mutated containers summed with two good ones, and return how often each refusal came (``exact``: the plain sum)."""
     generator = np.random.default_rng(seed)
     ends: dict[str, int] = {}
-    one: Session | None = None
+    foreign, one = session(parties, keeper), None
+    keeper.decrypt(asked(foreign, foreign.containers))  # its key is no longer kept
     for number in range(count):
-        if one is None:
-            one, foreign = (session(parties, keeper, size=100, run=run) for run in ("attack", "foreign"))
-            keeper.decrypt(asked(foreign, foreign.containers))  # its key is no longer kept
+        one = one or session(parties, keeper)
         changed = next(mutations(one.containers["site-2"], generator, foreign.containers["site-2"]))
         request = asked(one, {**one.containers, "site-2": changed})
         try:

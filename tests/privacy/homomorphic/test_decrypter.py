@@ -140,7 +140,8 @@ def test_a_key_is_forgotten_after_its_session_however_that_ended(
     next(answers)
     child = decrypter._child
     answers.close()
-    assert child is decrypter._child is not None
+    assert child is not None
+    assert decrypter._child is child
     assert decrypter._ask(child, b"C" + fresh(key).tobytes(), 0) == b""
     ((numbers, _),) = decrypter.decrypt(key, [fresh(key)])
     assert set(numbers.tolist()) == {7}
