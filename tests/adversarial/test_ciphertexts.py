@@ -313,3 +313,23 @@ def test_a_value_beyond_the_largest_is_noticed_where_the_sum_shows_it(
     with pytest.raises(IntegrityError) as refused:
         keeper.decrypt(asked(replace(one, manifest=small), containers))
     assert refused.value.code == "decryption-range"
+
+
+@pytest.mark.parametrize(
+    ("amount", "released"), [(1 << 10, True), (1 << 20, False), (1 << 30, False), (1 << 50, False)]
+)
+def test_what_ckks_adds_of_the_key_is_rounded_away_or_refused(
+    parties: Parties, keeper: KeyAuthority, amount: int, released: bool
+) -> None:
+    """(0, a) decrypts to a times the secret key: below a quarter of a step it is rounded away, above it numbers are no integers."""
+    one = session(parties, keeper, scheme="ckks")
+    form = Form.of(one.manifest)
+    probe: Residues = np.zeros((2, 1, form.parameters.degree), dtype=np.uint64)
+    probe[1] = amount  # a constant, in the form that CKKS keeps polynomials in
+    request = asked(one, {**one.containers, "site-2": form.write([probe])})
+    if released:
+        assert np.array_equal(keeper.decrypt(request), one.plain("site-0", "site-1"))
+        return
+    with pytest.raises(IntegrityError) as refused:
+        keeper.decrypt(request)
+    assert refused.value.code == "decryption-range"
