@@ -209,7 +209,9 @@ def machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "commit": _git("rev-parse", "HEAD"),
         "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "versions": {name: _version(name) for name in ("cloister", "flwr", "ray", "torch", "numpy")}
+        "versions": {
+            name: _version(name) for name in ("cloister", "flwr", "ray", "tenseal", "torch", "numpy")
+        }
         | {"python": platform.python_version()},
     }
 

@@ -124,6 +124,8 @@ class AuthorityService:
             return messages.PublicReply(public=self._authority.public(request.run, request.serial, scheme))
         except CloisterError as error:
             _refuse(context, error)
+        except Exception:  # noqa: BLE001 - its words may quote anything: they stay here
+            _fault(context)
 
     def _decrypt(
         self, requests: Iterator[messages.DecryptRequest], context: Any
@@ -144,6 +146,8 @@ class AuthorityService:
             _refuse(context, error)
         except _OutOfOrderError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except Exception:  # noqa: BLE001 - as above
+            _fault(context)
         finally:
             watch.cancel()
             self._room.release()
@@ -192,4 +196,10 @@ def _containers(requests: Iterator[messages.DecryptRequest], length: int) -> Ite
 def _refuse(context: Any, error: CloisterError) -> NoReturn:
     _LOG.warning("refused (%s): %s", error.code, error.message)
     context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal_to(error))
+    raise AssertionError("abort does not return")
+
+
+def _fault(context: Any) -> NoReturn:
+    _LOG.exception("a fault")
+    context.abort(grpc.StatusCode.INTERNAL, "internal")
     raise AssertionError("abort does not return")

@@ -71,20 +71,24 @@ class Decrypter:
                     body = np.ascontiguousarray(one, dtype="<u8").tobytes()
                     answer = self._ask(child, b"C" + body, 1 + 8 * parameters.slots)
                     yield np.frombuffer(answer, dtype=kind, offset=1), answer[0]
-                self._ask(child, b"F", 0)
             except (OSError, EOFError) as error:
                 self._stop()
                 raise _failed(f"the process that decrypts failed ({type(error).__name__})") from None
-            except (
-                BaseException
-            ):  # a refusal, or the caller stopped asking: the key does not stay with the child
-                self._stop()
-                raise
+            finally:  # however it ended, also where the caller stopped asking
+                self._forget()
 
     def close(self) -> None:
         """Stop the child."""
         with self._lock:
             self._stop()
+
+    def _forget(self) -> None:
+        """Have the child forget its key, or kill it."""
+        if self._child is not None:
+            try:
+                self._ask(self._child, b"F", 0)
+            except (OSError, EOFError, IntegrityError):
+                self._stop()
 
     def _ask(self, child: subprocess.Popen[bytes], message: bytes, length: int) -> bytes:
         """Send a message and return its answer, ``length`` bytes after the byte 0."""

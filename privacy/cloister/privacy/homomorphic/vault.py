@@ -166,9 +166,7 @@ class Vault:
             self._check_unspent(manifest.run, manifest.serial)
             found = self._keys.get((manifest.run, manifest.serial))
         if found is None:
-            raise key_refused(
-                f"the authority holds no key of session {manifest.serial} of run '{manifest.run}'"
-            )
+            raise _no_key(manifest)
         found.public.check(manifest)
         return found
 
@@ -180,11 +178,13 @@ class Vault:
             sites: how many are in its sum.
 
         Raises:
-            IntegrityError: (decryption-twice) it was decrypted before.
+            IntegrityError: (decryption-twice, ciphertext-key) it was decrypted before, or its key was destroyed meanwhile.
             StorageError: the record cannot be written: nothing may be decrypted.
         """
         with self._lock:
             self._check_unspent(manifest.run, manifest.serial)
+            if (manifest.run, manifest.serial) not in self._keys:
+                raise _no_key(manifest)
             if self._record is not None:
                 self._record.append(
                     {
@@ -255,6 +255,10 @@ class Vault:
                 path.unlink(missing_ok=True)  # a crash came between the record and the removal
             else:
                 self._keys[session] = key
+
+
+def _no_key(manifest: Manifest) -> IntegrityError:
+    return key_refused(f"the authority holds no key of session {manifest.serial} of run '{manifest.run}'")
 
 
 def _read_key(path: Path) -> SessionKey:
