@@ -1,13 +1,14 @@
 """Messages to the sites of one federation: what goes out with each, and who answered.
 
 One courier serves all that the server asks of sites: training, measurements, leave, and the steps of secure sessions. What comes back is handed
-on unread; `cloister.server.replies` reads it.
+on unread; `cloister.server.replies` reads it. Where the run keeps a transcript, each reply is written into it as it arrives.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -18,6 +19,7 @@ from cloister.core.update import Vector
 from cloister.server.directory import Directory
 from cloister.server.exchange import Answer, exchange
 from cloister.server.plan import RunPlan
+from cloister.server.transcript import Transcript
 
 __all__ = ["Courier"]
 
@@ -90,8 +92,22 @@ class Courier:
             for position, name in zip(cohort, names, strict=True)
         ]
         self._plan.bus.announce("asked", number, phase=phase or kind, sites=names)
-        for answer in exchange(self._grid, messages, wait_s=self._wait_s):
+        note = self._noting(kind, number, phase or kind, names, messages)
+        for answer in exchange(self._grid, messages, wait_s=self._wait_s, arrived=note):
             yield names[answer.position], answer
+
+    def _noting(
+        self, kind: str, number: int, phase: str, names: list[str], messages: Sequence[Message]
+    ) -> Callable[[Answer], None]:
+        """Write into the transcript what is asked, and return what writes down each answer."""
+        transcript = self._plan.transcript
+        if transcript is None:
+            return lambda _: None
+        records = [message.content.config_records.get(protocol.SECURE) for message in messages]
+        secure = [record for record in records if record is not None]
+        transcript.asked(kind, number, phase=phase, sites=names, secure=secure)
+        step = str(secure[0].get(protocol.STEP, "")) if secure else ""
+        return partial(_note, transcript, kind, number, phase, step, names)
 
     def _own(
         self,
@@ -110,3 +126,17 @@ class Courier:
         if secure is not None:
             own[protocol.SECURE] = secure(name)
         return RecordDict({**content, **own}) if own else content
+
+
+def _note(
+    transcript: Transcript,
+    kind: str,
+    number: int,
+    phase: str,
+    step: str,
+    names: Sequence[str],
+    answer: Answer,
+) -> None:
+    transcript.received(
+        kind, number, phase=phase, step=step, site=names[answer.position], answer=answer
+    )
