@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -19,7 +18,6 @@ from cloister.core.update import Vector
 from cloister.server.directory import Directory
 from cloister.server.exchange import Answer, exchange
 from cloister.server.plan import RunPlan
-from cloister.server.transcript import Transcript
 
 __all__ = ["Courier"]
 
@@ -107,7 +105,10 @@ class Courier:
         secure = [record for record in records if record is not None]
         transcript.asked(kind, number, phase=phase, sites=names, secure=secure)
         step = str(secure[0].get(protocol.STEP, "")) if secure else ""
-        return partial(_note, transcript, kind, number, phase, step, names)
+        about = {"phase": phase, "step": step}
+        return lambda answer: transcript.received(
+            kind, number, site=names[answer.position], answer=answer, **about
+        )
 
     def _own(
         self,
@@ -126,17 +127,3 @@ class Courier:
         if secure is not None:
             own[protocol.SECURE] = secure(name)
         return RecordDict({**content, **own}) if own else content
-
-
-def _note(
-    transcript: Transcript,
-    kind: str,
-    number: int,
-    phase: str,
-    step: str,
-    names: Sequence[str],
-    answer: Answer,
-) -> None:
-    transcript.received(
-        kind, number, phase=phase, step=step, site=names[answer.position], answer=answer
-    )

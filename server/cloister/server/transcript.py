@@ -68,6 +68,7 @@ LONGEST = 1 << 22
 _TOLD = frozenset({protocol.SECURE, protocol.LEDGER, protocol.REFUSAL, protocol.SITE})
 _NAME = 200
 _SAMPLE = 1 << 18
+_BLOCK = 1 << 16
 #: A value as long as this is written once and then referred to by its digest: certificates come with every session.
 _ONCE = 128
 _MOST_KNOWN = 1 << 14
@@ -87,9 +88,7 @@ class Transcript:
         IntegrityError: (transcript) what is there already is none.
     """
 
-    def __init__(
-        self, folder: Path, *, limit: int | None, protected: bool, about: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, folder: Path, *, limit: int | None, protected: bool, about: Mapping[str, Any]) -> None:
         self._path, self._limit, self._protected = folder / MESSAGES, limit, protected
         self._known: set[str] = set()
         self._files: list[int] = []
@@ -131,9 +130,7 @@ class Transcript:
             {"type": kind, "step": step, "phase": phase, "round": number, "sites": list(sites), "said": said},
         )
 
-    def received(
-        self, kind: str, number: int, *, phase: str, step: str, site: str, answer: Answer
-    ) -> None:
+    def received(self, kind: str, number: int, *, phase: str, step: str, site: str, answer: Answer) -> None:
         """Write down what came back from a site.
 
         Raises:
@@ -183,13 +180,13 @@ class Transcript:
 
     def _last(self) -> tuple[int, str]:
         """Remove a torn last line, and return the last whole line's number and hash."""
-        raw = self._path.read_bytes()
-        whole = raw[: raw.rfind(b"\n") + 1]
-        if len(whole) != len(raw):
-            os.ftruncate(self._lines, len(whole))
-        if not whole:
+        end = _newline_before(self._lines, os.fstat(self._lines).st_size)
+        if end != os.fstat(self._lines).st_size:
+            os.ftruncate(self._lines, end)
+        if not end:
             return 0, genesis()
-        last = whole[:-1].rpartition(b"\n")[2]
+        start = _newline_before(self._lines, end - 1)
+        last = os.pread(self._lines, end - 1 - start, start)
         try:
             return int(json.loads(last)["seq"]), hashlib.sha256(last).hexdigest()
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -242,7 +239,11 @@ class Transcript:
         return self._value(name, value, told=record in _TOLD)
 
     def _array(self, record: str, name: str, array: Array) -> dict[str, Any]:
-        said = {"name": name[:_NAME], "type": f"array:{str(array.dtype)[:32]}", "shape": list(array.shape)[:8]}
+        said: dict[str, Any] = {
+            "name": name[:_NAME],
+            "type": f"array:{str(array.dtype)[:32]}",
+            "shape": list(array.shape)[:8],
+        }
         vector = _vector(array) if (record, name) == (protocol.UPDATE, protocol.SUM) else None
         data = memoryview(_data(array)) if vector is None else vector.view(np.uint8).data
         said |= {"bytes": data.nbytes, "sha256": hashlib.sha256(data).hexdigest()}
@@ -289,6 +290,17 @@ def digest_of(kind: str, parts: Sequence[bytes]) -> str:
         found.update(len(part).to_bytes(8))
         found.update(part)
     return found.hexdigest()
+
+
+def _newline_before(file: int, end: int) -> int:
+    """Return the offset just after the last newline before ``end`` (0 where there is none)."""
+    while end:
+        start = max(0, end - _BLOCK)
+        found = os.pread(file, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def _parts(value: Any) -> tuple[str, list[bytes]]:

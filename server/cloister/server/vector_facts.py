@@ -75,7 +75,9 @@ def facts_of(vector: Residues, *, most: int | None = None) -> VectorFacts:
     numbers = near = even = pairs = 0
     lag = 0.0
     for part in _stretches(vector, most):
-        for place, row in enumerate(np.ascontiguousarray(part, dtype="<u4").view(np.uint8).reshape(-1, BYTES).T):
+        for place, row in enumerate(
+            np.ascontiguousarray(part, dtype="<u4").view(np.uint8).reshape(-1, BYTES).T
+        ):
             counts[place] += np.bincount(row, minlength=256)
         near += int(np.count_nonzero(part + np.uint32(1 << NEAR_BITS) < np.uint32(2 << NEAR_BITS)))
         even += int(np.count_nonzero(part & np.uint32((1 << EVEN_BITS) - 1) == 0))

@@ -100,13 +100,14 @@ def audit_transcript(folder: Path, *, authority: str | None = None) -> dict[str,
         complete = check_complete(record, events, [], protected=False)
         told = f"updates came in clear: aggregation.protection = '{protection}'; the server could read {len(found['clear_fields'])} kinds of field of each site"
         return found | {"verdict": "not protected", "reason": told, "checks": [asdict(complete)]}
-    return found | _protected(loaded, record, events, sessions, clear, start)
+    return found | _protected(loaded, record, events, sessions=sessions, clear=clear, start=start)
 
 
 def _protected(
     loaded: Loaded,
     record: Record,
     events: Sequence[Mapping[str, Any]],
+    *,
     sessions: Sequence[Session],
     clear: Sequence[Clear],
     start: Start,
@@ -154,7 +155,9 @@ def _protected(
 
 def _read(folder: Path) -> tuple[Loaded, Record]:
     if not (folder / "federation.toml").is_file():
-        raise UsageError(f"'{folder}' is no run: it has no federation.toml", remedy="name a folder under runs/")
+        raise UsageError(
+            f"'{folder}' is no run: it has no federation.toml", remedy="name a folder under runs/"
+        )
     loaded = load_federation(folder / "federation.toml")
     where = folder / "transcript"
     if not where.is_dir() and loaded.spec.audit.transcript == "off":
@@ -163,6 +166,8 @@ def _read(folder: Path) -> tuple[Loaded, Record]:
             remedy="run it again with --set audit.transcript=bounded",
             code="transcript-off",
         )
+    if not where.is_dir():
+        raise _unfit("there is none, and the run was to keep one", "transcript")
     return loaded, read_transcript(where)
 
 

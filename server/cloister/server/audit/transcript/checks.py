@@ -67,9 +67,7 @@ def check_complete(
     record: Record, events: Sequence[Mapping[str, Any]], looked: Sequence[Looked], *, protected: bool
 ) -> Check:
     """Check that every reply which the run's events speak of is in the transcript, and every sum that was used."""
-    there = Counter(
-        (line.round, line.type, line.site) for line in record.lines if isinstance(line, Received)
-    )
+    there = Counter((line.round, line.type, line.site) for line in record.lines if isinstance(line, Received))
     told = Counter(
         (event["round"], event["phase"], event["site"])
         for event in events
@@ -118,7 +116,8 @@ def _sums_missing(events: Sequence[Mapping[str, Any]], looked: Sequence[Looked])
 def check_clear(clear: Sequence[Clear]) -> Check:
     """Check that nothing came but what the protocol has."""
     wrong = [
-        f"round {one.reply.round}: '{one.reply.site}' sent {one.record}.{one.field} in clear: {one.tells}" for one in clear
+        f"round {one.reply.round}: '{one.reply.site}' sent {one.record}.{one.field} in clear: {one.tells}"
+        for one in clear
     ]
     return _verdict(
         "clear",
@@ -149,7 +148,9 @@ def check_signatures(looked: Sequence[Looked], *, run: str, federation: str) -> 
     good = f"{len(looked)} manifests are the server's, keys are signed by sites of the consortium, and each session's survivors signed one set"
     if strangers:
         good += f"; {strangers} keys were refused, as the server did"
-    return _verdict("signatures", "Who signed?", wrong, good, {"manifests": len(looked), "keys_refused": strangers})
+    return _verdict(
+        "signatures", "Who signed?", wrong, good, {"manifests": len(looked), "keys_refused": strangers}
+    )
 
 
 def check_fresh(looked: Sequence[Looked]) -> Check:
@@ -161,7 +162,11 @@ def check_fresh(looked: Sequence[Looked]) -> Check:
     for one in looked:
         title, manifest = one.session.title, one.session.manifest
         for site, public in one.found.public.items():
-            wrong += [f"{title}: '{site}' uses a key again that stood in {seen[key]}" for key in public if key in seen]
+            wrong += [
+                f"{title}: '{site}' uses a key again that stood in {seen[key]}"
+                for key in public
+                if key in seen
+            ]
             seen |= dict.fromkeys(public, title)
         wrong += [f"{title}: '{site}' sent two vectors under one set of masks" for site in one.found.twice]
         if manifest.serial <= serial:
@@ -215,7 +220,9 @@ def check_opening(looked: Sequence[Looked]) -> Check:
     for one in looked:
         title, least = one.session.title, one.session.manifest.least
         tried += len(one.found.left)
-        wrong += [f"{title}: the vector of '{site}' opens" for site, left in one.found.left.items() if not left]
+        wrong += [
+            f"{title}: the vector of '{site}' opens" for site, left in one.found.left.items() if not left
+        ]
         fewest = min(fewest, *one.found.left.values()) if one.found.left else fewest
         sums += [len(group) for group in one.found.groups]
         wrong += [
@@ -232,7 +239,13 @@ def check_opening(looked: Sequence[Looked]) -> Check:
     good = f"of {tried} vectors none opens with all shares that were revealed: at least {evidence['fewest_masks_left']} of its masks stay on each; "
     good += f"{len(sums)} sums open, the smallest over {evidence['smallest_sum']} sites"
     if not tried:
-        return Check(name="opening", question=_OPENING, verdict="not tested", reason="no vector arrived", evidence=evidence)
+        return Check(
+            name="opening",
+            question=_OPENING,
+            verdict="not tested",
+            reason="no vector arrived",
+            evidence=evidence,
+        )
     return _verdict("opening", _OPENING, wrong, good, evidence)
 
 
@@ -240,7 +253,12 @@ _OPENING = "Does anything open but the sum?"
 
 
 def check_sums(
-    looked: Sequence[Looked], events: Sequence[Mapping[str, Any]], spec: FederationSpec, *, size: int, classes: int
+    looked: Sequence[Looked],
+    events: Sequence[Mapping[str, Any]],
+    spec: FederationSpec,
+    *,
+    size: int,
+    classes: int,
 ) -> Check:
     """Check that the sums which open are those that the run used: the losses in its events are theirs."""
     losses: dict[tuple[int, str], list[float]] = defaultdict(list)
@@ -261,8 +279,14 @@ def check_sums(
         for event in events
         if event["kind"] == "evaluation" and event["where"] == "sites"
     ]
-    there = {(one.session.manifest.round_number, one.session.manifest.kind) for one in looked if one.found.opened is not None}
-    compared = [(number, kind, loss) for number, kind, loss in told if loss is not None and (number, kind) in there]
+    there = {
+        (one.session.manifest.round_number, one.session.manifest.kind)
+        for one in looked
+        if one.found.opened is not None
+    }
+    compared = [
+        (number, kind, loss) for number, kind, loss in told if loss is not None and (number, kind) in there
+    ]
     wrong = [
         f"round {number} ({kind}): the run tells of a loss of {loss:.6g}, and the sum in the transcript gives {losses[number, kind] or 'none'}"
         for number, kind, loss in compared
@@ -315,7 +339,13 @@ def check_uniform(tests: Sequence[Test], *, least: int) -> Check:
     good = f"{len(tests)} tests, the least p adjusted for all of them is {tests[0].adjusted:.2g}; a false alarm in a run has a chance of {ALARM:g}"
     if least < 80:
         good += f"; no site sent more than {least} numbers: their bytes were not tested"
-    return _verdict("uniform", _UNIFORM, wrong, good, {"tests": len(tests), "alarm": ALARM, "least_adjusted": tests[0].adjusted})
+    return _verdict(
+        "uniform",
+        _UNIFORM,
+        wrong,
+        good,
+        {"tests": len(tests), "alarm": ALARM, "least_adjusted": tests[0].adjusted},
+    )
 
 
 _UNIFORM = "Can the masked vectors be told from random numbers?"
@@ -326,4 +356,10 @@ def _verdict(name: str, question: str, wrong: Iterable[str], good: str, evidence
     if not found:
         return Check(name=name, question=question, verdict="passed", reason=good, evidence=evidence)
     reason = "; ".join(found[:_SHOWN]) + (f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
-    return Check(name=name, question=question, verdict="failed", reason=reason, evidence=evidence | {"faults": len(found)})
+    return Check(
+        name=name,
+        question=question,
+        verdict="failed",
+        reason=reason,
+        evidence=evidence | {"faults": len(found)},
+    )

@@ -76,7 +76,12 @@ def clear_in(reply: Received, session: Session | None) -> Iterator[Clear]:
                 yield _listed(reply, entry)
             if not entries:
                 yield Clear(
-                    reply=reply, record=record, field="(empty)", type="", nbytes=0, tells="that there is such a record"
+                    reply=reply,
+                    record=record,
+                    field="(empty)",
+                    type="",
+                    nbytes=0,
+                    tells="that there is such a record",
                 )
     if reply.unlisted:
         yield Clear(
@@ -102,9 +107,7 @@ def _fits(reply: Received, record: str, entries: list[Entry], session: Session |
     if session is None:
         return False
     if record == protocol.UPDATE:
-        return len(entries) == 1 and any(
-            entry in entries for site, entry in session.vectors() if site == reply.site
-        )
+        return reply.step == protocol.ADD and len(entries) == 1 and session.allows(entries[0])
     return record == protocol.SECURE and config and _is_step(reply.step, values)
 
 

@@ -24,7 +24,7 @@ the session ended early                         ``why`` says where; nothing has 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -121,30 +121,9 @@ def _replay(
     except ValueError:
         found.why = "the sites that were asked are not the manifest's cohort"
         return
-    complete = True
-
-    def vector(reply: Received) -> Refusal | None:
-        nonlocal complete
-        if reply.site not in held or reply.site not in session.survivors:
-            return Refusal("not-in-the-sum", "")
-        kept = held[reply.site]
-        complete &= kept is not None
-        return server.take_masked(
-            reply.site, np.zeros(session.manifest.size, dtype=np.uint32) if kept is None else kept
-        )
-
-    def fields(take: Callable[..., Refusal | None], reply: Received) -> Refusal | None:
-        return take(reply.site, reply.values(protocol.SECURE))
-
-    steps: tuple[tuple[str, Callable[[Received], Refusal | None], Callable[[], object]], ...] = (
-        (protocol.ADVERT, partial(fields, server.take_advert), server.end_adverts),
-        (protocol.SHARE, partial(fields, server.take_shares), server.end_shares),
-        (protocol.ADD, vector, server.end_masked),
-        (protocol.CONFIRM, partial(fields, server.take_confirmation), server.end_confirmations),
-        (protocol.REVEAL, partial(fields, server.take_reveal), server.result),
-    )
+    player = _Player(session, held, server)
     try:
-        for step, take, end in steps:
+        for step, take, end in player.steps():
             for reply in session.of(step):
                 refused = take(reply)
                 if refused is not None and protocol.REFUSAL not in reply.records:
@@ -155,10 +134,40 @@ def _replay(
     except (PeersMissing, IntegrityError) as error:
         found.why = error.message
         return
-    if complete and isinstance(result, np.ndarray):
+    if player.complete and isinstance(result, np.ndarray):
         found.opened = result
     else:
         found.why = "the vectors of this session were not kept: its sum cannot be opened again"
+
+
+@dataclass
+class _Player:
+    """Hands what was received to the server's own session."""
+
+    session: Session
+    held: Mapping[str, Residues | None]
+    server: ServerSession
+    complete: bool = True
+
+    def steps(self) -> Iterator[tuple[str, Callable[[Received], Refusal | None], Callable[[], object]]]:
+        """Yield each step, what takes a reply of it, and what ends it."""
+        server = self.server
+        yield protocol.ADVERT, partial(self._fields, server.take_advert), server.end_adverts
+        yield protocol.SHARE, partial(self._fields, server.take_shares), server.end_shares
+        yield protocol.ADD, self._vector, server.end_masked
+        yield protocol.CONFIRM, partial(self._fields, server.take_confirmation), server.end_confirmations
+        yield protocol.REVEAL, partial(self._fields, server.take_reveal), server.result
+
+    def _fields(self, take: Callable[..., Refusal | None], reply: Received) -> Refusal | None:
+        return take(reply.site, reply.values(protocol.SECURE))
+
+    def _vector(self, reply: Received) -> Refusal | None:
+        if reply.site not in self.held or reply.site not in self.session.survivors:
+            return Refusal("not-in-the-sum", "")
+        kept = self.held[reply.site]
+        self.complete &= kept is not None
+        nothing = np.zeros(self.session.manifest.size, dtype=np.uint32)
+        return self.server.take_masked(reply.site, nothing if kept is None else kept)
 
 
 class _Attack:
@@ -211,10 +220,16 @@ class _Attack:
 
     def _secrets(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """Rebuild what can be rebuilt, and count the shares."""
-        shares: dict[str, dict[str, dict[int, bytes]]] = {"seeds": defaultdict(dict), "keys": defaultdict(dict)}
+        shares: dict[str, dict[str, dict[int, bytes]]] = {
+            "seeds": defaultdict(dict),
+            "keys": defaultdict(dict),
+        }
         for reply in self._session.of(protocol.REVEAL):
             values = reply.values(protocol.SECURE)
-            for kind, owners, given in (("seeds", "seeds_of", "seed_shares"), ("keys", "keys_of", "key_shares")):
+            for kind, owners, given in (
+                ("seeds", "seeds_of", "seed_shares"),
+                ("keys", "keys_of", "key_shares"),
+            ):
                 for owner, share in zip(_list(values.get(owners)), _list(values.get(given)), strict=False):
                     if isinstance(owner, str) and isinstance(share, bytes) and reply.site in self._number:
                         shares[kind][owner][self._number[reply.site] + 1] = share

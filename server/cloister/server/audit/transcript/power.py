@@ -64,7 +64,9 @@ def power(group: str, means: Sequence[Residues], tests: int) -> list[Planted]:
     planted = {
         "no mask": plain,
         "low half masked": [mean + low for mean, low in zip(plain, halves, strict=True)],
-        "high half masked": [mean + (low << np.uint32(_HALF)) for mean, low in zip(plain, halves, strict=True)],
+        "high half masked": [
+            mean + (low << np.uint32(_HALF)) for mean, low in zip(plain, halves, strict=True)
+        ],
     }
     found = [_planted(group, fault, _least(rows[:1]), _least(rows), tests) for fault, rows in planted.items()]
     if len(plain) > 1:

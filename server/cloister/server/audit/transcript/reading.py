@@ -231,7 +231,7 @@ class _Line:
 
     def all_read(self) -> None:
         if self._left:
-            raise self.unfit(f"it has a key too many: {sorted(self._left)[0][:40]!r}")
+            raise self.unfit(f"it has a key too many: {min(self._left)[:40]!r}")
 
     def unfit(self, why: str, code: str = "transcript") -> IntegrityError:
         return _unfit(f"line {self.number} of '{MESSAGES}': {why}", code)
@@ -275,7 +275,10 @@ def _start(line: _Line) -> Start:
 def _asked(known: dict[str, Any], line: _Line) -> Asked:
     said = [_entry(one, "", "config", known) for one in line.objects("said")]
     return Asked(
-        seq=line.number, **_common(line), sites=line.texts("sites"), said={one.name: one.value for one in said}
+        seq=line.number,
+        **_common(line),
+        sites=line.texts("sites"),
+        said={one.name: one.value for one in said},
     )
 
 
@@ -329,7 +332,9 @@ def _entry(one: _Line, record: str, kind: str, known: dict[str, Any]) -> Entry:
     parts = read.value if isinstance(read.value, list) else [read.value]
     raw = [_bytes(part) for part in parts]
     if (sum(map(len, raw)), digest_of(read.type, raw)) != (read.nbytes, read.sha256):
-        raise one.unfit(f"the value of '{read.name[:40]}' is not the one that was received", "transcript-digest")
+        raise one.unfit(
+            f"the value of '{read.name[:40]}' is not the one that was received", "transcript-digest"
+        )
     known[read.sha256] = read.value
     return read
 
@@ -338,7 +343,9 @@ def _value(one: _Line, form: str) -> Any:
     value = one.maybe("value", str, int, list)
     if value is None or not form.startswith("bytes"):
         return value
-    return [_plain_bytes(one, part) for part in value] if isinstance(value, list) else _plain_bytes(one, value)
+    return (
+        [_plain_bytes(one, part) for part in value] if isinstance(value, list) else _plain_bytes(one, value)
+    )
 
 
 def _bytes(part: Any) -> bytes:

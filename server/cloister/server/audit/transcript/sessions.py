@@ -50,13 +50,13 @@ class Session:
         """Yield site and entry of each protected vector that the manifest allows for."""
         for reply in self.of(protocol.ADD):
             for entry in reply.entries:
-                if (entry.record, entry.name, entry.type, entry.shape) == (
-                    protocol.UPDATE,
-                    protocol.SUM,
-                    "array:uint32",
-                    (self.manifest.size,),
-                ):
+                if self.allows(entry):
                     yield reply.site, entry
+
+    def allows(self, entry: Entry) -> bool:
+        """Return whether a field is a vector of the manifest's length."""
+        wanted = (protocol.UPDATE, protocol.SUM, "array:uint32", (self.manifest.size,))
+        return (entry.record, entry.name, entry.type, entry.shape) == wanted
 
     @property
     def survivors(self) -> tuple[str, ...]:
@@ -91,7 +91,10 @@ def _open(sessions: list[Session], asked: Asked) -> None:
         if not sessions or sessions[-1].signed != signed:
             sessions.append(
                 Session(
-                    manifest=Manifest.decode(signed.encoded), signed=signed, names=asked.sites, time=asked.time
+                    manifest=Manifest.decode(signed.encoded),
+                    signed=signed,
+                    names=asked.sites,
+                    time=asked.time,
                 )
             )
     elif asked.step == protocol.CONFIRM and sessions:

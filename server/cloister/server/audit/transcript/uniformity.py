@@ -32,6 +32,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -187,24 +188,28 @@ def _of_pool(pool: Sequence[Sample]) -> Iterator[Test]:
 def _chi_square(cells: npt.NDArray[np.int64]) -> float:
     expected = cells.sum() / cells.size
     statistic = float(((cells - expected) ** 2).sum() / expected)
-    return _two_sided(
-        float(stats.chi2.cdf(statistic, cells.size - 1)), float(stats.chi2.sf(statistic, cells.size - 1))
-    )
+    step = 2 / float(expected)  # the statistic's own: a perfectly even count has a chance, too
+    low = float(stats.chi2.cdf(statistic + step, cells.size - 1))
+    return _two_sided(low, float(stats.chi2.sf(statistic, cells.size - 1)))
 
 
 def _of_one(sample: Sample) -> Iterator[Test]:
     numbers = sample.facts.numbers
     for name, count, chance in (("near", sample.facts.near, NEAR), ("even", sample.facts.even, EVEN)):
-        low = float(stats.binom.cdf(count, numbers, chance))
-        high = float(stats.binom.sf(count - 1, numbers, chance))
         yield Test(
             name=name,
             site=sample.site,
             group=_label(sample),
             rounds=str(sample.round),
             numbers=numbers,
-            p=_two_sided(low, high),
+            p=_binomial(count, numbers, chance),
         )
+
+
+@lru_cache(maxsize=1 << 14)
+def _binomial(count: int, numbers: int, chance: float) -> float:
+    low = float(stats.binom.cdf(count, numbers, chance))
+    return _two_sided(low, float(stats.binom.sf(count - 1, numbers, chance)))
 
 
 def _closest_pair(samples: Sequence[Sample], site: str, name: str) -> Iterator[Test]:
@@ -214,7 +219,11 @@ def _closest_pair(samples: Sequence[Sample], site: str, name: str) -> Iterator[T
     yield Test(
         name=name,
         site=site,
-        group=_label(samples[0]) if len({one.group for one in samples}) == 1 else _OFF if samples[0].rest else "all kinds",
+        group=_label(samples[0])
+        if len({one.group for one in samples}) == 1
+        else _OFF
+        if samples[0].rest
+        else "all kinds",
         rounds=f"{rounds[0]} to {rounds[-1]}" if len(rounds) > 1 else str(rounds[0]),
         numbers=sum(len(one.facts.head) for one in samples),
         p=closest([one.facts.head for one in samples]),
