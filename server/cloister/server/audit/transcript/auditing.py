@@ -24,12 +24,15 @@ sessions of a scheme that this version cannot examine   check ``scheme`` failed
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cloister.core.errors import IntegrityError, UsageError
 from cloister.core.spec import Loaded, load_federation
@@ -66,7 +69,7 @@ def audit_transcript(folder: Path, *, authority: str | None = None) -> dict[str,
 
     Args:
         folder: the run's.
-        authority: SHA-256 (hex) of the consortium's certificate, where it is known; else the transcript's own word is taken for it.
+        authority: public key (hex) of the consortium's authority, where it is known; else the transcript's own word is taken for it.
 
     Raises:
         UsageError: it is no run's folder, or no transcript was to be kept.
@@ -75,10 +78,10 @@ def audit_transcript(folder: Path, *, authority: str | None = None) -> dict[str,
     loaded, record = _read(folder)
     events = list(read_events(folder / "events.jsonl"))
     start = _check_origin(record, loaded, events)
-    fingerprint = None if start.authority is None else hashlib.sha256(start.authority).hexdigest()
-    if authority is not None and authority.lower() != fingerprint:
+    key = _key_of(start.authority)
+    if authority is not None and authority.lower() != key:
         raise IntegrityError(
-            f"the transcript names an authority with the fingerprint {fingerprint}, and not {authority}",
+            f"the transcript names an authority with the public key {key}, and not {authority}",
             remedy="find out whose certificates the run used",
             code="identity",
         )
@@ -91,7 +94,7 @@ def audit_transcript(folder: Path, *, authority: str | None = None) -> dict[str,
         "protection": protection,
         "messages": sum(isinstance(line, Received) for line in record.lines),
         "starts": sum(isinstance(line, Start) for line in record.lines),
-        "authority": fingerprint,
+        "authority": key,
         "authority_given": authority is not None,
         "clear_fields": _summed(clear),
         "allowed": ALLOWED,
@@ -175,8 +178,11 @@ def _check_origin(record: Record, loaded: Loaded, events: Sequence[Mapping[str, 
     """Check that the transcript is this run's, and that lines which its events name are so; return its first line."""
     starts = [line for line in record.lines if isinstance(line, Start)]
     first = starts[0]
-    if any((one.run, one.authority) != (first.run, first.authority) for one in starts) or any(
-        one.federation != loaded.digest() for one in starts
+    keys = {_key_of(one.authority) for one in starts}
+    if (
+        len(keys) > 1
+        or any(one.run != first.run for one in starts)
+        or any(one.federation != loaded.digest() for one in starts)
     ):
         raise _unfit("it is of another run or federation than the folder", "transcript")
     for event in events:
@@ -193,6 +199,19 @@ def _check_origin(record: Record, loaded: Loaded, events: Sequence[Mapping[str, 
                     "transcript-chain",
                 )
     return first
+
+
+def _key_of(authority: bytes | None) -> str | None:
+    """Return the public key of an authority's certificate: a simulation issues a new certificate for it each time it goes on."""
+    if authority is None:
+        return None
+    try:
+        key = x509.load_der_x509_certificate(authority).public_key()
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise _unfit("the certificate of the consortium's authority is none", "identity")
+    return key.public_bytes_raw().hex()
 
 
 def _clear(record: Record, sessions: Sequence[Session], outside: Sequence[Received]) -> list[Clear]:

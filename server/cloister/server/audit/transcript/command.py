@@ -30,7 +30,7 @@ def transcript_command(
         typer.Option(
             "--authority",
             metavar="HEX",
-            help="SHA-256 of the certificate that the consortium's authority must have.",
+            help="The public key that the consortium's authority must have.",
             show_default=False,
         ),
     ] = None,

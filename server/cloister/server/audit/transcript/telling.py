@@ -40,7 +40,7 @@ def told(found: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield "\n" + decryption_text(found["decryption"])
     if found["authority"] and not found["authority_given"]:
         yield (
-            f"signatures are checked against the authority with the fingerprint {found['authority']},\n"
+            f"signatures are checked against the authority with the public key {found['authority']},\n"
             "which the transcript names itself: compare it with your consortium's, or give --authority"
         )
     yield visible(f"\nverdict: {found['verdict']}: {found['reason']}")
