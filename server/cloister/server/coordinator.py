@@ -154,6 +154,7 @@ class Coordinator:
             bytes_down=collected.bytes_down,
             bytes_up=collected.bytes_up,
             seconds=clock.seconds,
+            **({} if self._plan.transcript is None else {"transcript": self._plan.transcript.head()}),
         )
         if self._plan.witnesses is not None:
             self._plan.witnesses.save()
@@ -231,6 +232,8 @@ class Coordinator:
         arrays |= {f"gathering.{name}": array for name, array in self._gatherer.arrays().items()}
         if self._plan.memory is not None:
             arrays |= {f"site.{name}": array for name, array in self._plan.memory.arrays().items()}
+        if self._plan.transcript is not None:
+            self._plan.transcript.sync()  # first: events of a checkpoint name lines of it
         self._plan.bus.sync()
         self._plan.store.save(
             Checkpoint(

@@ -1,13 +1,13 @@
 """Messages to the sites of one federation: what goes out with each, and who answered.
 
 One courier serves all that the server asks of sites: training, measurements, leave, and the steps of secure sessions. What comes back is handed
-on unread; `cloister.server.replies` reads it.
+on unread; `cloister.server.replies` reads it. Where the run keeps a transcript, each reply is written into it as it arrives.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -90,8 +90,25 @@ class Courier:
             for position, name in zip(cohort, names, strict=True)
         ]
         self._plan.bus.announce("asked", number, phase=phase or kind, sites=names)
-        for answer in exchange(self._grid, messages, wait_s=self._wait_s):
+        note = self._noting(kind, number, phase or kind, names, messages)
+        for answer in exchange(self._grid, messages, wait_s=self._wait_s, arrived=note):
             yield names[answer.position], answer
+
+    def _noting(
+        self, kind: str, number: int, phase: str, names: list[str], messages: Sequence[Message]
+    ) -> Callable[[Answer], None]:
+        """Write into the transcript what is asked, and return what writes down each answer."""
+        transcript = self._plan.transcript
+        if transcript is None:
+            return lambda _: None
+        records = [message.content.config_records.get(protocol.SECURE) for message in messages]
+        secure = [record for record in records if record is not None]
+        transcript.asked(kind, number, phase=phase, sites=names, secure=secure)
+        step = str(secure[0].get(protocol.STEP, "")) if secure else ""
+        about = {"phase": phase, "step": step}
+        return lambda answer: transcript.received(
+            kind, number, site=names[answer.position], answer=answer, **about
+        )
 
     def _own(
         self,

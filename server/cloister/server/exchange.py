@@ -8,7 +8,7 @@ that they answer (Flower reports a lost node's error under another node's number
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -37,13 +37,20 @@ class Answer:
     seconds: float
 
 
-def exchange(grid: Grid, messages: Sequence[Message], *, wait_s: float) -> Iterator[Answer]:
+def exchange(
+    grid: Grid,
+    messages: Sequence[Message],
+    *,
+    wait_s: float,
+    arrived: Callable[[Answer], None] = lambda _: None,
+) -> Iterator[Answer]:
     """Send ``messages`` and yield one `Answer` for each, in their order.
 
     Args:
         grid: a Flower grid.
         messages: one for each site of the cohort.
         wait_s: seconds until a reply counts as missing.
+        arrived: is told of each reply when it arrives, before it is its turn; what it raises ends the exchange.
     """
     started = time.monotonic()
     deadline = started + wait_s
@@ -52,18 +59,19 @@ def exchange(grid: Grid, messages: Sequence[Message], *, wait_s: float) -> Itera
     early: dict[int, Answer] = {}
     turn, pause = 0, _FIRST_PAUSE_S
     while turn < len(messages):
-        arrived, asked = False, time.monotonic()
+        any_came, asked = False, time.monotonic()
         for reply in grid.pull_messages(list(waiting)) if waiting else ():
             place = waiting.pop(reply.metadata.reply_to_message_id, None)
             if place is None:
                 continue
-            arrived = True
+            any_came = True
             foreign = (
                 not reply.has_error() and reply.metadata.src_node_id != messages[place].metadata.dst_node_id
             )
             early[place] = Answer(
                 position=place, reply=reply, foreign=foreign, seconds=time.monotonic() - started
             )
+            arrived(early[place])
         while turn in early:
             yield early.pop(turn)
             turn += 1
@@ -75,7 +83,7 @@ def exchange(grid: Grid, messages: Sequence[Message], *, wait_s: float) -> Itera
                 else Answer(position=turn, reply=None, foreign=False, seconds=time.monotonic() - started)
             )
             turn += 1
-        if not arrived and turn < len(messages):
+        if not any_came and turn < len(messages):
             # A grid that waits for replies by itself (ours) has used up the pause already.
             time.sleep(max(0.0, pause - (time.monotonic() - asked)))
             pause = min(2 * pause, _LONGEST_PAUSE_S)

@@ -18,6 +18,7 @@ from cloister.privacy.homomorphic import SumRequest
 from cloister.privacy.identity import Consortium, Identity
 from cloister.server.checkpoints import Arrays, Checkpoint, CheckpointStore
 from cloister.server.events import EventBus
+from cloister.server.transcript import Transcript
 from cloister.server.witnessing import Witnesses
 
 __all__ = ["Opener", "RunPlan", "SecureSeat", "SiteMemory"]
@@ -81,6 +82,7 @@ class RunPlan:
         run: names the run in the sites' ledgers.
         witnesses: what the server knows of the sites' ledgers, where they keep any.
         secure: who the server is to the consortium, where updates are protected.
+        transcript: where all that is received is written down, or ``None``.
         fingerprint: what the run computes with, kept in every checkpoint and compared on a resume.
     """
 
@@ -98,4 +100,5 @@ class RunPlan:
     run: str = "run"
     witnesses: Witnesses | None = None
     secure: SecureSeat | None = None
+    transcript: Transcript | None = None
     fingerprint: str = ""

@@ -28,7 +28,7 @@ _CHECKPOINT = re.compile(r"round-\d{6,}\.safetensors")
 class RunFolder:
     """One run's folder, locked against a second writer while it is open.
 
-    ``federation.toml`` (effective), ``origins.json``, ``events.jsonl``, ``checkpoints/``, ``model.safetensors``, the report.
+    ``federation.toml`` (effective), ``origins.json``, ``events.jsonl``, ``checkpoints/``, ``transcript/``, ``model.safetensors``, the report.
     """
 
     path: Path
@@ -118,6 +118,11 @@ class RunFolder:
     def events(self) -> Path:
         """The events file."""
         return self.path / "events.jsonl"
+
+    @property
+    def transcript(self) -> Path:
+        """The folder of the transcript."""
+        return self.path / "transcript"
 
     @property
     def checkpoints(self) -> Path:

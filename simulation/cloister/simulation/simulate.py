@@ -6,6 +6,7 @@ Everything that can be refused is refused before the run folder is made; after t
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import platform
@@ -37,6 +38,7 @@ from cloister.server.release import try_model, write_model
 from cloister.server.report import write_report
 from cloister.server.run_folder import RunFolder
 from cloister.server.tracking import tracking_sinks
+from cloister.server.transcript import LIMITS, Transcript
 from cloister.simulation.baselines import baselines
 from cloister.simulation.engines import Engine, Opened
 from cloister.simulation.ledgers import SimulatedLedgers
@@ -204,6 +206,7 @@ def _run(
             log = EventLog(folder.events)
             log.truncate(checkpoint.events_offset if checkpoint else 0)
             bus = EventBus(log, [*sinks, *tracking_sinks(spec.tracking, folder.path)])
+            transcript = _transcript(folder, loaded, sites)
             try:
                 if checkpoint is not None:
                     bus.recall(read_events(folder.events))
@@ -225,10 +228,13 @@ def _run(
                     run=folder.run,
                     witnesses=sites.ledgers.witnesses(spec) if sites.ledgers else None,
                     secure=seat,
+                    transcript=transcript,
                 )
                 release = partial(_release, folder, sites, prepared)
                 _finish(folder, sites, prepared, _rounds(opened, plan, bus, release), bus)
             finally:
+                if transcript is not None:
+                    transcript.close()
                 bus.close()
         paths = write_report(folder.path)
     except (CloisterError, KeyboardInterrupt):
@@ -239,6 +245,20 @@ def _run(
         folder.close()
     figures: dict[str, Any] = json.loads(paths.json.read_text())
     return RunResult(run=folder.path, report=paths.html, model=folder.model, figures=figures)
+
+
+def _transcript(folder: RunFolder, loaded: Loaded, sites: SimulatedSites) -> Transcript | None:
+    spec = loaded.spec
+    if spec.audit.transcript == "off":
+        return None
+    protected = spec.aggregation.protection != "plain"
+    authority = base64.b64encode(sites.consortium.consortium.certificate).decode() if protected else None
+    return Transcript(
+        folder.transcript,
+        limit=LIMITS[spec.audit.transcript],
+        protected=protected,
+        about={"run": folder.run, "federation": loaded.digest(), "authority": authority},
+    )
 
 
 def _rounds(opened: Opened, plan: RunPlan, bus: EventBus, release: Callable[[Vector, int], None]) -> Vector:

@@ -43,7 +43,7 @@ __all__ = [
 #: Keys that the file's format documents and this version does not offer, with what they ask for.
 NOT_YET = {
     "attack": "attackers",
-    "audit": "audits",
+    "audit.checks": "audits",
     "training.adversarial": "adversarial training",
     "aggregation.group_size": "robust aggregation in groups",
     "aggregation.byzantine": "robust aggregation",

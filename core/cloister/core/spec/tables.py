@@ -18,6 +18,7 @@ __all__ = [
     "LEAST_PROTECTED",
     "AdaptiveClip",
     "Aggregation",
+    "Audit",
     "Cohort",
     "EarlyStop",
     "Evaluation",
@@ -234,6 +235,18 @@ class Tracking(Table):
     )
 
 
+class Audit(Table):
+    """``[audit]``: what is kept for, and asked of, audits of the run."""
+
+    transcript: Literal["full", "bounded", "off"] = Field(
+        default="off",
+        description=(
+            "whether the server writes down all that it receives, for `cloister audit transcript`: full: with every protected vector; "
+            "bounded: of vectors beyond 256 MiB a digest and figures (the default where updates are protected); off (the default where not)"
+        ),
+    )
+
+
 class FederationSpec(Table):
     """A whole federation file."""
 
@@ -245,6 +258,7 @@ class FederationSpec(Table):
     aggregation: Aggregation = Aggregation()
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
+    audit: Audit = Audit()
 
     @model_validator(mode="before")
     @classmethod
@@ -261,11 +275,11 @@ class FederationSpec(Table):
     @model_validator(mode="before")
     @classmethod
     def _protect(cls, document: Any) -> Any:
-        """Fill in ``aggregation.protection`` and ``cohort.min_sites``: updates are masked wherever three sites can be in a sum."""
+        """Fill in ``aggregation.protection``, ``cohort.min_sites`` and ``audit.transcript``: updates are masked wherever three sites can be in a sum."""
         if not isinstance(document, dict):
             return document
-        cohort, aggregation = document.get("cohort", {}), document.get("aggregation", {})
-        if not isinstance(cohort, dict) or not isinstance(aggregation, dict):
+        cohort, aggregation, audit = (document.get(name, {}) for name in ("cohort", "aggregation", "audit"))
+        if not all(isinstance(table, dict) for table in (cohort, aggregation, audit)):
             return document
         asked = [cohort.get("sites"), cohort.get("per_round")]
         few = any(type(number) is int and number < LEAST_PROTECTED for number in asked)
@@ -275,6 +289,7 @@ class FederationSpec(Table):
             **document,
             "aggregation": {"protection": protection, **aggregation},
             "cohort": {"min_sites": least, **cohort},
+            "audit": {"transcript": "off" if protection == "plain" else "bounded", **audit},
         }
 
     @model_validator(mode="after")

@@ -1,0 +1,172 @@
+"""What may arrive at the server in each step of a protected run, and what everything else tells: the clear fields.
+
+Formal guarantee: `clear_in` leaves out a field only if the protocol's own class for the step takes the whole reply (its names, types, lengths,
+order), or if it is one of a vector's under masks of exactly the manifest's length, a ledger's signed head, a refusal's code and text, or a
+site's name. A reply that holds anything beside, or whose value was not kept, is listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cloister.core import protocol
+from cloister.core.errors import IntegrityError
+from cloister.privacy.ledger.telling import FromSite
+from cloister.privacy.masking import Advert, Confirmation, Reveal, SealedShares
+from cloister.privacy.masking.fields import Message
+from cloister.server.audit.transcript.reading import Entry, Received
+from cloister.server.audit.transcript.sessions import Session
+
+__all__ = ["ALLOWED", "Clear", "clear_in", "tells"]
+
+#: What each step of a masked session may bring, in words.
+ALLOWED: dict[str, str] = {
+    protocol.ADVERT: "two public keys, a commitment, a signature and a certificate",
+    protocol.SHARE: "sealed shares, which only their receivers can open",
+    protocol.ADD: "a vector under masks; in private runs also the signed head of the site's ledger",
+    protocol.CONFIRM: "a signature over who is in the sum",
+    protocol.REVEAL: "one share of one secret of each neighbour",
+    "query": "the site's name",
+    "": "a refusal: a code and a text of the program",
+}
+_STEPS: dict[str, type[Message]] = {
+    protocol.ADVERT: Advert,
+    protocol.SHARE: SealedShares,
+    protocol.CONFIRM: Confirmation,
+    protocol.REVEAL: Reveal,
+}
+_LONGEST_REFUSAL = 1 << 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clear:
+    """One field that came in clear.
+
+    Attributes:
+        reply: in which reply.
+        record: the record.
+        field: the field.
+        type: its type and shape.
+        nbytes: its size.
+        tells: what it tells the server.
+    """
+
+    reply: Received
+    record: str
+    field: str
+    type: str
+    nbytes: int
+    tells: str
+
+
+def clear_in(reply: Received, session: Session | None) -> Iterator[Clear]:
+    """Yield the fields of a reply that a protected run does not allow for.
+
+    Args:
+        reply: what came.
+        session: the session that it belongs to; ``None``: none.
+    """
+    if reply.error is not None:
+        return
+    for record in sorted(reply.records):
+        entries = [one for one in reply.entries if one.record == record]
+        if not _fits(reply, record, entries, session):
+            for entry in entries:
+                yield _listed(reply, entry)
+            if not entries:
+                yield Clear(
+                    reply=reply,
+                    record=record,
+                    field="(empty)",
+                    type="",
+                    nbytes=0,
+                    tells="that there is such a record",
+                )
+    if reply.unlisted:
+        yield Clear(
+            reply=reply,
+            record="…",
+            field=f"{reply.unlisted} more fields",
+            type="",
+            nbytes=0,
+            tells="too many fields to be listed: anything",
+        )
+
+
+def _fits(reply: Received, record: str, entries: list[Entry], session: Session | None) -> bool:
+    names = {entry.name for entry in entries}
+    values = {entry.name: entry.value for entry in entries}
+    config = all(entry.kind == "config" for entry in entries)
+    if record == protocol.REFUSAL:
+        return names == {"code", "message"} and config and _texts(entries)
+    if record == protocol.SITE:
+        return reply.type == "query" and names == {"name"} and values["name"] == reply.site
+    if record == protocol.LEDGER:
+        return reply.step == protocol.ADD and config and _is_ledger(values)
+    if session is None:
+        return False
+    if record == protocol.UPDATE:
+        return reply.step == protocol.ADD and len(entries) == 1 and session.allows(entries[0])
+    return record == protocol.SECURE and config and _is_step(reply.step, values)
+
+
+def _is_step(step: str, values: dict[str, object]) -> bool:
+    kind = _STEPS.get(step)
+    if kind is None:
+        return False
+    try:
+        kind.from_fields(values)
+    except IntegrityError:
+        return False
+    return True
+
+
+def _is_ledger(values: dict[str, object]) -> bool:
+    try:
+        FromSite.from_json(values.get(protocol.LEDGER) if set(values) == {protocol.LEDGER} else None)
+    except IntegrityError:
+        return False
+    return True
+
+
+def _texts(entries: list[Entry]) -> bool:
+    return all(entry.type == "str" and entry.nbytes <= _LONGEST_REFUSAL for entry in entries)
+
+
+def _listed(reply: Received, entry: Entry) -> Clear:
+    shape = f" {entry.shape}" if entry.kind == "array" else ""
+    return Clear(
+        reply=reply,
+        record=entry.record,
+        field=entry.name,
+        type=entry.type + shape,
+        nbytes=entry.nbytes,
+        tells=tells(entry),
+    )
+
+
+def tells(entry: Entry) -> str:
+    """Say what a field in clear tells whoever holds it."""
+    known = {
+        (protocol.UPDATE, protocol.VECTOR): "the site's update: records can be reconstructed from it",
+        (protocol.UPDATE, protocol.CONTROL): "a mean of the site's gradients",
+        (protocol.UPDATE, protocol.WITHIN): "whether the norm of the site's update was within the clip",
+        (protocol.REPORT, "loss"): "the mean loss on the site's own records",
+        (protocol.REPORT, "records"): "how many records the site has",
+        (protocol.REPORT, "steps"): "how many steps the site trained",
+        (protocol.REPORT, protocol.CONFUSION): "the site's test records by true and predicted class",
+        (protocol.LEDGER, protocol.LEDGER): "the head of the site's ledger, and what its data set has spent",
+        (protocol.SITE, "name"): "the site's name",
+    }.get((entry.record, entry.name))
+    if known is not None:
+        return known
+    if entry.name.startswith(protocol.METRIC):
+        return f"the metric '{entry.name.removeprefix(protocol.METRIC)[:40]}' on the site's own test records"
+    if entry.record == protocol.SECURE:
+        return "a message that the step of the protocol does not know: it can hold anything"
+    return {
+        "array": "numbers that nothing covers: an update, a gradient, or records",
+        "metric": "a number that was measured at the site",
+        "config": "a text or bytes that no step of the protocol has",
+    }[entry.kind]

@@ -1,0 +1,113 @@
+"""Which lines of a transcript are of which secure session.
+
+A session begins where the server sends a manifest, and every message of a step after that belongs to it, until the next manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from cloister.core import protocol
+from cloister.core.errors import IntegrityError
+from cloister.privacy.manifest import Manifest, SignedManifest
+from cloister.server.audit.transcript.reading import Asked, Entry, Received, Record, Start
+
+__all__ = ["Session", "sessions_of"]
+
+
+@dataclass(kw_only=True)
+class Session:
+    """What a transcript holds of one session.
+
+    Attributes:
+        manifest: what the session is, as the server wrote it; its signature is still to be checked.
+        signed: the same as it was sent.
+        names: whom the server asked.
+        time: when.
+        replies: in the order in which they came.
+        named: the sets of survivors that the server named, each once.
+    """
+
+    manifest: Manifest
+    signed: SignedManifest
+    names: tuple[str, ...]
+    time: datetime
+    replies: list[Received] = field(default_factory=list)
+    named: list[tuple[str, ...]] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """How a reader finds it: round and kind."""
+        return f"round {self.manifest.round_number} ({self.manifest.kind})"
+
+    def of(self, step: str) -> Iterator[Received]:
+        """Yield the replies to one step that came whole."""
+        return (one for one in self.replies if one.step == step and one.error is None)
+
+    def vectors(self) -> Iterator[tuple[str, Entry]]:
+        """Yield site and entry of each protected vector that the manifest allows for."""
+        for reply in self.of(protocol.ADD):
+            for entry in reply.entries:
+                if self.allows(entry):
+                    yield reply.site, entry
+
+    def allows(self, entry: Entry) -> bool:
+        """Return whether a field is a vector of the manifest's length."""
+        wanted = (protocol.UPDATE, protocol.SUM, "array:uint32", (self.manifest.size,))
+        return (entry.record, entry.name, entry.type, entry.shape) == wanted
+
+    @property
+    def survivors(self) -> tuple[str, ...]:
+        """The set that the server named first; empty where it named none."""
+        return self.named[0] if self.named else ()
+
+
+def sessions_of(record: Record) -> tuple[list[Session], list[Received]]:
+    """Return the sessions, and the replies that belong to none.
+
+    Raises:
+        IntegrityError: (manifest) the server sent a manifest that is none.
+    """
+    return _split(record.lines)
+
+
+def _split(lines: Iterable[Start | Asked | Received]) -> tuple[list[Session], list[Received]]:
+    sessions: list[Session] = []
+    outside: list[Received] = []
+    for line in lines:
+        if isinstance(line, Asked):
+            _open(sessions, line)
+        elif isinstance(line, Received):
+            (sessions[-1].replies if line.step and sessions else outside).append(line)
+    return sessions, outside
+
+
+def _open(sessions: list[Session], asked: Asked) -> None:
+    """Take what the server told of a session: a manifest begins one, names close its sum."""
+    if "manifest" in asked.said:
+        signed = SignedManifest.from_fields(asked.said)
+        if not sessions or sessions[-1].signed != signed:
+            sessions.append(
+                Session(
+                    manifest=Manifest.decode(signed.encoded),
+                    signed=signed,
+                    names=asked.sites,
+                    time=asked.time,
+                )
+            )
+    elif asked.step == protocol.CONFIRM and sessions:
+        names = _texts(asked.said.get("names"))
+        if names not in sessions[-1].named:
+            sessions[-1].named.append(names)
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if isinstance(value, Sequence) and all(isinstance(one, str) for one in value):
+        return tuple(value)
+    raise IntegrityError(
+        "the transcript does not hold: it does not say whom the server named as survivors, the same to all",
+        remedy="restore the transcript as the server wrote it",
+        code="transcript",
+    )
