@@ -43,7 +43,7 @@ def test_sums_are_exact_to_the_unit_for_each_site(bits: int, most: int) -> None:
     part = Reals(name="v", size=500, reach=2.0)
     code = SumCode(parts=(part, Exact(name="x", size=3)), most=most, bits=bits)
     sites = min(most, 40)
-    values = [
+    values: list[dict[str, np.ndarray]] = [
         {"v": rng(site).uniform(-2, 2, 500).astype(np.float32), "x": rng(site).normal(0, 1e5, 3)}
         for site in range(sites)
     ]

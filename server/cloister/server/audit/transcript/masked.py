@@ -30,6 +30,7 @@ from datetime import datetime
 from functools import partial
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from cloister.core import protocol
 from cloister.core.errors import CloisterError, IntegrityError, PeersMissing
@@ -265,7 +266,11 @@ class _Attack:
                 unknown.add(peer)
                 continue
             key = keys.pair_key(
-                privates[holder], self._adverts[other].mask_key, manifest=self._digest, low=low, high=high
+                X25519PrivateKey.from_private_bytes(privates[holder]),
+                self._adverts[other].mask_key,
+                manifest=self._digest,
+                low=low,
+                high=high,
             )
             streams.append((key, -1 if site == low else 1))
         return streams, unknown
