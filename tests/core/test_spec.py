@@ -425,7 +425,6 @@ class TestNotYetOffered:
             "attack.name=alie",
             "audit.checks=['privacy']",
             "training.adversarial.method=pgd",
-            "privacy.unit=record-distributed",
             "aggregation.protection=masked",
             "aggregation.group_size=0",
             "aggregation.rule='arc | nnm | trimmed-mean'",
