@@ -458,7 +458,7 @@ class TestCheck:
         ("override", "status", "code"),
         [
             ("federation.rounds=0", 3, "spec"),
-            ("privacy.unit=record-distributed", 3, "not-yet-offered"),
+            ("aggregation.protection=ckks", 3, "not-yet-offered"),
             ("task.use=nope", 3, "task-unknown"),
             ("task.owner=3", 3, "task-option"),
             ("task.records=0", 4, "data-empty"),
@@ -710,13 +710,19 @@ class TestExposure:
             ("site", "without noise, which the server adds", "noise that the server added"),
             ("site-local", "under noise of the site's own", "its own noise"),
             ("site-distributed", "not protected from the server", "noise shares of all"),
+            ("record-distributed", "not protected from the server", "noise shares of all"),
         ],
     )
     def test_whom_a_sites_guarantee_holds_against_is_said(
         self, unit: str, to_server: str, to_sites: str
     ) -> None:
-        settings = f"{{unit = '{unit}', noise_multiplier = 1.0, delta = 1e-3, clip = 1.0}}"
-        found = exposure(small(f"privacy={settings}", "evaluation.sites=false", "cohort.sites=9").spec)
+        rate = ", sampling_rate = 0.1" if unit.startswith("record") else ""
+        settings = f"{{unit = '{unit}', noise_multiplier = 1.0, delta = 1e-3, clip = 1.0{rate}}}"
+        found = exposure(
+            small(
+                f"privacy={settings}", "evaluation.sites=false", "cohort.sites=9", "training.local_steps=1"
+            ).spec
+        )
         assert to_server in found.server[0]
         assert to_sites in found.site[0]
         assert "ε bounds" in " ".join(found.outsider)

@@ -168,7 +168,7 @@ class TestUnknownKeys:
 
     def test_a_key_that_resembles_nothing_lists_what_is_known(self) -> None:
         assert refused("aggregation.qqq=1").endswith(
-            "unknown key 'aggregation.qqq'; known here: optimizer, protection, reach, rule, weighting"
+            "unknown key 'aggregation.qqq'; known here: average_rounds, optimizer, protection, reach, rule, weighting"
         )
 
     def test_keys_of_the_task_are_the_task_s_business(self) -> None:
@@ -425,7 +425,6 @@ class TestNotYetOffered:
             "attack.name=alie",
             "audit.checks=['privacy']",
             "training.adversarial.method=pgd",
-            "privacy.unit=record-distributed",
             "aggregation.protection=threshold-bfv",
             "aggregation.group_size=0",
             "aggregation.rule='arc | nnm | trimmed-mean'",

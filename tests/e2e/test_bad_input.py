@@ -22,10 +22,10 @@ BAD: list[tuple[str, dict[str, dict[str, Any]], int, str, str]] = [
     ("out of range", {"federation": {"rounds": 0}}, 3, "spec", "federation.rounds = 0"),
     (
         "not yet",
-        {"privacy": {"unit": "record-distributed"}},
+        {"aggregation": {"protection": "ckks"}},
         3,
         "not-yet-offered",
-        "privacy.unit = 'record-distributed'",
+        "aggregation.protection = 'ckks'",
     ),
     ("missing task file", {"task": {"use": "nowhere.py:Rings"}}, 3, "task-unknown", "nowhere.py"),
     ("missing attribute", {"task": {"use": "rings.py:Ring"}}, 3, "task-unknown", "did you mean 'Rings'?"),

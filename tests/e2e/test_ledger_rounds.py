@@ -37,7 +37,7 @@ from cloister.privacy.ledger import (
     verify,
 )
 from cloister.privacy.ledger.telling import FromSite, ToSite, Witness
-from cloister.privacy.plan import RecordPlan, record_plan
+from cloister.privacy.record_plans import RecordPlan, record_plan
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.ledgers import SimulatedLedgers, dataset_of, keeps_ledgers
 from cloister.simulation.live_array import LiveArray

@@ -15,7 +15,7 @@ from scipy.stats import binom
 
 from cloister.core.errors import SpecError
 from cloister.core.spec import load_federation
-from cloister.privacy.plan import record_plan
+from cloister.privacy.record_plans import record_plan
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.simulate import simulate
 

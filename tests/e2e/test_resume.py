@@ -52,6 +52,20 @@ DISTRIBUTED: dict[str, dict[str, Any]] = {
     "privacy": {"unit": "site-distributed", "noise_multiplier": 1.0, "delta": 1e-3, "clip": 0.2},
 }
 
+#: One step of all sites a round, with a momentum, a schedule and a mean of the models at the server.
+SHARED: dict[str, dict[str, Any]] = {
+    "federation": {"rounds": 6},
+    "training": {"local_steps": 1, "schedule": {"name": "cosine"}},
+    "aggregation": {"average_rounds": 4, "optimizer": {"name": "fedavgm"}},
+    "privacy": {
+        "unit": "record-distributed",
+        "noise_multiplier": 1.0,
+        "delta": 1e-4,
+        "clip": 0.2,
+        "sampling_rate": 0.2,
+    },
+}
+
 
 def fingerprint(run: Path) -> tuple[bytes, list[str]]:
     """The released model's bytes and every measurement and round, without times."""
@@ -82,7 +96,7 @@ def test_any_number_of_workers_gives_the_same_result_to_the_bit(
 
 @pytest.mark.parametrize(
     ("tables", "stop_after"),
-    [(STATEFUL, 0), (STATEFUL, 1), (STATEFUL, 5), (PRIVATE, 3), (ADAPTIVE, 3), (DISTRIBUTED, 3)],
+    [(STATEFUL, 0), (STATEFUL, 1), (STATEFUL, 5), (PRIVATE, 3), (ADAPTIVE, 3), (DISTRIBUTED, 3), (SHARED, 3)],
 )
 def test_a_run_stopped_after_any_round_resumes_to_the_same_result(
     make_file: Callable[..., Path], tmp_path: Path, stop_after: int, tables: Any

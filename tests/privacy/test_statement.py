@@ -41,7 +41,7 @@ def test_the_report_finds_every_key_that_it_reads() -> None:
     json.dumps(stated, allow_nan=False)
 
 
-@pytest.mark.parametrize("unit", ["record", "site", "site-local", "site-distributed"])
+@pytest.mark.parametrize("unit", ["record", "record-distributed", "site", "site-local", "site-distributed"])
 def test_a_statement_names_unit_delta_relation_sampling_adversary_and_what_it_does_not_cover(
     unit: Unit,
 ) -> None:
@@ -65,13 +65,27 @@ def test_a_statement_names_unit_delta_relation_sampling_adversary_and_what_it_do
 def test_the_adversary_of_each_unit_is_another() -> None:
     says = {
         unit: statement_for(unit, SPENT, sampling=SAMPLING)
-        for unit in ("record", "site", "site-local", "site-distributed")
+        for unit in ("record", "record-distributed", "site", "site-local", "site-distributed")
     }
-    assert len({statement.adversary for statement in says.values()}) == 4
+    assert len({statement.adversary for statement in says.values()}) == 5
     assert "the server itself is trusted" in says["site"].text()
     assert "the server included" in says["site-local"].text()
     assert "conspire" in says["site-distributed"].text()
-    assert "a single record" not in says["record"].text()
+    assert "conspire" in says["record-distributed"].text()
+    for unit in ("record", "record-distributed"):
+        assert "a single record" not in says[unit].text()
+        assert "a person with several records" in says[unit].text()
+
+
+def test_a_person_counts_at_one_site_or_at_all_together() -> None:
+    at = {
+        unit: statement_for(unit, SPENT, sampling=SAMPLING, records_per_person=3).text()
+        for unit in ("record", "record-distributed")
+    }
+    assert "up to 3 records at a site" in at["record"]
+    assert "up to 3 records at all honest sites together" in at["record-distributed"]
+    assert "a person with records at several sites" in at["record"]
+    assert "a person with records at several sites" not in at["record-distributed"]
 
 
 @given(st.floats(0.0, 12.0), st.floats(1e-9, 0.1), st.floats(0.0, 1.0))

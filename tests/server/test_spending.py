@@ -17,12 +17,12 @@ SIZE = 100
 
 
 def spec_of(unit: str) -> FederationSpec:
-    more: dict[str, Any] = {"sampling_rate": 0.1} if unit == "record" else {}
+    more: dict[str, Any] = {"sampling_rate": 0.1} if unit.startswith("record") else {}
     document = {
         "federation": {"name": "x", "rounds": 3},
         "task": {"use": "heart"},
         "cohort": {"sites": 4, "min_sites": 2},
-        "training": {"local_steps": 2},
+        "training": {"local_steps": 1 if unit == "record-distributed" else 2},
         "aggregation": {"protection": "plain"},
         "privacy": {"unit": unit, "noise_multiplier": 4.0, "delta": 1e-4, "clip": 1.0, **more},
     }
@@ -51,8 +51,9 @@ class Run:
         return {event["site"]: event["epsilon"] for event in events}
 
 
-def test_distributed_noise_is_charged_by_the_survivors_there_were(tmp_path: Path) -> None:
-    run = Run("site-distributed", tmp_path)
+@pytest.mark.parametrize("unit", ["site-distributed", "record-distributed"])
+def test_distributed_noise_is_charged_by_the_survivors_there_were(unit: str, tmp_path: Path) -> None:
+    run = Run(unit, tmp_path)
     for cohort, survivors in (([0, 1, 2, 3], 4), ([0, 1, 2], 2), ([0, 1, 3], 3)):
         run.spending.ask(cohort)
         run.spending.settle(cohort, survivors)
@@ -65,7 +66,7 @@ def test_distributed_noise_is_charged_by_the_survivors_there_were(tmp_path: Path
     assert told["s0"] < run.plan.spent(3).epsilon
 
 
-@pytest.mark.parametrize("unit", ["record", "site", "site-local", "site-distributed"])
+@pytest.mark.parametrize("unit", ["record", "record-distributed", "site", "site-local", "site-distributed"])
 def test_an_attempt_that_failed_is_charged_as_if_the_fewest_had_answered(unit: str, tmp_path: Path) -> None:
     run = Run(unit, tmp_path)
     run.spending.ask([0, 1])  # too few answered: asked again
@@ -75,7 +76,7 @@ def test_an_attempt_that_failed_is_charged_as_if_the_fewest_had_answered(unit: s
     assert run.told()["s0"] == pytest.approx(run.plan.spent(2).epsilon)
 
 
-@pytest.mark.parametrize("unit", ["site", "site-distributed"])
+@pytest.mark.parametrize("unit", ["site", "site-distributed", "record-distributed"])
 def test_a_resumed_run_goes_on_counting_where_it_was(unit: str, tmp_path: Path) -> None:
     run = Run(unit, tmp_path)
     run.spending.ask([0, 2])

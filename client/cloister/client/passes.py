@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -53,10 +54,17 @@ class Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What was done: the mean loss a record over the last pass (``None``: not for others to see), and the steps taken."""
+    """What was done.
+
+    Attributes:
+        loss: the mean loss a record over the last pass; ``None``: not for others to see.
+        steps: steps taken.
+        made: (size,) float64, what the site made where that is no change of the model; ``None``: the model was changed.
+    """
 
     loss: float | None
     steps: int
+    made: npt.NDArray[np.float64] | None = None
 
 
 class Work(Protocol):

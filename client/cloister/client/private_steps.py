@@ -1,12 +1,16 @@
-"""A round of noisy steps: record-level differential privacy at a site (DP-SGD).
+"""A round of noisy steps, or a site's share of one: record-level differential privacy (DP-SGD).
 
-Formal guarantee: what a site releases in a round is `RecordPlan.steps` steps of `cloister.privacy.dpsgd.DpSgd` on Poisson batches, and
+Formal guarantees. `PrivateSteps` (``unit = "record"``): what a site releases in a round is `RecordPlan.steps` steps of `cloister.privacy.dpsgd.DpSgd` on Poisson batches, and
 what an optimiser, penalties and pulls make of them, which read nothing else of the records. The number of steps, the chance to
 join one, the clip, the noise and the divisor are public. The loss is not released.
+
+`SharedStep` (``unit = "record-distributed"``): what a site makes in a round is the sum of the clipped gradients of one Poisson batch plus its share of
+the noise, N(0, (σC)²/h) in every number of a trainable parameter; numbers of the model that are not trained are 0.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,10 +20,15 @@ from cloister.core.spec import FederationSpec
 from cloister.core.task import Task
 from cloister.privacy.dpsgd import DpSgd, DpSgdSettings
 from cloister.privacy.noise import cipher_generator, gaussian_source
-from cloister.privacy.plan import RecordPlan, record_plan
-from cloister.privacy.poisson import poisson_batches
+from cloister.privacy.poisson import poisson_batches, poisson_rows
+from cloister.privacy.record_plans import (
+    DistributedRecordPlan,
+    RecordPlan,
+    distributed_record_plan,
+    record_plan,
+)
 
-__all__ = ["PrivateSteps", "RecordLoss", "private_steps"]
+__all__ = ["PrivateSteps", "RecordLoss", "SharedStep", "private_steps"]
 
 
 def private_steps(spec: FederationSpec, task: Task, model: nn.Module) -> Work | None:
@@ -28,10 +37,11 @@ def private_steps(spec: FederationSpec, task: Task, model: nn.Module) -> Work | 
     Raises:
         TaskError: the model has a layer under which the guarantee does not hold.
     """
+    loss = RecordLoss(task, spec.training.class_weights)
+    if spec.privacy.unit == "record-distributed":
+        return SharedStep(distributed_record_plan(spec), loss, model)
     plan = record_plan(spec)
-    if plan is None:
-        return None
-    return PrivateSteps(plan, RecordLoss(task, spec.training.class_weights), model)
+    return None if plan is None else PrivateSteps(plan, loss, model)
 
 
 class RecordLoss:
@@ -73,3 +83,26 @@ class PrivateSteps:
             bench.correct()
             bench.optimiser.step()
         return Done(loss=None, steps=self._plan.steps)
+
+
+class SharedStep:
+    """`Work` of one site's part of one step that all sites take together; the model stays as it is."""
+
+    def __init__(self, plan: DistributedRecordPlan, loss: RecordLoss, model: nn.Module) -> None:
+        self._plan = plan
+        self._engine = DpSgd(
+            model,
+            loss,
+            DpSgdSettings(noise_multiplier=plan.share, clip=plan.clip, expected_batch=plan.expected_batch),
+        )
+
+    def run(self, data: Data, bench: Bench) -> Done:
+        """Do the round's work."""
+        key = (bench.round_number, bench.site)
+        noise = gaussian_source(bench.randomness, "record-share", *key)
+        coins = cipher_generator(bench.randomness, "poisson", *key)
+        rows = poisson_rows(len(data), self._plan.sampling_rate, coins)
+        noisy = self._engine.noisy_sum_on(data, rows, noise).numpy()
+        made = np.zeros(bench.tensors.size)
+        made[: len(noisy)] = noisy  # a layout begins with the trainable parameters, in the model's own order
+        return Done(loss=None, steps=1, made=made)

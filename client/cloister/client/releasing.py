@@ -2,7 +2,8 @@
 
 Formal guarantee: under ``unit = "site-local"`` what is returned is `LocalPlan`'s mechanism, private against everybody. Under ``"site"`` it
 is clipped and no more: the server adds the noise. Under ``"site-distributed"`` it carries one share of the noise of all. Under
-``"none"`` and ``"record"`` the update is returned as it is: record-level noise is in it already.
+``"record-distributed"`` a noisy sum, whose share of the noise is in it already, is made integers. Under ``"none"`` and ``"record"`` the update is
+returned as it is: record-level noise is in it already.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from cloister.core.spec import FederationSpec
 from cloister.core.update import Vector
 from cloister.privacy.noise import cipher_generator, gaussian_source
 from cloister.privacy.plan import plan_from
+from cloister.privacy.record_plans import DistributedRecordPlan
 from cloister.privacy.site_plans import DistributedPlan, LocalPlan, SitePlan
 from cloister.privacy.updates import clip_update, rotation_signs
 
@@ -30,12 +32,12 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def releasable(
-    change: Vector, spec: FederationSpec, job: Job, *, site: str, randomness: Randomness
+    change: npt.NDArray[Any], spec: FederationSpec, job: Job, *, site: str, randomness: Randomness
 ) -> Arrays:
     """Return the arrays of a site's reply to ``job`` by name.
 
     Args:
-        change: (size,) float32, finite: what local training made.
+        change: (size,) float32, finite: what local training made; float64 where that is a noisy sum.
         spec: the federation.
         job: the round, and its clip where that adapts.
         site: the site's name; with the round it keys noise and rounding.
@@ -62,6 +64,9 @@ def releasable(
             noise=cipher_generator(randomness, "site-share", *key),
         )
         return {protocol.VECTOR: values}
+    if isinstance(plan, DistributedRecordPlan):
+        rounding = cipher_generator(randomness, "record-rounding", *key)
+        return {protocol.VECTOR: plan.code.encode(change, rounding)}
     return {protocol.VECTOR: change}
 
 

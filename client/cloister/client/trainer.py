@@ -7,8 +7,10 @@ privacy. The trainer does what is the same for all: load, seed, schedule, take t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from cloister.client.corrections import gradient_corrections
@@ -16,11 +18,11 @@ from cloister.client.devices import choose_device
 from cloister.client.optimisers import make_optimiser
 from cloister.client.passes import Bench, PlainPasses, PlainStep, Work
 from cloister.client.private_steps import private_steps
-from cloister.client.schedule import learning_rate_factor
 from cloister.client.seeding import seeded
 from cloister.core.data import Data
 from cloister.core.errors import DataError
 from cloister.core.randomness import Randomness
+from cloister.core.schedule import learning_rate
 from cloister.core.spec import FederationSpec
 from cloister.core.task import Task
 from cloister.core.update import Layout, Vector
@@ -33,14 +35,14 @@ class LocalResult:
     """What local training made.
 
     Attributes:
-        change: (size,) float32, trained model minus the round's model.
+        change: (size,) float32, trained model minus the round's model; or float64, what the work made in place of it.
         loss: mean loss a record over the last pass (or over all steps); ``None`` in a private run.
         records: training records of the site.
         steps: optimiser steps taken.
         learning_rate: the round's learning rate.
     """
 
-    change: Vector
+    change: npt.NDArray[Any]
     loss: float | None
     records: int
     steps: int
@@ -117,9 +119,7 @@ class Trainer:
             )
         self.load(vector)
         self.model.train()
-        rate = self._training.optimizer.lr * learning_rate_factor(
-            self._training.schedule, round_number, self._spec.federation.rounds
-        )
+        rate = learning_rate(self._spec, round_number)
         self._optimiser.begin_round(rate)
         bench = Bench(
             model=self.model,
@@ -133,7 +133,7 @@ class Trainer:
         )
         with seeded(randomness, self.device, round_number, site):
             done = self._work.run(data, bench)
-        change = self._tensors.read() - vector
+        change: npt.NDArray[Any] = self._tensors.read() - vector if done.made is None else done.made
         if not np.isfinite(change).all():
             raise DataError(
                 f"training at site '{site}' left the model not finite",

@@ -151,7 +151,8 @@ def _protection(found: Mapping[str, Any]) -> str:
 def _epsilon(privacy: Mapping[str, Any]) -> str:
     if privacy["epsilon"] is None:
         return f"none: privacy.unit = '{privacy['unit']}'"
-    whom = "record" if privacy["unit"] == "record" else f"site ({privacy['unit']})"
+    unit = privacy["unit"]
+    whom = "record" if unit == "record" else f"{unit.partition('-')[0]} ({unit})"
     return (
         f"{privacy['epsilon']:.3g} for each {whom}, δ = {privacy['delta']:g}, σ = {privacy['noise_multiplier']:.3g}; "
         "for a site that takes part in every round"

@@ -94,6 +94,7 @@ _SUMMED = {
     "site": ", clipped, and without noise: the server adds it afterwards, so ε does not hold against the server.",
     "site-local": "; each site's own noise is in it as well, and ε bounds what even a single update would reveal of its site.",
     "site-distributed": ", under the noise shares of all who are in it: ε holds against the server, too.",
+    "record-distributed": ", under the noise shares of all who are in it: ε holds for each record against the server, too.",
 }
 #: On what it rests that a sum shows nothing else.
 _OPENED = {
@@ -119,14 +120,17 @@ _WITHHELD = (
 def _seen_privately(spec: FederationSpec) -> str:
     """Say what the server sees of one site's update under differential privacy, without secure aggregation."""
     seen = "Each site's update in clear, with the site's name"
+    honest = spec.cohort.min_sites - (spec.privacy.colluders or 0)
     return {
         "record": f"{seen}; each step in it carries noise, so what it reveals of any one record is bounded by ε. What many of a "
         "site's records have in common is not hidden.",
         "site": f"{seen}, clipped and without noise, which the server adds to the sum: the guarantee holds against all others and not "
         "against the server. Records can be reconstructed from an update (gradient inversion).",
         "site-local": f"{seen}, under noise of the site's own: what it reveals of all the site's data together is bounded by ε.",
-        "site-distributed": f"{seen}, as integers under one share of the noise (1/{spec.cohort.min_sites} of its variance). ε bounds what "
+        "site-distributed": f"{seen}, as integers under one share of the noise (1/{honest} of its variance). ε bounds what "
         "the sum reveals; without secure aggregation a single update is not protected from the server.",
+        "record-distributed": f"{seen}: a sum of its records' clipped gradients, as integers under one share of the noise (1/{honest} of its variance). "
+        "ε bounds what the sum over the sites reveals; without secure aggregation a single update is not protected from the server.",
     }[spec.privacy.unit]
 
 
@@ -137,6 +141,7 @@ _COVER = {
     "site": ", under the noise that the server added.",
     "site-local": "; each of them carries its own noise.",
     "site-distributed": ", under the noise shares of all who answered.",
+    "record-distributed": ", under the noise shares of all who answered.",
 }
 
 
@@ -145,6 +150,10 @@ def _site(spec: FederationSpec) -> tuple[str, ...]:
         "The model of every round it is asked in, and so the mean of the other sites' updates"
         + _COVER[spec.privacy.unit]
     ]
+    if spec.privacy.shares_noise and not spec.privacy.colluders:
+        said.append(
+            "With its own share of the noise, which it knows, taken away: privacy.colluders = 0 counts on every share; 1 makes it good."
+        )
     if spec.cohort.min_sites <= 2:
         said.append(
             f"cohort.min_sites = {spec.cohort.min_sites} lets a round be aggregated over "

@@ -14,7 +14,7 @@ message          records
 ``job`` (text and numbers): `PROTOCOL`, the run's name, the round, the effective federation file as JSON, the layout's digest; `CLIP`, the
 round's clip, where it adapts. A ``query`` with `AFFORD` asks whether the site allows the rounds after that one, too.
 ``model`` and ``update`` (arrays): `VECTOR`, and `CONTROL` under SCAFFOLD; each a flat float32 vector. Under ``unit = "site-distributed"``
-the update's `VECTOR` is (2^k,) uint32, integers modulo 2^20; where the clip adapts, an update has also `WITHIN`: (1,) float32.
+the update's `VECTOR` is (2^k,) uint32, integers modulo 2^20, under ``"record-distributed"`` (size,) uint32, integers modulo 2^32; where the clip adapts, an update has also `WITHIN`: (1,) float32.
 ``report`` (numbers): what was measured at the site. ``refusal`` (text): a stable code and a message without data.
 ``secure`` (where updates are protected): a `STEP` of a secure session and what goes with it (`cloister.privacy.masking`): `ADVERT`, `SHARE`,
 `CONFIRM` and `REVEAL` are queries; with `ADD` a ``train`` or an ``evaluate`` brings what the site needs. Under masks it is answered with ``update`` alone, whose one array is

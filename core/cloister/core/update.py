@@ -168,6 +168,11 @@ class Tensors:
         self._size = size
         self._kept = None if any(True for _ in model.buffers()) else _averaged(model)
 
+    @property
+    def size(self) -> int:
+        """Length of the vector."""
+        return self._size
+
     def read(self) -> Vector:
         """Return them as a new vector of shape (size,) float32."""
         vector = torch.empty(self._size, dtype=torch.float32)

@@ -9,6 +9,7 @@ the gradient that a step releases is
   at most C, so the gradient by at most C/B and a plain SGD step by at most lr·C/B, however large the record's gradient is.
 - Mechanism. With a Poisson batch of public probability q one step is ``PoissonSampledDpEvent(q, GaussianDpEvent(σ))``; `DpSgd.released`
   counts them. σ, C, B and q are public: none depends on how many records there are, or on the batch that was drawn.
+- `DpSgd.noisy_sum` releases the sum with its noise before the division and before any rounding, for who adds several up.
 - Noise is drawn once a logical step, for every trainable parameter, whether or not a record used it; how the step is cut
   into physical batches changes memory only.
 - What an optimiser does with ``.grad`` (momentum, Adam, L2, FedProx, averaging) is post-processing as long as it reads nothing else
@@ -146,16 +147,11 @@ class DpSgd:
         Raises:
             TaskError: losses that are not one a record, or a model that hides a record's gradient or changes a buffer.
         """
-        sums: dict[Tensor, Tensor] = {
-            parameter: torch.zeros_like(parameter) for parameter in self._parameters
-        }
-        try:
-            report = self._accumulate(batches, sums)
-        except BaseException:
-            for parameter in self._parameters:
-                parameter.grad = None  # a batch gradient may lie there, neither clipped nor noisy
-            raise
-        self._release(sums, noise)
+        noisy, report = self.noisy_sum(batches, noise)
+        noisy.div_(self.settings.expected_batch)
+        parts = torch.split(noisy, [parameter.numel() for parameter in self._parameters])
+        for parameter, part in zip(self._parameters, parts, strict=True):
+            parameter.grad = torch.empty_like(parameter).copy_(part.view(parameter.shape))
         return report
 
     def step_on(self, data: Data, rows: Tensor, noise: GaussianSource) -> StepReport:
@@ -164,6 +160,34 @@ class DpSgd:
         Records are read one physical batch at a time and moved to the model's device.
         """
         return self.step(self._physical(data, rows), noise)
+
+    def noisy_sum(
+        self, batches: Iterable[tuple[Any, Tensor]], noise: GaussianSource
+    ) -> tuple[Tensor, StepReport]:
+        """Release Σ min(1, C/‖g_i‖)·g_i + N(0, (σC)²·I), and leave every trainable parameter's ``.grad`` as ``None``.
+
+        Args:
+            batches: as for `step`, like ``noise`` and the errors.
+            noise: see there.
+
+        Returns:
+            (p,) float64 on the CPU, over the trainable parameters in the model's own order; and what the step saw.
+        """
+        sums: dict[Tensor, Tensor] = {
+            parameter: torch.zeros_like(parameter) for parameter in self._parameters
+        }
+        try:
+            report = self._accumulate(batches, sums)
+        finally:
+            for parameter in self._parameters:
+                parameter.grad = None  # a batch gradient may lie there, neither clipped nor noisy
+        self.released += 1  # before the first draw: noise that was drawn is charged, whatever comes after
+        flat = torch.cat([total.reshape(-1) for total in sums.values()])
+        return noise.perturb(flat, std=self.settings.noise_std), report
+
+    def noisy_sum_on(self, data: Data, rows: Tensor, noise: GaussianSource) -> Tensor:
+        """Release the noisy sum of ``rows`` of a site's records: see `noisy_sum` and `step_on`."""
+        return self.noisy_sum(self._physical(data, rows), noise)[0]
 
     def _accumulate(self, batches: Iterable[tuple[Any, Tensor]], sums: dict[Tensor, Tensor]) -> StepReport:
         buffers = Buffers(self.model)
@@ -194,14 +218,6 @@ class DpSgd:
             if device.type != "cpu":
                 inputs, targets = _move(inputs, device), targets.to(device)
             yield inputs, targets
-
-    def _release(self, sums: dict[Tensor, Tensor], noise: GaussianSource) -> None:
-        self.released += 1  # before the first draw: noise that was drawn is charged, whatever comes after
-        flat = torch.cat([total.reshape(-1) for total in sums.values()])
-        noisy = noise.perturb(flat, std=self.settings.noise_std).div_(self.settings.expected_batch)
-        parts = torch.split(noisy.to(flat.dtype), [parameter.numel() for parameter in sums])
-        for parameter, part in zip(sums, parts, strict=True):
-            parameter.grad = torch.empty_like(parameter).copy_(part.view(parameter.shape))
 
 
 def _move(inputs: Any, device: torch.device) -> Any:

@@ -4,7 +4,7 @@ The public numbers that they rest on:
 
 ======  ======================================================================================================
 n       the divisor of the sum: ``cohort.per_round``, or the rate times ``cohort.sites``; never how many answered
-least   ``cohort.min_sites``: so many noise shares are in every sum that is used
+least   ``cohort.min_sites``: so many noise shares are in every sum that is used, ``privacy.colluders`` of them of no use
 most    the largest cohort: of a Poisson cohort its mean and eight standard deviations, at most all sites
 ======  ======================================================================================================
 
@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from cloister.core.errors import SpecError
 from cloister.core.spec import Cohort, FederationSpec, PoissonCohort
@@ -31,13 +31,19 @@ from cloister.privacy.updates import BITS, AdaptiveClip, IntegerCode, choose_sca
 from cloister.privacy.updates.encoding import WRAP_SIGMAS
 
 __all__ = [
+    "MEASURED",
     "DistributedPlan",
     "LocalPlan",
     "SitePlan",
     "distributed_plan",
+    "given",
+    "largest_cohort",
     "public_cohort",
     "server_or_local_plan",
+    "shares_not_covered",
 ]
+
+_Number = TypeVar("_Number", int, float)
 
 #: Rounding may add so much to the sensitivity, relatively, before 20 bits count as too few.
 MOST_STRETCH = 1.1
@@ -115,7 +121,7 @@ class SitePlan(_Gaussian):
     @property
     def not_covered(self) -> tuple[str, ...]:
         """What this plan leaves open beside what its unit does."""
-        return (_MEASURED,)
+        return (MEASURED,)
 
     def facts(self) -> dict[str, Any]:
         """Return what ``cloister check`` says beside ε."""
@@ -148,7 +154,7 @@ class LocalPlan(_Gaussian):
     @property
     def not_covered(self) -> tuple[str, ...]:
         """What this plan leaves open beside what its unit does."""
-        return (_MEASURED,)
+        return (MEASURED,)
 
     def facts(self) -> dict[str, Any]:
         """Return what ``cloister check`` says beside ε."""
@@ -160,16 +166,18 @@ class DistributedPlan:
     """Site-level differential privacy by the noise shares of all (``unit = "site-distributed"``).
 
     Formal guarantee: the sums of all rounds are (ε, δ)-differentially private for all that one site contributed, in the zero-out relation,
-    against whoever sees only the sums, where at least ``least`` sites that keep to the protocol are in each. A single message carries one
-    share of the noise, 1/``least`` of the variance: without secure aggregation whoever sees it, the server above all, is not covered.
+    against whoever sees only the sums, with at least ``least`` sites in each, together with all that up to ``colluders`` of those know. A
+    single message carries one share of the noise, 1/``honest`` of the variance: without secure aggregation whoever sees it, the server
+    above all, is not covered.
 
     Attributes:
-        noise_multiplier: z, the standard deviation of the noise of ``least`` sites over C.
+        noise_multiplier: z, the standard deviation of the noise of ``honest`` sites over C.
         clip: C, the largest L2 norm of an update.
         sites: n, the public divisor.
         rounds: the most rounds that a site can take part in.
         delta: δ.
         least: the fewest sites in a sum.
+        colluders: how many of those may side with an attacker.
         code: how an update becomes integers.
         seed: public, of the rotations.
         in_clear: whether the server sees single messages.
@@ -184,9 +192,15 @@ class DistributedPlan:
     rounds: int
     delta: float
     least: int
+    colluders: int
     code: IntegerCode
     seed: int
     in_clear: bool
+
+    @property
+    def honest(self) -> int:
+        """The fewest honest sites in a sum: so many shares make z."""
+        return self.least - self.colluders
 
     @property
     def sampling(self) -> str:
@@ -196,11 +210,7 @@ class DistributedPlan:
     @property
     def not_covered(self) -> tuple[str, ...]:
         """What this plan leaves open beside what its unit does."""
-        clear = (
-            f"the server of this run, to which each message goes in clear with 1/{self.least} of the noise's variance: the "
-            "guarantee needs secure aggregation to hold against it"
-        )
-        return (*((clear,) if self.in_clear else ()), _MEASURED)
+        return (*shares_not_covered(self.honest, self.colluders, in_clear=self.in_clear), MEASURED)
 
     def figures(self) -> Figures:
         """Return what a round ran with, for a reader of the ledger."""
@@ -208,7 +218,7 @@ class DistributedPlan:
 
     def event(self, rounds: int = 1, *, survivors: int | None = None) -> Skellam:
         """Return what a site's ``rounds`` rounds are with so many survivors; with the fewest, where that is left out."""
-        return _skellam(self.code, self.least if survivors is None else survivors, rounds)
+        return _skellam(self.code, (self.least if survivors is None else survivors) - self.colluders, rounds)
 
     def spent(self, rounds: int) -> Spent:
         """Return what a site has spent after ``rounds`` rounds with the fewest survivors."""
@@ -225,13 +235,34 @@ class DistributedPlan:
             "clip": self.clip,
             "divisor": self.sites,
             "survivors": self.least,
+            "colluders": self.colluders,
             "scale": self.code.scale,
             "dimension": self.code.dim,
             "bits": BITS,
         }
 
 
-_MEASURED = "the figures that the server measures on its own test records; in a simulation those are the sites' own, pooled"
+#: What the server measures is not the sites' to protect.
+MEASURED = "the figures that the server measures on its own test records; in a simulation those are the sites' own, pooled"
+
+
+def shares_not_covered(honest: int, colluders: int, *, in_clear: bool) -> tuple[str, ...]:
+    """Return what noise shares leave open.
+
+    Args:
+        honest: the fewest honest sites in a sum.
+        colluders: how many other sites in it are made good.
+        in_clear: whether the server sees single messages.
+    """
+    clear = (
+        f"the server of this run, to which each message goes in clear with 1/{honest} of the noise's variance: the "
+        "guarantee needs secure aggregation to hold against it"
+    )
+    alone = (
+        "a site of the federation that attacks, even by itself: it knows its own share of the noise, and with privacy.colluders = 0 every "
+        "share is counted on"
+    )
+    return (*((clear,) if in_clear else ()), *(() if colluders else (alone,)))
 
 
 def public_cohort(cohort: Cohort) -> float:
@@ -259,10 +290,10 @@ def server_or_local_plan(spec: FederationSpec) -> SitePlan | LocalPlan:
         SpecError: the promise cannot be kept.
     """
     privacy, rounds = spec.privacy, spec.federation.rounds
-    clip, delta = _given(privacy.clip, "clip"), _given(privacy.delta, "delta")
+    clip, delta = given(privacy.clip, "privacy.clip"), given(privacy.delta, "privacy.delta")
     noise = privacy.noise_multiplier
     if noise is None:
-        noise = _calibrated(_given(privacy.epsilon, "epsilon"), delta, rounds)
+        noise = _calibrated(given(privacy.epsilon, "privacy.epsilon"), delta, rounds)
     n = public_cohort(spec.cohort)
     if privacy.unit == "site-local":
         return LocalPlan(noise_multiplier=noise, clip=clip, sites=n, rounds=rounds, delta=delta)
@@ -286,16 +317,17 @@ def distributed_plan(spec: FederationSpec, size: int) -> DistributedPlan:
         SpecError: the promise cannot be kept, or 20 bits do not suffice for it.
     """
     privacy, rounds, cohort = spec.privacy, spec.federation.rounds, spec.cohort
-    clip, delta = _given(privacy.clip, "clip"), _given(privacy.delta, "delta")
-    shares = _Shares(clip=clip, most=_largest(cohort), least=cohort.min_sites, size=size)
+    clip, delta = given(privacy.clip, "privacy.clip"), given(privacy.delta, "privacy.delta")
+    colluders = privacy.colluders or 0
+    shares = _Shares(clip=clip, most=largest_cohort(cohort), honest=cohort.min_sites - colluders, size=size)
     noise = privacy.noise_multiplier
     if noise is None:
-        noise = _calibrated_shares(_given(privacy.epsilon, "epsilon"), delta, rounds, shares)
+        noise = _calibrated_shares(given(privacy.epsilon, "privacy.epsilon"), delta, rounds, shares)
     code = shares.code(noise)
     if code.stretch > MOST_STRETCH:
         raise SpecError(
             f"privacy.unit = 'site-distributed': {BITS} bits do not suffice for {shares.most} sites, noise of {noise:.4g} times the clip from "
-            f"{shares.least} of them, and {size} parameters: with {WRAP_SIGMAS} standard deviations kept from wrapping, rounding would make the "
+            f"{shares.honest} of them, and {size} parameters: with {WRAP_SIGMAS} standard deviations kept from wrapping, rounding would make the "
             f"sensitivity {code.stretch:.3g} times the clip's",
             remedy="raise cohort.min_sites towards the cohort's size, allow a larger epsilon, ask fewer sites a round, or train a smaller model",
             code="privacy-bits",
@@ -306,14 +338,15 @@ def distributed_plan(spec: FederationSpec, size: int) -> DistributedPlan:
         sites=public_cohort(cohort),
         rounds=rounds,
         delta=delta,
-        least=shares.least,
+        least=cohort.min_sites,
+        colluders=colluders,
         code=code,
         seed=spec.federation.seed,
         in_clear=spec.aggregation.protection == "plain",
     )
 
 
-def _largest(cohort: Cohort) -> int:
+def largest_cohort(cohort: Cohort) -> int:
     """Return the most sites in a round, for a Poisson cohort up to a chance of about 1e-15."""
     mean = public_cohort(cohort)
     if not isinstance(cohort.per_round, PoissonCohort):
@@ -328,19 +361,19 @@ class _Shares:
 
     clip: float
     most: int
-    least: int
+    honest: int
     size: int
 
     def code(self, noise: float) -> IntegerCode:
         scale = choose_scale(
-            clip=self.clip, noise_multiplier=noise, most=self.most, least=self.least, dim=padded(self.size)
+            clip=self.clip, noise_multiplier=noise, most=self.most, least=self.honest, dim=padded(self.size)
         )
-        share = (noise * scale * self.clip) ** 2 / self.least
+        share = (noise * scale * self.clip) ** 2 / self.honest
         return IntegerCode(size=self.size, clip=self.clip, scale=scale, share=share)
 
 
-def _skellam(code: IntegerCode, survivors: int, rounds: int) -> Skellam:
-    return Skellam(variance=survivors * code.share, l2=code.l2, l1=code.l1, count=rounds)
+def _skellam(code: IntegerCode, honest: int, rounds: int) -> Skellam:
+    return Skellam(variance=honest * code.share, l2=code.l2, l1=code.l1, count=rounds)
 
 
 @lru_cache(maxsize=64)
@@ -351,11 +384,16 @@ def _calibrated(epsilon: float, delta: float, rounds: int) -> float:
 @lru_cache(maxsize=64)
 def _calibrated_shares(epsilon: float, delta: float, rounds: int, shares: _Shares) -> float:
     return noise_multiplier_for(
-        epsilon, delta, lambda noise: _skellam(shares.code(noise), shares.least, rounds)
+        epsilon, delta, lambda noise: _skellam(shares.code(noise), shares.honest, rounds)
     )
 
 
-def _given(value: float | None, key: str) -> float:
+def given(value: _Number | None, key: str) -> _Number:
+    """Return a key that the file's own checks have asked for.
+
+    Raises:
+        SpecError: it is not there.
+    """
     if value is None:
-        raise SpecError(f"[privacy] has no {key}", remedy=f"give {key}")
+        raise SpecError(f"the federation file has no {key}", remedy=f"give {key}")
     return value

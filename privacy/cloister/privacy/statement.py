@@ -28,10 +28,11 @@ from cloister.privacy.events import Relation
 __all__ = ["PrivacyStatement", "SiteSpent", "Unit", "guess_rate", "hit_rate", "statement_for"]
 
 #: Whose contribution is hidden, and from where on.
-Unit = Literal["record", "site", "site-local", "site-distributed"]
+Unit = Literal["record", "record-distributed", "site", "site-local", "site-distributed"]
 
 _PROTECTED: dict[str, str] = {
     "record": "each single record at each site",
+    "record-distributed": "each single record at each honest site",
     "site": "each site: all that its data contributed, taken together",
     "site-local": "each site: all that its data contributed, taken together",
     "site-distributed": "each site: all that its data contributed, taken together",
@@ -39,6 +40,8 @@ _PROTECTED: dict[str, str] = {
 _ADVERSARY: dict[str, str] = {
     "record": "everybody outside the site, the server and the other sites included, who sees every message of the site and "
     "every model, and who knows all other records",
+    "record-distributed": "everybody who sees the sums and the models, the server included, as long as the protection of the messages hides "
+    "the single ones and at least the stated number of honest sites took part; whoever attacks may know all other records",
     "site": "everybody who sees the models that the server releases, other sites included; the server itself is trusted",
     "site-local": "everybody outside the site, the server included, who sees every message of the site and every model",
     "site-distributed": "everybody who sees the sums, the server included, as long as the protection of the messages hides the single "
@@ -56,10 +59,14 @@ _NEVER_COVERED = (
     "results that were released outside of this account",
 )
 _ONE_RECORD = "a single record, which has no bound of its own: two versions of a site's data may differ by up to twice what is bounded here"
+_CONSPIRE = (
+    "more sites that conspire with whoever attacks than privacy.colluders says: their noise does not count"
+)
 _ALSO_NOT_COVERED: dict[str, tuple[str, ...]] = {
     "record": (
         "a person with records at several sites, for whom each site's guarantee stands by itself and their costs add up",
     ),
+    "record-distributed": (_CONSPIRE,),
     "site": (
         _ONE_RECORD,
         "the server, which sees each site's clipped update without noise unless the messages are protected",
@@ -70,7 +77,7 @@ _ALSO_NOT_COVERED: dict[str, tuple[str, ...]] = {
     ),
     "site-distributed": (
         _ONE_RECORD,
-        "sites that conspire with the server: their noise does not count",
+        _CONSPIRE,
     ),
 }
 
@@ -175,7 +182,8 @@ class PrivacyStatement:
 
     def _promise(self) -> str:
         many = self.records_per_person
-        whom = f"each person with up to {many} records at a site" if many > 1 else _PROTECTED[self.unit]
+        where = "at all honest sites together" if self.unit == "record-distributed" else "at a site"
+        whom = f"each person with up to {many} records {where}" if many > 1 else _PROTECTED[self.unit]
         return (
             f"Protected is {whom}, with ε = {_figure(self.epsilon)} and δ = {self.delta:g} over everything released: whatever is seen is "
             f"at most {_figure(_factor(self.epsilon))} times as likely with the contribution as without it, or the other way round, "
@@ -221,7 +229,7 @@ def statement_for(
         raise _refused(f"unit must be one of {', '.join(get_args(Unit))}, not {unit!r}")
     persons = (
         ("a person with several records, who is protected record by record and not as a person",)
-        if unit == "record" and records_per_person == 1
+        if unit in ("record", "record-distributed") and records_per_person == 1
         else ()
     )
     cohort = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from flwr.serverapp import Grid
@@ -27,6 +27,7 @@ from cloister.server.leave import ends_run, refusal_of
 from cloister.server.plan import RunPlan
 from cloister.server.secure.choosing import collector_for
 from cloister.server.spending import Spending
+from cloister.strategies.averaging import RunningMean
 from cloister.strategies.mean import Direction
 from cloister.strategies.optimisers import OptimiserState, optimiser_from
 from cloister.strategies.scaffold import ScaffoldState, server_control
@@ -43,13 +44,19 @@ _ALL_SITES = 200
 
 @dataclass(frozen=True, kw_only=True)
 class _State:
-    """A run between two rounds."""
+    """A run between two rounds; ``mean``: of the rounds' models, where that is what is released."""
 
     round_number: int
     model: Vector
     optimiser: OptimiserState
     scaffold: ScaffoldState | None
+    mean: RunningMean | None
     best: Best | None
+
+    @property
+    def released(self) -> Vector:
+        """The model that is measured, and leaves when the run ends here."""
+        return self.model if self.mean is None else self.mean.model()
 
 
 class Coordinator:
@@ -90,7 +97,7 @@ class Coordinator:
                 if self._saved != state.round_number:  # the run ends here, and its last model is released
                     self._save(state)
                 raise
-        return state.model
+        return state.released
 
     def _ask_leave(self, done: int) -> None:
         """Ask the sites that keep ledgers whether they allow the rounds after ``done``; refuse the run before any training."""
@@ -102,6 +109,7 @@ class Coordinator:
 
     def _begin(self) -> _State:
         plan, size, scaffold = self._plan, self._plan.layout.size, self._spec.training.scaffold
+        averaged = self._spec.aggregation.average_rounds is not None
         if plan.resume is not None:
             arrays = plan.resume.arrays
             if plan.memory is not None:
@@ -110,9 +118,10 @@ class Coordinator:
             self._gatherer.restore(_under(arrays, "gathering."))
             return _State(
                 round_number=plan.resume.round_number,
-                model=arrays["model"],
+                model=arrays["iterate"] if averaged else arrays["model"],
                 optimiser=self._optimiser.from_arrays(_under(arrays, "optimiser."), size),
                 scaffold=ScaffoldState.from_arrays(_under(arrays, "scaffold."), size) if scaffold else None,
+                mean=RunningMean(mean=arrays["mean"]) if averaged else None,
                 best=plan.resume.best,
             )
         state = _State(
@@ -120,6 +129,7 @@ class Coordinator:
             model=plan.initial,
             optimiser=self._optimiser.start(size),
             scaffold=ScaffoldState.start(size) if scaffold else None,
+            mean=RunningMean.start(plan.initial) if averaged else None,
             best=None,
         )
         self._save(state)
@@ -136,11 +146,22 @@ class Coordinator:
         if scaffold is not None:
             change = gathered.directions[protocol.CONTROL]
             scaffold = server_control(scaffold, change, cohort=collected.answered, population=self._sites)
+        mean, over = state.mean, self._spec.aggregation.average_rounds
+        if mean is not None and over is not None:
+            mean = mean.after(model, round_number=number, rounds=over)
+        new = _State(
+            round_number=number,
+            model=model,
+            optimiser=optimiser,
+            scaffold=scaffold,
+            mean=mean,
+            best=state.best,
+        )
         clock.end("aggregate")
-        best = self._better(state.best, number, self._measure(number, model, cohort))
+        best = self._better(state.best, number, self._measure(number, new.released, cohort))
+        new = replace(new, best=best)
         clock.end("evaluate")
         self._spending.tell(number)
-        new = _State(round_number=number, model=model, optimiser=optimiser, scaffold=scaffold, best=best)
         self._plan.bus.emit(
             "round",
             number,
@@ -224,7 +245,9 @@ class Coordinator:
 
     def _save(self, state: _State) -> None:
         self._saved = state.round_number
-        arrays: Arrays = {"model": state.model}
+        arrays: Arrays = {"model": state.released}
+        if state.mean is not None:
+            arrays |= {"iterate": state.model, "mean": state.mean.mean}
         arrays |= {f"optimiser.{name}": array for name, array in state.optimiser.arrays().items()}
         if state.scaffold is not None:
             arrays |= {f"scaffold.{name}": array for name, array in state.scaffold.arrays().items()}

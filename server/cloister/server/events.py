@@ -11,7 +11,7 @@ run          name, digest, layout, parameters, seed, reproducible, sites, site_n
 site         site, phase (train | evaluate), status (answered | refused | missing), reason, seconds, loss;
              bytes_down and bytes_up where they were measured for the site
 round        cohort, answered, missing, refused ({site, reason}), loss, update_norm, bytes_down, bytes_up, seconds by phase;
-             clip and within (its noisy share of updates) under unit "site", noise_std under "site-distributed";
+             clip and within (its noisy share of updates) under unit "site", noise_std under "…-distributed";
              transcript (lines so far, SHA-256 of the last), where one is kept
 evaluation   where (central | sites | site:<name> | baseline:pooled | baseline:local:<name>), loss, metrics, confusion,
              records

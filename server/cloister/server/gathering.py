@@ -10,9 +10,10 @@ none, record            what ``aggregation.rule`` makes of the updates
 site                    (sum of clipped updates + N(0, (z·C)²)) / n; a norm above C is refused
 site-local              (sum of noisy updates) / n
 site-distributed        (sum modulo 2²⁰, centred, unscaled, rotated back) / n
+record-distributed      -lr_t·(sum modulo 2³², centred, unscaled) / (n·B): a step of SGD along the noisy mean gradient
 ======================  =============================================================================================
 
-n is the plan's public divisor, never the number of sites that answered.
+n and n·B are the plan's public divisors, never the number of sites that answered; lr_t is the round's ``training.optimizer.lr``.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ import torch
 
 from cloister.core import protocol
 from cloister.core.randomness import Randomness
+from cloister.core.schedule import learning_rate
 from cloister.core.spec import FederationSpec
 from cloister.privacy.noise import gaussian_source
 from cloister.privacy.plan import plan_from
+from cloister.privacy.record_plans import DistributedRecordPlan
 from cloister.privacy.site_plans import DistributedPlan, LocalPlan, SitePlan
 from cloister.privacy.sums import CUT, WEIGHT
-from cloister.privacy.updates import MODULUS, ModularSum, exceeds_clip, rotation_signs
+from cloister.privacy.updates import MODULUS, SHARE_BITS, ModularSum, exceeds_clip, rotation_signs
 from cloister.server.checkpoints import Arrays
 from cloister.server.replies import CheckedUpdate, Refused, Wanted
 from cloister.strategies.mean import Direction
@@ -119,6 +122,8 @@ def gatherer_from(spec: FederationSpec, *, size: int, randomness: Randomness) ->
         return _Stateless(lambda _number, _names: _LocalSum(plan, size))
     if isinstance(plan, DistributedPlan):
         return _Stateless(lambda number, _names: _IntegerSum(plan, number))
+    if isinstance(plan, DistributedRecordPlan):
+        return _Stateless(lambda number, _names: _SharedStep(plan, size, learning_rate(spec, number)))
     rule, weighting = rule_from(spec.aggregation), spec.aggregation.weighting
     most = None if weighting == "uniform" else weighting.records_cap
     return _Stateless(lambda _number, names: _ByRule(rule, size, names, most))
@@ -284,3 +289,24 @@ class _IntegerSum:
         total = plan.code.decode(self._sum.result(), signs)
         facts = {"noise_std": math.sqrt(self._sum.count * plan.code.share) / plan.code.scale}
         return Gathered(directions={protocol.VECTOR: total / plan.sites}, facts=facts)
+
+
+class _SharedStep:
+    """The sum of one round of ``unit = "record-distributed"``, modulo 2³², and the step that it makes."""
+
+    def __init__(self, plan: DistributedRecordPlan, size: int, rate: float) -> None:
+        self._plan, self._rate = plan, rate
+        self._sum = ModularSum(size, SHARE_BITS)
+        self.wanted = {protocol.VECTOR: Wanted(size=size, dtype="uint32")}
+
+    def add(self, checked: CheckedUpdate) -> None:
+        self._sum.add(checked.arrays[protocol.VECTOR])
+
+    def add_sum(self, sums: Sums, count: int) -> None:
+        self._sum.add(sums[protocol.VECTOR], count)
+
+    def finish(self) -> Gathered:
+        plan = self._plan
+        gradient = plan.code.decode(self._sum.result()) / plan.divisor
+        facts = {"noise_std": math.sqrt(self._sum.count) * plan.share * plan.clip}
+        return Gathered(directions={protocol.VECTOR: -self._rate * gradient}, facts=facts)

@@ -13,6 +13,7 @@ import numpy as np
 
 from cloister.core.spec import FederationSpec
 from cloister.privacy.plan import Plan, plan_from
+from cloister.privacy.record_plans import DistributedRecordPlan
 from cloister.privacy.site_plans import DistributedPlan
 from cloister.privacy.statement import statement_for
 from cloister.server.checkpoints import Arrays
@@ -57,7 +58,7 @@ class Spending:
 
     def settle(self, cohort: list[int], survivors: int) -> None:
         """Charge the cohort that was asked last by the number of sites that are in the sum, where that makes a difference."""
-        if isinstance(self._plan, DistributedPlan):
+        if isinstance(self._plan, DistributedPlan | DistributedRecordPlan):
             for position in cohort:
                 rounds = self._asked[position]
                 rounds[survivors] += 1
@@ -96,9 +97,9 @@ class Spending:
                 self._asked.setdefault(position, Counter())[survivors] = rounds
 
     def _burden(self, rounds: Mapping[int, int]) -> float:
-        """Return what grows with the cost: rounds, each divided by the noise shares in its sum."""
-        least = self._spec.cohort.min_sites
-        return sum(count / max(survivors, least) for survivors, count in rounds.items())
+        """Return what grows with the cost: rounds, each divided by the honest noise shares in its sum."""
+        least, colluders = self._spec.cohort.min_sites, self._spec.privacy.colluders or 0
+        return sum(count / (max(survivors, least) - colluders) for survivors, count in rounds.items())
 
     def _emit(self, number: int, rounds: Mapping[int, int], *, site: str | None) -> None:
         if self._plan is None:

@@ -157,7 +157,7 @@ def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
     first = next(iter(sites.owners.values())).train
     try_task(task, model, first)
     predict(loaded.spec, layout.size)  # a promise that cannot be kept, or has no bound, is refused here
-    if loaded.spec.privacy.unit == "record":
+    if loaded.spec.privacy.hides_records:
         inputs, targets = first.batch(torch.arange(min(3, len(first))))
         loss = RecordLoss(task, loaded.spec.training.class_weights)
         check_on_records(model.train(), loss, inputs, targets)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cloister.core.spec.base import Fraction, Positive, Table
+from cloister.core.spec.base import Fraction, Positive, Table, Whole
 
 __all__ = ["AdaptiveClip", "Privacy"]
 
@@ -32,11 +32,12 @@ class Privacy(Table):
     Everything here is public: none of it may depend on how many records a site has.
     """
 
-    unit: Literal["none", "record", "site", "site-local", "site-distributed"] = Field(
+    unit: Literal["none", "record", "record-distributed", "site", "site-local", "site-distributed"] = Field(
         default="none",
         description=(
-            "none: no differential privacy; record: each site's own records, by DP-SGD at the site; a whole site's contribution: "
-            "site (noise added by a trusted server), site-local (each site's own noise), site-distributed (noise shares that add up)"
+            "none: no differential privacy; each site's own records: record (DP-SGD at the site), record-distributed (one step of DP-SGD "
+            "over all sites a round, noise shares that add up); a whole site's contribution: site (noise added by a trusted server), "
+            "site-local (each site's own noise), site-distributed (noise shares that add up)"
         ),
     )
     epsilon: Positive | None = Field(
@@ -57,16 +58,33 @@ class Privacy(Table):
     )
     sampling_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None,
-        description="record: q, the chance of each record to join a step; with training.batch_size, the public divisor of the sum",
+        description="record, record-distributed: q, the chance of each record to join a step; with training.batch_size, the public divisor "
+        "of a site's sum",
     )
     max_records_per_person: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         default=None,
-        description="record: k, the most records that one person has at a site; the promise is then made to persons. 1 unless given",
+        description="record: k, the most records that one person has at a site (record-distributed: at all sites together); the promise is "
+        "then made to persons. 1 unless given",
+    )
+    colluders: Whole | None = Field(
+        default=None,
+        description="record-distributed, site-distributed: of cohort.min_sites so many may side with an attacker; the others' noise shares "
+        "alone keep the promise. 0 unless given",
     )
     adaptive_clip: AdaptiveClip | None = Field(
         default=None,
         description="site: let the clip follow the norms, from privacy.clip on; off unless given",
     )
+
+    @property
+    def hides_records(self) -> bool:
+        """Whether the guarantee is a record's (or a person's), and not a whole site's."""
+        return self.unit in ("record", "record-distributed")
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether the noise is the sum of the sites' shares."""
+        return self.unit in ("record-distributed", "site-distributed")
 
     @model_validator(mode="after")
     def _complete(self) -> Privacy:
@@ -79,6 +97,7 @@ class Privacy(Table):
                 "clip",
                 "sampling_rate",
                 "max_records_per_person",
+                "colluders",
                 "adaptive_clip",
             )
             if getattr(self, key) is not None
@@ -92,18 +111,22 @@ class Privacy(Table):
         if (self.epsilon is None) == (self.noise_multiplier is None):
             raise ValueError("give either epsilon (the noise follows) or noise_multiplier (ε follows)")
         examples = {"delta": "1e-5", "clip": "1.0"} | (
-            {"sampling_rate": "0.05"} if self.unit == "record" else {}
+            {"sampling_rate": "0.05"} if self.hides_records else {}
         )
         for key, example in examples.items():
             if key not in given:
                 raise ValueError(f"unit = '{self.unit}' needs '{key}', for example {key} = {example}")
-        if self.unit != "record" and self.sampling_rate is not None:
+        if not self.hides_records and self.sampling_rate is not None:
             raise ValueError(
                 f"'sampling_rate' does not go with unit = '{self.unit}', which samples no records; remove it"
             )
-        if self.unit != "record" and self.max_records_per_person is not None:
+        if not self.hides_records and self.max_records_per_person is not None:
             raise ValueError(
                 f"'max_records_per_person' does not go with unit = '{self.unit}', which hides a site's records all together; remove it"
+            )
+        if not self.shares_noise and self.colluders is not None:
+            raise ValueError(
+                f"'colluders' does not go with unit = '{self.unit}', whose noise nobody shares in; remove it"
             )
         if self.unit != "site" and self.adaptive_clip is not None:
             raise ValueError(

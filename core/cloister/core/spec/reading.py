@@ -50,7 +50,6 @@ NOT_YET = {
 }
 #: Values that the format documents and this version does not offer, by key.
 NOT_YET_VALUES = {
-    "privacy.unit": ("record-distributed",),
     "aggregation.protection": ("threshold-bfv",),
 }
 #: The stages of `aggregation.rule = "arc | nnm | trimmed-mean"`.

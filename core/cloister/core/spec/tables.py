@@ -200,6 +200,10 @@ class Aggregation(Table):
         description="uniform, or { records_cap = n }: the server's choice, never only the site's word",
     )
     optimizer: ServerOptimizer = Field(default=ServerOptimizer(), description="the server's step")
+    average_rounds: Count | None = Field(
+        default=None,
+        description="the model that is measured and released is a running mean of the rounds' models over about so many; off unless given",
+    )
 
 
 class Evaluation(Table):
@@ -310,8 +314,12 @@ class FederationSpec(Table):
             return self
         unit = self.privacy.unit
         unsound = self._unsound_for_all() | (
-            self._unsound_for_records() if unit == "record" else self._unsound_for_sites()
+            self._unsound_for_records() if self.privacy.hides_records else self._unsound_for_sites()
         )
+        if self.privacy.shares_noise:
+            unsound |= self._unsound_for_shares()
+        if unit == "record-distributed":
+            unsound |= self._unsound_for_one_step()
         reasons = [reason for reason, holds in unsound.items() if holds]
         if reasons:
             raise ValueError(f"privacy.unit = '{unit}' is unsound here: " + "; ".join(reasons))
@@ -340,9 +348,40 @@ class FederationSpec(Table):
     def _unsound_for_sites(self) -> dict[str, bool]:
         return {
             "training.scaffold sends a second array that no noise covers; remove it": self.training.scaffold,
+            **self._unsound_for_sums(),
+        }
+
+    def _unsound_for_sums(self) -> dict[str, bool]:
+        return {
             "aggregation.rule must be 'mean': the noise is calibrated to a sum": self.aggregation.rule
             != "mean",
             "the sum is divided by a public number of sites, and the file has none; give cohort.sites, or cohort.per_round as a number": (
                 self.cohort.sites is None and not isinstance(self.cohort.per_round, int)
+            ),
+        }
+
+    def _unsound_for_shares(self) -> dict[str, bool]:
+        colluders, least = self.privacy.colluders or 0, self.cohort.min_sites
+        return {
+            f"privacy.colluders = {colluders} leaves no honest site of cohort.min_sites = {least}; raise min_sites": colluders
+            >= least
+        }
+
+    def _unsound_for_one_step(self) -> dict[str, bool]:
+        """Refuse what a site would do to a step that is the whole federation's."""
+        training, optimizer = self.training, self.training.optimizer
+        return {
+            **self._unsound_for_sums(),
+            "training.local_steps must be 1: the noise shares of a step add up before the next one, or not at all": training.local_steps
+            != 1,
+            "training.optimizer must be plain sgd without momentum and weight_decay: a site sends a clipped sum, and the step is the "
+            "server's; use aggregation.optimizer": (
+                optimizer.name != "sgd" or optimizer.momentum > 0 or optimizer.weight_decay > 0
+            ),
+            "training.proximal_mu, l1 and l2 change a step at the site, and the step is the server's; remove them": (
+                training.proximal_mu > 0 or training.l1 > 0 or training.l2 > 0
+            ),
+            "evaluation.baselines train without the other sites' noise shares; remove them": bool(
+                self.evaluation.baselines
             ),
         }

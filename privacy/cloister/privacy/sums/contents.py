@@ -8,6 +8,7 @@ record                                  update (its noise is in it)
 site                                    clipped update (reach C: nothing is cut); where the clip adapts: how many were within
 site-local                              noisy update (reach C and ten standard deviations)
 site-distributed                        integers modulo 2^20 under noise shares
+record-distributed                      integers modulo 2^32 under noise shares
 ======================================  ==========================================================================================
 
 Where an update can be longer than ``aggregation.reach``, the sum also counts the sites that were cut: it is the sum of a public function of
@@ -23,10 +24,11 @@ from cloister.core.metrics import METRIC_RANGES
 from cloister.core.spec import FederationSpec
 from cloister.privacy.manifest import SumKind
 from cloister.privacy.plan import Plan, plan_from
+from cloister.privacy.record_plans import DistributedRecordPlan
 from cloister.privacy.site_plans import DistributedPlan, LocalPlan, SitePlan
 from cloister.privacy.sums.code import SumCode
 from cloister.privacy.sums.parts import Exact, Part, Reals, Residues
-from cloister.privacy.updates import BITS
+from cloister.privacy.updates import BITS, SHARE_BITS
 
 __all__ = ["CUT", "LOSS", "TESTED", "WEIGHT", "defined", "evaluation_parts", "sum_code", "training_parts"]
 
@@ -51,6 +53,8 @@ def training_parts(
     reach = spec.aggregation.reach
     if isinstance(plan, DistributedPlan):
         return (Residues(name=protocol.VECTOR, size=plan.code.dim, modulus_bits=BITS),)
+    if isinstance(plan, DistributedRecordPlan):
+        return (Residues(name=protocol.VECTOR, size=size, modulus_bits=SHARE_BITS),)
     if isinstance(plan, SitePlan):
         vector = Reals(name=protocol.VECTOR, size=size, reach=plan.clip if clip is None else clip)
         return (vector,) if plan.adaptive is None else (vector, Exact(name=protocol.WITHIN))

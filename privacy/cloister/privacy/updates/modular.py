@@ -41,10 +41,12 @@ class ModularSum:
 
     Args:
         size: number of elements of every vector.
+        bits: the result's, at most 32.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, bits: int = BITS) -> None:
         self._sum: Residues = np.zeros(size, dtype=np.uint32)
+        self._mask = np.uint32((1 << bits) - 1)
         self.count = 0
 
     def add(self, residues: Residues, count: int = 1) -> None:
@@ -59,6 +61,6 @@ class ModularSum:
         self.count += count
 
     def result(self) -> Residues:
-        """Return the sum modulo 2²⁰, a new array."""
-        total: Residues = self._sum & np.uint32(MODULUS - 1)
+        """Return the sum modulo 2^bits, a new array."""
+        total: Residues = self._sum & self._mask
         return total

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import Optimizer, lr_scheduler
 
-from cloister.client.schedule import learning_rate_factor
+from cloister.core.schedule import learning_rate_factor
 from cloister.core.spec import Schedule
 
 ROUNDS = 23

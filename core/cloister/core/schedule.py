@@ -33,9 +33,19 @@ from __future__ import annotations
 
 import math
 
-from cloister.core.spec import Schedule
+from cloister.core.spec import FederationSpec, Schedule
 
-__all__ = ["learning_rate_factor"]
+__all__ = ["learning_rate", "learning_rate_factor"]
+
+
+def learning_rate(spec: FederationSpec, round_number: int) -> float:
+    """Return the learning rate of a round: ``training.optimizer.lr`` times its factor.
+
+    Raises:
+        ValueError: the round does not lie between 1 and the last.
+    """
+    factor = learning_rate_factor(spec.training.schedule, round_number, spec.federation.rounds)
+    return spec.training.optimizer.lr * factor
 
 
 def learning_rate_factor(schedule: Schedule, round_number: int, rounds: int) -> float:
