@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,24 +33,14 @@ from cloister.privacy.plan import plan_from
 from cloister.privacy.site_plans import DistributedPlan, LocalPlan, SitePlan
 from cloister.privacy.updates import MODULUS, ModularSum, exceeds_clip, rotation_signs
 from cloister.server.checkpoints import Arrays
+from cloister.server.gathered import Gathered
 from cloister.server.replies import CheckedUpdate, Refused, Wanted
+from cloister.server.row_gathering import RowGatherer
 from cloister.strategies.mean import Direction
+from cloister.strategies.robust.rule import RobustRule
 from cloister.strategies.rules import Rule, rule_from
 
 __all__ = ["Gathered", "Gatherer", "Gathering", "gatherer_from"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gathered:
-    """What a round came to.
-
-    Attributes:
-        directions: by array, (size,) float64.
-        facts: public numbers of the round, for its event.
-    """
-
-    directions: dict[str, Direction]
-    facts: dict[str, float]
 
 
 class Gathering(Protocol):
@@ -107,6 +96,8 @@ def gatherer_from(spec: FederationSpec, *, size: int, randomness: Randomness) ->
     if isinstance(plan, DistributedPlan):
         return _Stateless(lambda number, _names: _IntegerSum(plan, number))
     rule, weighting = rule_from(spec.aggregation), spec.aggregation.weighting
+    if isinstance(rule, RobustRule):
+        return RowGatherer(rule, size=size, randomness=randomness)
     most = None if weighting == "uniform" else weighting.records_cap
     return _Stateless(lambda _number, names: _ByRule(rule, size, names, most))
 

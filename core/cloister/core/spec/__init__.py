@@ -4,6 +4,7 @@ from cloister.core.spec.reading import Loaded, Origin, load_federation, parse_fe
 from cloister.core.spec.tables import (
     AdaptiveClip,
     Aggregation,
+    Attack,
     Cohort,
     EarlyStop,
     Evaluation,
@@ -23,6 +24,7 @@ from cloister.core.spec.tables import (
 __all__ = [
     "AdaptiveClip",
     "Aggregation",
+    "Attack",
     "Cohort",
     "EarlyStop",
     "Evaluation",

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from cloister.core.spec.attack import Attack
 from cloister.core.spec.base import Count, Positive, Rate, Spread, Table, Whole
+from cloister.core.spec.pipelines import pipeline_text, read_pipeline
 from cloister.core.spec.privacy import AdaptiveClip, Privacy
+from cloister.core.spec.robustness import filled, unsound_rule
 from cloister.core.spec.training import EarlyStop, Optimizer, Schedule, Training
 
 __all__ = [
     "AdaptiveClip",
     "Aggregation",
+    "Attack",
     "Cohort",
     "EarlyStop",
     "Evaluation",
@@ -127,7 +131,9 @@ class Cohort(Table):
         default="all", description="'all', a number of sites drawn each round, or { poisson = p }"
     )
     min_sites: Count = Field(
-        default=1, description="below it a round is not aggregated and the run stops with exit 6"
+        default=1,
+        description="below it a round is not aggregated and the run stops with exit 6; left out with a robust rule, it is the fewest that "
+        "the rule needs for aggregation.byzantine",
     )
     wait_s: Annotated[float, Field(ge=1e-3, le=1e8)] = Field(
         default=600.0, description="seconds that a round waits; a straggler's message expires with it"
@@ -175,14 +181,26 @@ class Aggregation(Table):
     """``[aggregation]``: how updates become a model."""
 
     protection: Literal["plain"] = Field(default="plain", description="plain: the server sees every update")
-    rule: Literal["mean"] = Field(
-        default="mean", description="mean: the weighted mean, which one site that lies can move anywhere"
+    rule: str = Field(
+        default="mean",
+        description="mean: the weighted mean, which one site that lies can move anywhere; or a pipeline, left to right, for example "
+        "`arc | nnm | trimmed-mean`: see [robustness](robustness.md)",
+    )
+    byzantine: Whole = Field(
+        default=0,
+        description="f: how many of the sites that answer a round may lie; a rule that cannot bear so many is refused",
     )
     weighting: Literal["uniform"] | RecordsCap = Field(
         default="uniform",
         description="uniform, or { records_cap = n }: the server's choice, never only the site's word",
     )
     optimizer: ServerOptimizer = Field(default=ServerOptimizer(), description="the server's step")
+
+    @field_validator("rule")
+    @classmethod
+    def _one_way(cls, text: str) -> str:
+        """Write a pipeline in one way, so that two files that mean the same are the same."""
+        return pipeline_text(read_pipeline(text))
 
 
 class Evaluation(Table):
@@ -227,6 +245,7 @@ class FederationSpec(Table):
     training: Training = Training()
     privacy: Privacy = Privacy()
     aggregation: Aggregation = Aggregation()
+    attack: Attack | None = None
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
 
@@ -241,6 +260,20 @@ class FederationSpec(Table):
         if private and isinstance(evaluation, dict) and "sites" not in evaluation:
             return {**document, "evaluation": {**evaluation, "sites": False}}
         return document
+
+    @model_validator(mode="before")
+    @classmethod
+    def _enough_sites(cls, document: Any) -> Any:
+        """A robust rule sets how many sites a round needs, unless the file says it."""
+        return filled(document) if isinstance(document, dict) else document
+
+    @model_validator(mode="after")
+    def _sound_rule(self) -> FederationSpec:
+        """Refuse a rule that cannot keep what it says."""
+        reasons = list(unsound_rule(self))
+        if reasons:
+            raise ValueError("; ".join(reasons))
+        return self
 
     @model_validator(mode="after")
     def _sound_privacy(self) -> FederationSpec:
