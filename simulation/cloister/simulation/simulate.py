@@ -10,7 +10,7 @@ import contextlib
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +37,7 @@ from cloister.server.release import try_model, write_model
 from cloister.server.report import write_report
 from cloister.server.run_folder import RunFolder
 from cloister.server.tracking import tracking_sinks
+from cloister.simulation.attacks.data import triggered
 from cloister.simulation.baselines import baselines
 from cloister.simulation.engines import Engine, Opened
 from cloister.simulation.ledgers import SimulatedLedgers
@@ -158,9 +159,17 @@ def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
             task, model, first, rows=np.arange(min(2, len(first)))
         )  # also loads the metrics, once, before workers are forked
 
+    backdoored = None  # what tells how often a planted trigger works
+    if sites.liars and sites.trigger is not None:
+        backdoored = triggered(sites.roster.central_test, sites.trigger)
+
     def measure_centrally(vector: Vector) -> Measurement:
         layout.write(model, vector)
-        return measure(task, model, sites.roster.central_test)
+        found = measure(task, model, sites.roster.central_test)
+        if backdoored is None:
+            return found
+        worked = measure(task, model, backdoored).metrics["accuracy"]
+        return replace(found, metrics={**found.metrics, "attack_success": worked})
 
     return _Prepared(
         layout=layout,
@@ -317,5 +326,8 @@ def _facts(loaded: Loaded, sites: SimulatedSites, prepared: _Prepared, engine: E
         "protection": spec.aggregation.protection,
         "rule": spec.aggregation.rule,
         "optimizer": spec.aggregation.optimizer.name,
+        "byzantine": spec.aggregation.byzantine,
+        "attack": spec.attack.name if spec.attack else None,
+        "liars": sorted(roster.name(position) for position in sites.liars),
         "resumed_from": None,
     }
