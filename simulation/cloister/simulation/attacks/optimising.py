@@ -19,8 +19,8 @@ from cloister.strategies.robust.pipeline import Pipeline
 
 __all__ = ["opt_alie", "opt_ipm", "rehearsed"]
 
-#: η: 0.125 to 128.
-_STRENGTHS = tuple(2.0**power for power in range(-3, 8))
+#: η: 0.25 to 64.
+_STRENGTHS = tuple(2.0**power for power in range(-2, 7))
 _FINER = (2.0**-0.5, 2.0**0.5)
 
 

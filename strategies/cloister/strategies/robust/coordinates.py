@@ -65,7 +65,7 @@ def by_coordinate(span: Span, rule: Callable[[Matrix], Direction]) -> Direction:
     """
     found: Direction = np.empty(span.rows.size)
     for start, stop in span.rows.pieces():
-        columns = np.ascontiguousarray(span.block(start, stop).T)
+        columns = np.array(span.block(start, stop).T, order="C")
         columns.sort(axis=1)
         found[start:stop] = rule(columns)
     return found

@@ -46,12 +46,15 @@ class UpdateRows:
                 raise ValueError(
                     f"expected float vectors of shape ({self.size},), got {vector.dtype} {vector.shape}"
                 )
+        self._only: Matrix | None = None
         self.squares: Matrix = np.zeros(len(self.vectors))
         for start, stop in self.pieces():
             block = self.block(start, stop)
             if not np.isfinite(block).all():
                 raise ValueError("an update holds a value that is not finite")
             self.squares += np.einsum("ij,ij->i", block, block)
+            if stop - start == self.size:
+                self._only = block
         if not np.isfinite(self.squares).all():
             raise ValueError("an update's norm is out of range")
 
@@ -65,7 +68,9 @@ class UpdateRows:
             yield start, min(self.size, start + width)
 
     def block(self, start: int, stop: int) -> Matrix:
-        """Return these columns of all rows, (n, stop - start) float64, in an array of its own."""
+        """Return these columns of all rows, (n, stop - start) float64; not to be written to."""
+        if self._only is not None:
+            return self._only[:, start:stop]
         block = np.empty((len(self.vectors), stop - start))
         for place, vector in enumerate(self.vectors):
             block[place] = vector[start:stop]

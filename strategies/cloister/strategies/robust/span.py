@@ -59,8 +59,12 @@ class Span:
         with np.errstate(over="ignore", invalid="ignore"):
             for start, stop in rows.pieces():
                 block = rows.block(start, stop)
-                about = np.vstack([block - block[centre], block[centre]])
-                inner += about @ about.T
+                point = block[centre].copy()
+                about = block - point
+                inner[:-1, :-1] += about @ about.T
+                inner[:-1, -1] += about @ point
+                inner[-1, -1] += point @ point
+        inner[-1, :-1] = inner[:-1, -1]
         if not np.isfinite(inner).all():
             raise ValueError("the updates' inner products are out of range")
         return cls(rows, inner, np.eye(own, len(rows)))
