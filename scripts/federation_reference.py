@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cloister.core.spec.reading import NOT_YET, NOT_YET_STAGES, NOT_YET_VALUES
+from cloister.core.spec.reading import NOT_YET, NOT_YET_VALUES
 from cloister.core.spec.refusals import expected
 from cloister.core.spec.tables import FederationSpec
 
@@ -177,7 +177,6 @@ def _later() -> Iterator[str]:
         f"| `{key}` = {', '.join(f'`{value}`' for value in values)} | a guarantee that this version does not give |"
         for key, values in NOT_YET_VALUES.items()
     )
-    yield f"| `aggregation.rule` = a pipeline of {', '.join(f'`{stage}`' for stage in NOT_YET_STAGES)} | robust aggregation |"
     yield ""
 
 

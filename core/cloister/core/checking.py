@@ -17,6 +17,8 @@ from cloister.core.data import Split
 from cloister.core.errors import SpecError
 from cloister.core.resolve import POOLED
 from cloister.core.spec import FederationSpec, Loaded, Origin, PoissonCohort
+from cloister.core.spec.pipelines import read_pipeline
+from cloister.core.spec.robustness import UNDEFENDED, fewest_updates
 from cloister.core.task import Task
 
 __all__ = ["MOST_LOCAL_BASELINES", "check_federation", "check_records", "expected_cohort", "population"]
@@ -118,7 +120,10 @@ def _poor_training(loaded: Loaded) -> Iterator[str]:
         yield "training.scaffold and proximal_mu both correct drift; one of them is usually enough"
     if training.precision == "mixed" and training.device == "cpu":
         yield "training.precision = 'mixed' changes nothing on device = 'cpu'"
-    server = loaded.spec.aggregation.optimizer
+    aggregation = loaded.spec.aggregation
+    if not aggregation.byzantine and any(stage.kind.uses for stage in read_pipeline(aggregation.rule)):
+        yield f"aggregation.rule = '{aggregation.rule}' with byzantine = 0 defends against nobody; say how many sites may lie"
+    server = aggregation.optimizer
     if server.name in _ADAPTIVE and server.lr >= 0.5:
         yield f"aggregation.optimizer.lr = {server.lr} moves each parameter by about that much a round with {server.name}; try 0.01"
 
@@ -127,6 +132,8 @@ def _poor_rounds(spec: FederationSpec) -> Iterator[str]:
     rounds, evaluation = spec.federation.rounds, spec.evaluation
     if spec.cohort.min_sites == 1:
         yield "cohort.min_sites = 1: a round that one site answers releases that site's own model to all; use at least 3"
+    if spec.aggregation.rule != UNDEFENDED:
+        yield "aggregation.rule compares single updates: the server sees each site's in clear (protection = 'plain')"
     if not evaluation.central and not evaluation.sites:
         yield "evaluation.central and evaluation.sites are both false: nothing measures the model"
     elif evaluation.every > rounds:
@@ -145,8 +152,7 @@ def _unsound_records(spec: FederationSpec, splits: Mapping[str, Split]) -> Itera
         needed = sites * (cohort.partition.per_site or 1)
         if needed > records:
             yield f"cohort.partition by = '{cohort.partition.by}' needs at least {needed} training records, and there are {records}; lower cohort.sites"
-    if cohort.min_sites > sites:
-        yield f"cohort.min_sites = {cohort.min_sites} can never be reached by {sites} sites; lower it"
+    yield from _too_few(spec, sites)
     if isinstance(cohort.per_round, int) and cohort.per_round > sites:
         yield f"cohort.per_round = {cohort.per_round} is more than {sites} sites; lower it"
     if "local" in spec.evaluation.baselines and sites > MOST_LOCAL_BASELINES:
@@ -156,6 +162,17 @@ def _unsound_records(spec: FederationSpec, splits: Mapping[str, Split]) -> Itera
         )
     if spec.evaluation.baselines and not _tested(splits):
         yield "evaluation.baselines are measured on test records, and the task has none; remove baselines"
+
+
+def _too_few(spec: FederationSpec, sites: int) -> Iterator[str]:
+    least, aggregation = fewest_updates(spec), spec.aggregation
+    if least is not None and least > sites:
+        yield (
+            f"aggregation.rule = '{aggregation.rule}' with byzantine = {aggregation.byzantine} needs at least {least} updates a round, "
+            f"and there are {sites} sites; lower byzantine, or choose another rule"
+        )
+    elif spec.cohort.min_sites > sites:
+        yield f"cohort.min_sites = {spec.cohort.min_sites} can never be reached by {sites} sites; lower it"
 
 
 def _poor_cohort(spec: FederationSpec, splits: Mapping[str, Split]) -> Iterator[str]:

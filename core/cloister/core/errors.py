@@ -7,7 +7,8 @@
     ├── UsageError                   exit 2   the command was called wrongly
     ├── SpecError                    exit 3   the federation file was refused
     │   ├── TaskError                exit 3   the task it names was refused, or raised
-    │   └── NotYetOffered            exit 3   a documented setting that this version does not offer
+    │   ├── NotYetOffered            exit 3   a documented setting that this version does not offer
+    │   └── InfeasibleByzantineBound exit 3   more lying sites than a rule can bear among so many
     ├── DataError                    exit 4   a site's data was refused
     ├── PolicyError                  exit 5   a policy or a budget refused
     ├── PeersMissing                 exit 6   fewer sites than `cohort.min_sites`
@@ -30,6 +31,7 @@ __all__ = [
     "AuditFailed",
     "CloisterError",
     "DataError",
+    "InfeasibleByzantineBound",
     "IntegrityError",
     "NotYetOffered",
     "PeersMissing",
@@ -123,6 +125,34 @@ class NotYetOffered(SpecError):  # noqa: N818 - it reads as a sentence where it 
     """The setting is part of the federation file's format but this version does not offer it."""
 
     default_code = "not-yet-offered"
+
+
+class InfeasibleByzantineBound(SpecError):  # noqa: N818
+    """A rule cannot bear ``f`` lying sites among ``n``: whatever it answered would be no defence.
+
+    Attributes:
+        n: how many updates there are.
+        f: how many of them may lie.
+        needed: the fewest updates that would do; ``None``: no number of them, or not known.
+    """
+
+    default_code = "infeasible-byzantine-bound"
+    n: int = 0
+    f: int = 0
+    needed: int | None = None
+
+    @classmethod
+    def of(cls, rule: str, *, n: int, f: int, needed: int | None) -> InfeasibleByzantineBound:
+        """Return the refusal of ``rule`` for f lying sites among n."""
+        why = "tolerates no lying site" if needed is None else f"needs at least {needed} updates"
+        made = cls(
+            f"'{rule}' with n = {n} updates and f = {f} lying: it {why}",
+            remedy="choose a robust rule"
+            if needed is None
+            else "lower aggregation.byzantine, ask more sites a round, or choose another rule",
+        )
+        made.n, made.f, made.needed = n, f, needed
+        return made
 
 
 class DataError(CloisterError):

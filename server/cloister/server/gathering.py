@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,27 +37,17 @@ from cloister.privacy.site_plans import DistributedPlan, LocalPlan, SitePlan
 from cloister.privacy.sums import CUT, WEIGHT
 from cloister.privacy.updates import MODULUS, SHARE_BITS, ModularSum, exceeds_clip, rotation_signs
 from cloister.server.checkpoints import Arrays
+from cloister.server.gathered import Gathered
 from cloister.server.replies import CheckedUpdate, Refused, Wanted
+from cloister.server.row_gathering import RowGatherer
 from cloister.strategies.mean import Direction
+from cloister.strategies.robust.rule import RobustRule
 from cloister.strategies.rules import Rule, rule_from
 
 __all__ = ["Gathered", "Gatherer", "Gathering", "Sums", "gatherer_from"]
 
 #: What a secure sum holds, by name.
 Sums = Mapping[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gathered:
-    """What a round came to.
-
-    Attributes:
-        directions: by array, (size,) float64.
-        facts: public numbers of the round, for its event.
-    """
-
-    directions: dict[str, Direction]
-    facts: dict[str, float]
 
 
 class Gathering(Protocol):
@@ -125,6 +114,8 @@ def gatherer_from(spec: FederationSpec, *, size: int, randomness: Randomness) ->
     if isinstance(plan, DistributedRecordPlan):
         return _Stateless(lambda number, _names: _SharedStep(plan, size, learning_rate(spec, number)))
     rule, weighting = rule_from(spec.aggregation), spec.aggregation.weighting
+    if isinstance(rule, RobustRule):
+        return RowGatherer(rule, size=size, randomness=randomness)
     most = None if weighting == "uniform" else weighting.records_cap
     return _Stateless(lambda _number, names: _ByRule(rule, size, names, most))
 

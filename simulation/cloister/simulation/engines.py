@@ -16,6 +16,7 @@ from functools import partial
 from typing import Protocol
 
 from flwr.app import ArrayRecord, Context, RecordDict
+from flwr.serverapp import Grid
 
 from cloister.client.app import make_client_app
 from cloister.core.errors import IntegrityError, UsageError
@@ -23,7 +24,8 @@ from cloister.core.update import Vector
 from cloister.server.app import make_server_app
 from cloister.server.checkpoints import Arrays
 from cloister.server.directory import ComputedDirectory
-from cloister.server.plan import RunPlan
+from cloister.server.plan import RunPlan, SiteMemory
+from cloister.simulation.attacks.grid import AttackedGrid, LiarsMemory
 from cloister.simulation.live_array import LiveArray
 from cloister.simulation.local_grid import LocalGrid, client_runner
 from cloister.simulation.sites import POSITION, SimulatedSites
@@ -125,10 +127,17 @@ class _OpenedLocal:
         models: list[Vector] = []
         roster = self._sites.roster
         directory = ComputedDirectory(size=len(roster), name_of=roster.name)
-        plan = replace(plan, memory=_GridMemory(self._grid), make_array=LiveArray)
+        memory: SiteMemory = _GridMemory(self._grid)
+        grid: Grid = self._grid
+        attack, liars = self._sites.spec.attack, self._sites.liars
+        if attack is not None and liars:
+            nodes = frozenset(position + 1 for position in liars)
+            lying = AttackedGrid(grid, self._sites.spec, attack, nodes, self._sites.randomness)
+            grid, memory = lying, LiarsMemory(memory, lying)
+        plan = replace(plan, memory=memory, make_array=LiveArray)
         app = make_server_app(plan, lambda _: directory, models.append)
         app(
-            grid=self._grid,
+            grid=grid,
             context=Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}),
         )
         return models[0]

@@ -32,7 +32,17 @@ class RayEngine:
 
     @contextmanager
     def open(self, sites: SimulatedSites) -> Iterator[Opened]:
-        """Nothing to do before the run: Flower starts and stops Ray by itself."""
+        """Nothing to do before the run: Flower starts and stops Ray by itself.
+
+        Raises:
+            SpecError: the file has an ``[attack]``.
+        """
+        if sites.liars:
+            raise SpecError(
+                "an [attack] runs with --engine local only: liars see the honest updates of their round",
+                remedy="use --engine local, or remove [attack]",
+                code="attack",
+            )
         yield _OpenedRay(self.workers, sites)
 
 

@@ -11,7 +11,7 @@ import contextlib
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +39,7 @@ from cloister.server.report import write_report
 from cloister.server.run_folder import RunFolder
 from cloister.server.tracking import tracking_sinks
 from cloister.server.transcript import LIMITS, Transcript
+from cloister.simulation.attacks.data import triggered
 from cloister.simulation.baselines import baselines
 from cloister.simulation.engines import Engine, Opened
 from cloister.simulation.ledgers import SimulatedLedgers
@@ -166,9 +167,17 @@ def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
             task, model, first, rows=np.arange(min(2, len(first)))
         )  # also loads the metrics, once, before workers are forked
 
+    backdoored = None  # what tells how often a planted trigger works
+    if sites.liars and sites.trigger is not None:
+        backdoored = triggered(sites.roster.central_test, sites.trigger)
+
     def measure_centrally(vector: Vector) -> Measurement:
         layout.write(model, vector)
-        return measure(task, model, sites.roster.central_test)
+        found = measure(task, model, sites.roster.central_test)
+        if backdoored is None:
+            return found
+        worked = measure(task, model, backdoored).metrics["accuracy"]
+        return replace(found, metrics={**found.metrics, "attack_success": worked})
 
     return _Prepared(
         layout=layout,
@@ -345,5 +354,8 @@ def _facts(loaded: Loaded, sites: SimulatedSites, prepared: _Prepared, engine: E
         "protection": spec.aggregation.protection,
         "rule": spec.aggregation.rule,
         "optimizer": spec.aggregation.optimizer.name,
+        "byzantine": spec.aggregation.byzantine,
+        "attack": spec.attack.name if spec.attack else None,
+        "liars": sorted(roster.name(position) for position in sites.liars),
         "resumed_from": None,
     }

@@ -27,6 +27,8 @@ from cloister.core.resolve import build_model, load_task, owners
 from cloister.core.spec import FederationSpec, parse_federation
 from cloister.core.task import Task
 from cloister.core.update import Layout
+from cloister.simulation.attacks.data import Trigger, flipped, poisoned, trigger_of
+from cloister.simulation.attacks.knowing import draw_liars
 from cloister.simulation.consortium import SimulatedConsortium
 from cloister.simulation.fingerprint import data_digest, source_digest
 from cloister.simulation.ledgers import SimulatedLedgers
@@ -80,6 +82,21 @@ class SimulatedSites:
         return make_roster(self.spec.cohort, self.owners, self.task, self.randomness)
 
     @cached_property
+    def liars(self) -> frozenset[int]:
+        """The positions of the sites that lie, where the file has an ``[attack]``."""
+        return draw_liars(self.spec, len(self.roster), self.randomness)
+
+    @cached_property
+    def trigger(self) -> Trigger | None:
+        """The trigger that liars plant, where their attack is a backdoor."""
+        attack = self.spec.attack
+        return (
+            trigger_of(attack, self.task, self.roster.pooled_train)
+            if attack is not None and attack.backdoor
+            else None
+        )
+
+    @cached_property
     def fingerprint(self) -> str:
         """What a run computes with, beside the federation file and the model's layout: ``data=… code=… versions=…``.
 
@@ -128,7 +145,7 @@ class SimulatedSites:
         protected = self.spec.aggregation.protection != "plain"
         return Site(
             name=name,
-            split=self.roster.split(position),
+            split=self._records(position),
             ledger=ledger,
             credentials=self._credentials(name) if protected else None,
         )
@@ -144,6 +161,19 @@ class SimulatedSites:
     @cached_property
     def _made(self) -> dict[str, Credentials]:
         return {}
+
+    def _records(self, position: int) -> Split:
+        """Return a site's records, or what a liar makes of its own."""
+        split, attack = self.roster.split(position), self.spec.attack
+        if attack is None or position not in self.liars:
+            return split
+        if attack.name == "label-flip":
+            return flipped(split, self.task)
+        if self.trigger is None:
+            return split
+        order = sorted(self.liars).index(position)
+        trigger = self.trigger.part(order, len(self.liars)) if attack.name == "dba" else self.trigger
+        return poisoned(split, trigger, attack.poison or 0.5, self.randomness, position)
 
     def __reduce__(
         self,

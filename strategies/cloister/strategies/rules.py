@@ -11,6 +11,8 @@ from typing import ClassVar, Protocol, runtime_checkable
 from cloister.core.spec import Aggregation
 from cloister.core.update import Vector
 from cloister.strategies.mean import Direction, StreamingMean
+from cloister.strategies.robust.pipeline import Pipeline
+from cloister.strategies.robust.rule import RobustRule
 
 __all__ = ["Accumulator", "Mean", "Rule", "rule_from"]
 
@@ -68,8 +70,8 @@ def rule_from(table: Aggregation) -> Rule:
     """Return the rule that ``[aggregation]`` names.
 
     Raises:
-        ValueError: a name that the federation file's own check should have refused.
+        SpecError: a pipeline that the federation file's own check should have refused.
     """
     if table.rule == Mean.name:
         return Mean()
-    raise ValueError(f"there is no rule '{table.rule}'")
+    return RobustRule(pipeline=Pipeline.parse(table.rule), byzantine=table.byzantine)

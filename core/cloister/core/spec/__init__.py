@@ -4,6 +4,7 @@ from cloister.core.spec.reading import Loaded, Origin, load_federation, parse_fe
 from cloister.core.spec.tables import (
     AdaptiveClip,
     Aggregation,
+    Attack,
     Audit,
     Cohort,
     EarlyStop,
@@ -24,6 +25,7 @@ from cloister.core.spec.tables import (
 __all__ = [
     "AdaptiveClip",
     "Aggregation",
+    "Attack",
     "Audit",
     "Cohort",
     "EarlyStop",

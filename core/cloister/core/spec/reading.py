@@ -29,7 +29,6 @@ from cloister.core.spec.writing import annotated_toml
 
 __all__ = [
     "NOT_YET",
-    "NOT_YET_STAGES",
     "NOT_YET_VALUES",
     "Loaded",
     "Origin",
@@ -42,28 +41,14 @@ __all__ = [
 
 #: Keys that the file's format documents and this version does not offer, with what they ask for.
 NOT_YET = {
-    "attack": "attackers",
     "audit.checks": "audits",
     "training.adversarial": "adversarial training",
     "aggregation.group_size": "robust aggregation in groups",
-    "aggregation.byzantine": "robust aggregation",
 }
 #: Values that the format documents and this version does not offer, by key.
 NOT_YET_VALUES = {
     "aggregation.protection": ("threshold-bfv",),
 }
-#: The stages of `aggregation.rule = "arc | nnm | trimmed-mean"`.
-NOT_YET_STAGES = (
-    "arc",
-    "nnm",
-    "trimmed-mean",
-    "median",
-    "geometric-median",
-    "krum",
-    "multi-krum",
-    "bulyan",
-    "bucketing",
-)
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 32
 _SHOWN = 80
@@ -264,14 +249,6 @@ def _refuse_not_yet(document: Mapping[str, Any]) -> None:
                 f"{key} = '{value}' is part of the file's format but this version does not offer it",
                 remedy=f"remove '{key}' to run without that protection; the report will say so",
             )
-
-    rule = _get(document, "aggregation.rule")
-    stages = [stage.strip() for stage in rule.split("|")] if isinstance(rule, str) else []
-    if stages and all(stage in NOT_YET_STAGES for stage in stages):
-        raise NotYetOffered(
-            f"aggregation.rule = '{rule}' asks for robust aggregation, which the file's format documents but this version does not offer",
-            remedy="use rule = 'mean', which one site that lies can move anywhere",
-        )
 
 
 def _read_override(text: str) -> tuple[str, Any]:

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from cloister.core.spec.attack import Attack
 from cloister.core.spec.base import Count, Positive, Rate, Spread, Table, Whole
+from cloister.core.spec.pipelines import pipeline_text, read_pipeline
 from cloister.core.spec.privacy import AdaptiveClip, Privacy
+from cloister.core.spec.robustness import UNDEFENDED, filled, unsound_rule
 from cloister.core.spec.training import EarlyStop, Optimizer, Schedule, Training
 
 __all__ = [
     "LEAST_PROTECTED",
     "AdaptiveClip",
     "Aggregation",
+    "Attack",
     "Audit",
     "Cohort",
     "EarlyStop",
@@ -134,7 +138,8 @@ class Cohort(Table):
     )
     min_sites: Count = Field(
         default=1,
-        description="below it a round is not aggregated and the run stops with exit 6; where updates are protected 3 unless given, and at least 3",
+        description="below it a round is not aggregated and the run stops with exit 6; left out, it is 3 where updates are protected (and never "
+        "less there), and the fewest that a robust rule needs for aggregation.byzantine",
     )
     wait_s: Annotated[float, Field(ge=1e-3, le=1e8)] = Field(
         default=600.0, description="seconds that a round waits; a straggler's message expires with it"
@@ -185,15 +190,22 @@ class Aggregation(Table):
         default="plain",
         description=(
             "masked: the server sees sums of updates only (the default of every federation of three sites or more); bfv, ckks: sums "
-            "under homomorphic encryption, opened by a key authority; plain: the server sees every update (the default of fewer)"
+            "under homomorphic encryption, opened by a key authority; plain: the server sees every update (the default of fewer sites, and "
+            "where a robust rule or an attack is about single updates)"
         ),
     )
     reach: Positive = Field(
         default=4.0,
         description="masked, bfv, ckks: the largest magnitude of one number of an update; what lies beyond is cut to it, and the report says so",
     )
-    rule: Literal["mean"] = Field(
-        default="mean", description="mean: the weighted mean, which one site that lies can move anywhere"
+    rule: str = Field(
+        default="mean",
+        description="mean: the weighted mean, which one site that lies can move anywhere; or a pipeline, left to right, for example "
+        "`arc | nnm | trimmed-mean`: see [robustness](robustness.md)",
+    )
+    byzantine: Whole = Field(
+        default=0,
+        description="f: how many of the sites that answer a round may lie; a rule that cannot bear so many is refused",
     )
     weighting: Literal["uniform"] | RecordsCap = Field(
         default="uniform",
@@ -204,6 +216,12 @@ class Aggregation(Table):
         default=None,
         description="the model that is measured and released is a running mean of the rounds' models over about so many; off unless given",
     )
+
+    @field_validator("rule")
+    @classmethod
+    def _one_way(cls, text: str) -> str:
+        """Write a pipeline in one way, so that two files that mean the same are the same."""
+        return pipeline_text(read_pipeline(text))
 
 
 class Evaluation(Table):
@@ -260,6 +278,7 @@ class FederationSpec(Table):
     training: Training = Training()
     privacy: Privacy = Privacy()
     aggregation: Aggregation = Aggregation()
+    attack: Attack | None = None
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
     audit: Audit = Audit()
@@ -279,15 +298,17 @@ class FederationSpec(Table):
     @model_validator(mode="before")
     @classmethod
     def _protect(cls, document: Any) -> Any:
-        """Fill in ``aggregation.protection``, ``cohort.min_sites`` and ``audit.transcript``: updates are masked wherever three sites can be in a sum."""
+        """Fill in what depends on other tables: updates are masked wherever three sites can be in a sum; a robust rule sets how many it needs."""
         if not isinstance(document, dict):
             return document
+        document = filled(document)
         cohort, aggregation, audit = (document.get(name, {}) for name in ("cohort", "aggregation", "audit"))
         if not all(isinstance(table, dict) for table in (cohort, aggregation, audit)):
             return document
         asked = [cohort.get("sites"), cohort.get("per_round")]
         few = any(type(number) is int and number < LEAST_PROTECTED for number in asked)
-        protection = aggregation.get("protection", "plain" if few else "masked")
+        single = aggregation.get("rule", UNDEFENDED) != UNDEFENDED or document.get("attack") is not None
+        protection = aggregation.get("protection", "plain" if few or single else "masked")
         least = 1 if protection == "plain" else LEAST_PROTECTED
         return {
             **document,
@@ -305,6 +326,14 @@ class FederationSpec(Table):
                 f"aggregation.protection = '{protection}' protects sums of at least {LEAST_PROTECTED} sites, and cohort.min_sites = {least} "
                 "would reveal smaller ones; raise cohort.min_sites, or set aggregation.protection = 'plain': the server then sees every update"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sound_rule(self) -> FederationSpec:
+        """Refuse a rule that cannot keep what it says."""
+        reasons = list(unsound_rule(self))
+        if reasons:
+            raise ValueError("; ".join(reasons))
         return self
 
     @model_validator(mode="after")

@@ -47,6 +47,7 @@ _SHARES = frozenset(
         "sensitivity",
         "specificity",
         "top5_accuracy",
+        "attack_success",
     }
 )
 _UNIT_RANGE = frozenset({"auroc", "calibration_error", "ece", "r2", "mcc"})
@@ -57,6 +58,7 @@ _LABELS = {
     "recall": "Recall",
     "f1": "F1",
     "auroc": "AUROC",
+    "attack_success": "Attack success",
     "calibration_error": "Calibration error",
     "ece": "Calibration error",
     "mse": "MSE",
