@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
 
 from cloister.strategies.mean import Direction
 
-__all__ = ["Gathered"]
+__all__ = ["Gathered", "Sums"]
+
+#: What a secure sum holds, by name.
+Sums = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,17 +37,14 @@ from cloister.privacy.site_plans import DistributedPlan, LocalPlan, SitePlan
 from cloister.privacy.sums import CUT, WEIGHT
 from cloister.privacy.updates import MODULUS, SHARE_BITS, ModularSum, exceeds_clip, rotation_signs
 from cloister.server.checkpoints import Arrays
-from cloister.server.gathered import Gathered
+from cloister.server.gathered import Gathered, Sums
 from cloister.server.replies import CheckedUpdate, Refused, Wanted
 from cloister.server.row_gathering import RowGatherer
 from cloister.strategies.mean import Direction
 from cloister.strategies.robust.rule import RobustRule
 from cloister.strategies.rules import Rule, rule_from
 
-__all__ = ["Gathered", "Gatherer", "Gathering", "Sums", "gatherer_from"]
-
-#: What a secure sum holds, by name.
-Sums = Mapping[str, npt.NDArray[Any]]
+__all__ = ["Gathered", "Gatherer", "Gathering", "gatherer_from"]
 
 
 class Gathering(Protocol):

@@ -13,7 +13,7 @@ from cloister.core import protocol
 from cloister.core.errors import IntegrityError
 from cloister.core.randomness import Randomness
 from cloister.server.checkpoints import Arrays
-from cloister.server.gathered import Gathered
+from cloister.server.gathered import Gathered, Sums
 from cloister.server.replies import CheckedUpdate, Wanted
 from cloister.strategies.mean import Direction
 from cloister.strategies.robust.rule import RobustRule
@@ -82,6 +82,14 @@ class _Rows:
 
     def add(self, checked: CheckedUpdate) -> None:
         self._rows.add(checked.arrays[protocol.VECTOR])
+
+    def add_sum(self, sums: Sums, count: int) -> None:  # noqa: ARG002 - the seam's signature
+        """Refuse: a rule that compares rows is told of no sum; the federation file's checks see to it.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"a rule over rows was given the sum of {count} sites")
 
     def finish(self) -> Gathered:
         direction = self._rows.result()
