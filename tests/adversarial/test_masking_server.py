@@ -156,11 +156,16 @@ class TestRoster:
         without = replace(honest, digests=(b"", *honest.digests[1:]))
         assert refused(lambda: rehearsal.sites[NAME].share(without)) == "masking-roster"
 
-    def test_that_names_another_cohort_is_refused(self, rehearsal: Rehearsal) -> None:
+    def test_that_names_another_cohort_is_refused(self, stage: Stage) -> None:
+        """Also where the one name that differs is of a site that has not answered."""
+        rehearsal = stage.rehearsal(5, leaves={"site-0004": Step.ADVERT}, stored=False)
+        rehearsal.advert()
         honest = rehearsal.server.roster_for(NAME)
-        for cohort in (("site-0000", *honest.cohort[1:-1], "site-9999"), honest.cohort[:-1]):
-            other = replace(honest, cohort=cohort, digests=honest.digests[: len(cohort)])
+        for cohort in ((*honest.cohort[:-1], "site-9999"), honest.cohort[:-1], (*honest.cohort, "site-9999")):
+            digests = (*honest.digests, b"")[: len(cohort)]
+            other = replace(honest, cohort=cohort, digests=digests)
             assert refused(lambda r=other: rehearsal.sites[NAME].share(r)) == "masking-roster"  # type: ignore[misc]
+        rehearsal.sites[NAME].share(honest)
 
     @pytest.mark.parametrize("there", [1, 2, 3])
     def test_below_the_threshold_is_refused(self, there: int, rehearsal: Rehearsal) -> None:
