@@ -156,11 +156,16 @@ class TestRoster:
         without = replace(honest, digests=(b"", *honest.digests[1:]))
         assert refused(lambda: rehearsal.sites[NAME].share(without)) == "masking-roster"
 
-    def test_that_names_another_cohort_is_refused(self, rehearsal: Rehearsal) -> None:
+    def test_that_names_another_cohort_is_refused(self, stage: Stage) -> None:
+        """Also where the one name that differs is of a site that has not answered."""
+        rehearsal = stage.rehearsal(5, leaves={"site-0004": Step.ADVERT}, stored=False)
+        rehearsal.advert()
         honest = rehearsal.server.roster_for(NAME)
-        for cohort in (("site-0000", *honest.cohort[1:-1], "site-9999"), honest.cohort[:-1]):
-            other = replace(honest, cohort=cohort, digests=honest.digests[: len(cohort)])
+        for cohort in ((*honest.cohort[:-1], "site-9999"), honest.cohort[:-1], (*honest.cohort, "site-9999")):
+            digests = (*honest.digests, b"")[: len(cohort)]
+            other = replace(honest, cohort=cohort, digests=digests)
             assert refused(lambda r=other: rehearsal.sites[NAME].share(r)) == "masking-roster"  # type: ignore[misc]
+        rehearsal.sites[NAME].share(honest)
 
     @pytest.mark.parametrize("there", [1, 2, 3])
     def test_below_the_threshold_is_refused(self, there: int, rehearsal: Rehearsal) -> None:
@@ -174,8 +179,9 @@ class TestRoster:
 
     def test_that_hides_a_neighbour_is_refused(self, rehearsal: Rehearsal) -> None:
         honest = rehearsal.server.roster_for(NAME)
-        hidden = replace(honest, adverts=honest.adverts[1:])
-        assert refused(lambda: rehearsal.sites[NAME].share(hidden)) == "masking-roster"
+        for adverts in (honest.adverts[1:], honest.adverts[:-1]):
+            hidden = replace(honest, adverts=adverts)
+            assert refused(lambda r=hidden: rehearsal.sites[NAME].share(r)) == "masking-roster"  # type: ignore[misc]
 
     def test_with_an_advert_that_is_not_on_its_list_is_refused(
         self, rehearsal: Rehearsal, stage: Stage
@@ -204,6 +210,54 @@ class TestRoster:
         unsigned = replace(rehearsal.server.roster_for(NAME).adverts[0], signature=bytes(64))
         refused(lambda: rehearsal.sites[NAME].share(self.shown(rehearsal, unsigned)))
         assert rehearsal.sites[NAME].to_fields() == before
+
+
+class TestSparseRoster:
+    """Sixty sites, nineteen neighbours each: a site sees hashes of the others' adverts."""
+
+    def test_whose_neighbours_the_server_chose_is_refused(self, stage: Stage) -> None:
+        rehearsal = stage.rehearsal(60, stored=False)
+        rehearsal.advert()
+        server, honest = rehearsal.server, rehearsal.server.roster_for(NAME)
+        assert len(honest.adverts) == server.manifest.degree == 19
+        strangers = [
+            one for name, one in server._adverts.items() if one not in honest.adverts and name != NAME
+        ]
+        chosen = sorted((*honest.adverts[1:], strangers[0]), key=lambda one: one.name)
+        for adverts in (
+            honest.adverts[1:],
+            tuple(chosen),
+            tuple(server._adverts[name] for name in honest.cohort[1:]),
+        ):
+            call = lambda a=adverts: rehearsal.sites[NAME].share(replace(honest, adverts=a))  # noqa: E731
+            assert refused(call) == "masking-roster"
+
+    def test_that_differs_in_one_hash_gives_other_neighbours(self, stage: Stage) -> None:
+        """The server cannot change an advert, nor leave one out, and keep a site's neighbours: the graph hangs on all of them."""
+        rehearsal = stage.rehearsal(60, stored=False)
+        rehearsal.advert()
+        honest = rehearsal.server.roster_for(NAME)
+        far = next(
+            at for at, name in enumerate(honest.cohort[1:], 1) if name not in {a.name for a in honest.adverts}
+        )
+        for digest in (bytes(32), b""):
+            changed = replace(honest, digests=(*honest.digests[:far], digest, *honest.digests[far + 1 :]))
+            assert refused(lambda r=changed: rehearsal.sites[NAME].share(r)) == "masking-roster"  # type: ignore[misc]
+
+    def test_confirmations_of_sites_that_are_no_neighbours_are_checked_by_their_certificates(
+        self, stage: Stage, vectors: Vectors
+    ) -> None:
+        rehearsal = stage.rehearsal(60, stored=False)
+        rehearsal.advert()
+        rehearsal.share()
+        rehearsal.mask(vectors(60))
+        rehearsal.confirm()
+        honest = rehearsal.server.confirmations()
+        bare = replace(honest, certificates=())
+        assert refused(lambda: rehearsal.sites[NAME].reveal(bare)) == "identity"
+        changed = replace(honest, signatures=(*honest.signatures[:-1], bytes(64)))
+        assert refused(lambda: rehearsal.sites[NAME].reveal(changed)) == "signature"
+        rehearsal.sites[NAME].reveal(honest)
 
 
 class TestDeliveries:

@@ -50,7 +50,7 @@ Then all that they learn of the honest sites' vectors is this. There is at most 
 anything is revealed (two quorums share an honest site, and it signs once). They learn the sum over the honest members of S in a complete graph; in a
 sparse one, the sum over each connected component of the graph on the honest members of S. Every component has more than ``t - x`` honest sites, where
 x is the largest number of corrupt neighbours of one: without t answers a seed cannot be rebuilt, and those who answer are corrupt or neighbours
-in the same component. For drops that do not depend on the graph there is one component (Bell et al. 2020, Lemma 3.3); a server that sees the
+in the same component. For drops that do not depend on the graph there is one component (Bell et al. 2020, section 3); a server that sees the
 graph and lies about who dropped can aim for more. Of a site outside S they learn nothing.
 
 - The server alone (c = 0) learns the sum over S.
@@ -58,7 +58,7 @@ graph and lies about who dropped can aim for more. Of a site outside S they lear
 - Colluding sites know their own vectors: a sum of ``least`` sites of which c collude is one of ``least - c``. The floor must allow for that.
 - With c >= 2 q - n, or t corrupt neighbours of one site, that site's vector is read. No protocol of this kind prevents that.
 
-Not promised: that a sum comes about (any q-th of the sites can prevent one by leaving, and a site that shares wrong secrets can), and that a corrupt
+Not promised: that a sum comes about (it does not when fewer than q sites stay, nor when a site has shared wrong secrets), and that a corrupt
 site's vector is sensible (it can be any; see ``cloister.strategies``). A wrong share cannot change the sum: what is rebuilt is checked against
 the public key or the commitment that its owner signed, and shares that do not fit are left out or end the session.
 

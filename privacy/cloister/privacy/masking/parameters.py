@@ -14,8 +14,8 @@ Formal guarantees of `parameters` for more than `COMPLETE` sites:
 These give (31, 21) for n = 100 at 10% corrupt and 10% dropout, (41, 31) at 20% and 10%, and (95, 66) for n = 1000 at 10% and 10%.
 
 Up to `COMPLETE` sites everybody is everybody's neighbour and keeps a share for itself, and t = floor(2 n / 3) + 1: then ``2 t > n + c`` for
-every c < n / 3, which is what makes two contradictory answers of a majority impossible with c corrupt sites (Bonawitz et al. 2017, Theorem
-6.5: t > 2 n / 3 for a server that lies).
+every c < n / 3, which is what makes two contradictory answers of a majority impossible with c corrupt sites (Bonawitz et al. 2017,
+section 6, for a server that lies).
 
 =================================  ==========================================
 case                               outcome

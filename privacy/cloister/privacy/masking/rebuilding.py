@@ -48,11 +48,12 @@ class Rebuilder:
         """
         if len(shares) < self._threshold:
             return None
-        for points in self._tries(shares):
+        for attempt, points in enumerate(self._tries(shares)):
             chosen = {point: shares[point] for point in points}
             secret = combine(chosen)
             if secret is not None and holds(secret):
-                self._compare(shares, chosen)
+                if attempt:
+                    self._compare(shares, chosen)
                 return secret
         return None
 
@@ -69,9 +70,7 @@ class Rebuilder:
             yield draws.sample(order, self._threshold)
 
     def _compare(self, shares: Mapping[int, bytes], honest: Mapping[int, bytes]) -> None:
-        """Note whose shares do not lie on the polynomials through the ``honest`` ones; looked at only once somebody has lied."""
-        if not self.suspects and tuple(sorted(honest)) == tuple(sorted(shares)[: self._threshold]):
-            return
+        """Note whose shares do not lie on the polynomials through the ``honest`` ones."""
         for point in shares.keys() - honest.keys():
             low, high = value_at(point, honest)
             if low.to_bytes(32) + high.to_bytes(32) != shares[point]:
