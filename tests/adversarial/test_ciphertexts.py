@@ -322,7 +322,7 @@ def test_what_ckks_adds_of_the_key_is_rounded_away_or_refused(
     parties: Parties, keeper: KeyAuthority, amount: int, released: bool
 ) -> None:
     """(0, a) decrypts to a times the secret key: below a quarter of a step it is rounded away, above it numbers are no integers."""
-    one = session(parties, keeper, scheme="ckks")
+    one = session(parties, keeper, scheme="ckks", size=2048)  # no slot is left over that would show it
     form = Form.of(one.manifest)
     probe: Residues = np.zeros((2, 1, form.parameters.degree), dtype=np.uint64)
     probe[1] = amount  # a constant, in the form that CKKS keeps polynomials in
