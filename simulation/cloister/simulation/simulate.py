@@ -22,7 +22,7 @@ import torch
 
 from cloister.client.private_steps import RecordLoss
 from cloister.core._version import __version__
-from cloister.core.checking import check_federation, check_records
+from cloister.core.checking import check_federation, check_records, expected_cohort, population
 from cloister.core.errors import CloisterError, DataError, PolicyError, TaskError
 from cloister.core.metrics import Measurement, measure
 from cloister.core.preflight import try_task
@@ -30,6 +30,7 @@ from cloister.core.resolve import build_model, described, notes_of
 from cloister.core.spec import Loaded
 from cloister.core.update import Layout, Vector
 from cloister.privacy.plan import predict
+from cloister.privacy.protection import predict as predict_protection
 from cloister.privacy.refusals import check_on_records
 from cloister.server.checkpoints import CheckpointStore
 from cloister.server.events import EventBus, EventLog, Sink, read_events
@@ -158,6 +159,8 @@ def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
     first = next(iter(sites.owners.values())).train
     try_task(task, model, first)
     predict(loaded.spec, layout.size)  # a promise that cannot be kept, or has no bound, is refused here
+    cohort = expected_cohort(loaded.spec, population(loaded.spec, sites.owners))
+    predict_protection(loaded.spec, layout.size, classes=len(task.classes), cohort=round(cohort))
     if loaded.spec.privacy.hides_records:
         inputs, targets = first.batch(torch.arange(min(3, len(first))))
         loss = RecordLoss(task, loaded.spec.training.class_weights)

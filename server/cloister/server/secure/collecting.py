@@ -14,14 +14,14 @@ from cloister.core import protocol
 from cloister.core.metrics import METRIC_RANGES
 from cloister.core.update import Vector
 from cloister.privacy.manifest import SumKind
-from cloister.privacy.sums import LOSS, TESTED, defined
+from cloister.privacy.sums import CUT, LOSS, TESTED, defined
 from cloister.server.collecting import Collected, Collector
 from cloister.server.courier import Courier
 from cloister.server.exchange import Answer
 from cloister.server.gathering import Gatherer
 from cloister.server.plan import RunPlan
 from cloister.server.replies import CheckedEvaluation, CheckedUpdate, Refused
-from cloister.server.secure.summing import Summing
+from cloister.server.secure.summing import Summed, Summing
 
 __all__ = ["SecureCollector"]
 
@@ -56,6 +56,7 @@ class SecureCollector(Collector):
             gathering.add_sum(summed.values, summed.count)
             if LOSS in summed.values:
                 losses = [float(summed.values[LOSS][0]) / summed.count]
+            self._tell_cut(number, summed)
         elif summed.why:
             self._plan.bus.emit("warning", number, text=f"round {number}: no sum was unmasked: {summed.why}")
         heard = summed.heard
@@ -69,6 +70,12 @@ class SecureCollector(Collector):
             bytes_down=heard.bytes_down,
             bytes_up=heard.bytes_up,
         )
+
+    def _tell_cut(self, number: int, summed: Summed) -> None:
+        if CUT in summed.values and summed.values[CUT][0] >= 1:
+            reach = self._plan.loaded.spec.aggregation.reach
+            text = f"updates held numbers beyond aggregation.reach = {reach:g}, which were cut to it; raise it, or lower the learning rate"
+            self._plan.bus.emit("warning", number, text=text)
 
     def measure(self, number: int, cohort: list[int], model: Vector) -> CheckedEvaluation | None:
         """Have the cohort measure ``model``, and take the sum; return the mean over the sites that have test records."""
