@@ -308,7 +308,7 @@ class Site:
         from cloister.simulation.live_array import LiveArray
 
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 9
-        job = {
+        job: dict[str, Any] = {
             "protocol": protocol.PROTOCOL,
             "run": "r",
             "round": 1,
