@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cloister.core.errors import SpecError
@@ -79,7 +79,7 @@ def test_the_warning_names_the_attack_and_the_default() -> None:
     assert "bfv" in WARNING
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_packed_arrays_add_as_the_arrays_do(data: st.DataObject) -> None:
     lanes = data.draw(st.sampled_from([1, 2]))
