@@ -344,6 +344,14 @@ class TestNumbers:
         assert (krum(rows, 1) == a).all()
         assert (krum(rows[1:] + rows[:1], 1) == b).all()
 
+    @pytest.mark.parametrize("seed", range(6))
+    def test_scores_that_are_equal_but_for_rounding_tie(self, seed: int) -> None:
+        # The shifts of one vector: every row has the same distances to the others, summed in another order.
+        vector = np.random.default_rng(seed).standard_normal(31)
+        rows = np.stack([np.roll(vector, shift) for shift in range(31)])
+        assert (krum(rows, 3) == rows[0]).all()
+        assert multi_krum(rows, 3) == pytest.approx(rows[:28].mean(axis=0), rel=1e-12)
+
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("text", ["mean", "median", "krum", "arc | nnm | trimmed-mean"])
     def test_a_value_that_is_not_finite_is_refused_first(self, value: float, text: str) -> None:
