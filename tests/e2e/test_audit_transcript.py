@@ -46,7 +46,8 @@ def failed(found: dict[str, Any]) -> dict[str, str]:
 def rewritten(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
     """Change or leave out lines, number and chain all lines anew, and take out of the events what they say of the chain."""
     path = folder / "transcript" / MESSAGES
-    previous, made = "0" * 64, []
+    previous = "0" * 64
+    made: list[bytes] = []
     for raw in path.read_bytes().splitlines():
         line = change(json.loads(raw))
         if line is not None:
@@ -252,7 +253,7 @@ def test_a_transcript_of_another_run_is_refused(copied: Path, repository: Path, 
 def test_beyond_the_limit_vectors_are_tested_and_sums_are_not(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(transcript_module.LIMITS, "bounded", 8 * 152)  # type: ignore[arg-type]
+    monkeypatch.setitem(transcript_module.LIMITS, "bounded", 8 * 152)
     monkeypatch.setattr("cloister.simulation.simulate.LIMITS", transcript_module.LIMITS)
     folder = run(repository, tmp_path)
     assert (folder / "transcript" / VECTORS).stat().st_size == 8 * 152
