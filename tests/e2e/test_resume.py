@@ -68,13 +68,19 @@ SHARED: dict[str, dict[str, Any]] = {
 
 
 def fingerprint(run: Path) -> tuple[bytes, list[str]]:
-    """The released model's bytes and every measurement and round, without times."""
+    """The released model's bytes and every measurement and round, without times and what hangs on them."""
     lines = []
     for line in (run / "events.jsonl").read_text().splitlines():
         event = json.loads(line)
         if event["kind"] in ("round", "evaluation", "privacy"):
             lines.append(
-                json.dumps({key: value for key, value in event.items() if key not in ("time", "seconds")})
+                json.dumps(
+                    {
+                        key: value
+                        for key, value in event.items()
+                        if key not in ("time", "seconds", "transcript")
+                    }
+                )
             )
     return (run / "model.safetensors").read_bytes(), lines
 

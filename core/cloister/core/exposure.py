@@ -103,12 +103,13 @@ _OPENED = {
         "of up to 50 sites), whatever else the server does or sends."
     ),
     "bfv": (
-        "That holds unless the server works together with the key authority, which opens sums and never sees a ciphertext of a site "
-        "outside one."
+        "That holds unless the server works together with the key authority. The authority is sent every ciphertext, so that it need not "
+        "believe the server's sum, and could read each update: the sites trust it not to."
     ),
     "ckks": (
-        "That holds unless the server works together with the key authority. CKKS is approximate: what the authority opens is rounded before "
-        "it leaves, without which the secret key could be computed from it (Li & Micciancio 2021); bfv is exact and has no such trap."
+        "That holds unless the server works together with the key authority, which could read each update and is trusted not to. CKKS is "
+        "approximate: what the authority opens is rounded before it leaves, without which the secret key could be computed from it (Li & "
+        "Micciancio 2021); bfv is exact and has no such trap."
     ),
 }
 _WITHHELD = (

@@ -166,8 +166,8 @@ class Transcript:
             StorageError: the disk refuses.
         """
         try:
-            os.fsync(self._vectors)
-            os.fsync(self._lines)
+            os.fdatasync(self._vectors)
+            os.fdatasync(self._lines)
         except OSError as error:
             raise StorageError.of(self._path, error) from None
 

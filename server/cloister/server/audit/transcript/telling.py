@@ -48,10 +48,15 @@ def told(found: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 def decryption_text(who: Mapping[str, Any]) -> str:
     """Say who could decrypt."""
+    lying = (
+        f"with {who['lying']} of them, if the server also lies"
+        if who["lying"]
+        else "with nobody, if the server lies"
+    )
     return (
         f"who could open one site's vector ({who['session']}, {who['sites']} sites, threshold {who['threshold']}): the server together with "
-        f"{who['curious']} of {who['among']}, {who['which']}; with {who['lying']} of them, if the server also lies about who survived; "
-        "or with the consortium's authority, if that certifies keys of the server's for the other sites. Nobody else, and no server alone."
+        f"{who['curious']} of {who['among']}, {who['which']}; {lying} about who survived; "
+        "or with the consortium's authority, if that certifies keys of the server's for the other sites. Without these, nobody."
     )
 
 
