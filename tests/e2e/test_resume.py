@@ -60,7 +60,13 @@ def fingerprint(run: Path) -> tuple[bytes, list[str]]:
         event = json.loads(line)
         if event["kind"] in ("round", "evaluation", "privacy"):
             lines.append(
-                json.dumps({key: value for key, value in event.items() if key not in ("time", "seconds", "transcript")})
+                json.dumps(
+                    {
+                        key: value
+                        for key, value in event.items()
+                        if key not in ("time", "seconds", "transcript")
+                    }
+                )
             )
     return (run / "model.safetensors").read_bytes(), lines
 
