@@ -37,7 +37,12 @@ from cloister.privacy.ledger import (
     verify,
 )
 from cloister.privacy.ledger.telling import FromSite, ToSite, Witness
-from cloister.privacy.record_plans import RecordPlan, record_plan
+from cloister.privacy.record_plans import (
+    DistributedRecordPlan,
+    RecordPlan,
+    distributed_record_plan,
+    record_plan,
+)
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.ledgers import SimulatedLedgers, dataset_of, keeps_ledgers
 from cloister.simulation.live_array import LiveArray
@@ -263,6 +268,16 @@ def new_site(tmp_path: Path) -> SiteLedger:
     )
 
 
+def shared(path: Path, *, in_clear: bool) -> DistributedRecordPlan:
+    overrides = [
+        "privacy.unit='record-distributed'",
+        "cohort.per_round='all'",
+        "cohort.min_sites=3",
+        "training={local_steps=1, batch_size=16}",
+    ]
+    return replace(distributed_record_plan(load_federation(path, overrides).spec), in_clear=in_clear)
+
+
 def charge(path: Path, **changes: Any) -> Charge:
     given: dict[str, Any] = {
         "run": "r",
@@ -270,8 +285,9 @@ def charge(path: Path, **changes: Any) -> Charge:
         "given": "model",
         "code_hash": "c",
         "told": ToSite(),
+        "plan": plan_of(path),
     } | changes
-    return Charge(plan=plan_of(path), **given)
+    return Charge(**given)
 
 
 def arrays(value: float = 1.0) -> dict[str, Any]:
@@ -337,6 +353,19 @@ def test_a_round_asked_for_again_is_answered_with_what_was_kept_and_another_mode
     assert charged(site) == 1
     other, _ = release(site, charge(path, given="another model"), lambda: arrays(3.0))
     assert (other["vector"][0], charged(site)) == (3.0, 2)
+
+
+@pytest.mark.parametrize("in_clear", [True, False])
+def test_a_message_under_a_share_of_the_noise_goes_into_one_sum(
+    make_file: Callable[..., Path], tmp_path: Path, in_clear: bool
+) -> None:
+    """Seen by itself anyway, it may be sent again; where only sums are seen, a round asked for again costs anew."""
+    path, site = make_file(**TABLES), new_site(tmp_path)
+    one = charge(path, plan=shared(path, in_clear=in_clear))
+    first, _ = release(site, one, arrays)
+    again, _ = release(site, one, lambda: arrays(2.0))
+    assert np.array_equal(first["vector"], again["vector"]) == in_clear
+    assert charged(site) == (1 if in_clear else 2)
 
 
 def test_a_kept_update_that_was_changed_is_not_sent(make_file: Callable[..., Path], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ Formal guarantees:
 - Nothing is computed on the records before the round's charge is on the disk, and nothing is sent before it is committed with the
   digest of what is sent.
 - For one (run, round) and one model noise is drawn once under one charge. A round that is asked for again is answered with what was
-  kept; where that is lost, or another model was sent, it is a new attempt and a new charge.
+  kept, unless a message may go into one sum only; where that is lost, or another model was sent, it is a new attempt and a new charge.
 - A ledger that does not hold what others witnessed is an older copy: nothing is computed.
 
 ==============================================  ==================================================================
@@ -15,6 +15,7 @@ the cap, or the rate, would be passed           ``PolicyError`` (budget); nothin
 killed after the charge, before it was kept     charged; asked again: a new attempt, charged too
 killed after it was kept                        asked again: the kept update, under the same charge
 asked again with another model                  a new attempt
+asked again, noise shared, only sums seen       a new attempt: `Plan.repeatable`
 ==============================================  ==================================================================
 """
 
@@ -145,7 +146,7 @@ def release(ledger: SiteLedger, charge: Charge, compute: Callable[[], Arrays]) -
         for witness in _new_witnesses(book, charge.told.witnesses):
             book.witness(witness.signature, by=witness.by, public_key=witness.public_key, head=witness.head)
         before = book.find(charge.run, charge.round_number, unit=charge.plan.unit)
-        if before is not None and before.may_reuse:
+        if before is not None and before.may_reuse and charge.plan.repeatable:
             kept = kept_output(
                 ledger.path, charge.run, charge.round_number, before.entry.attempt or 1, charge.given
             )

@@ -55,6 +55,15 @@ class Plan(Protocol):
         """What this plan leaves open beside what its unit does."""
         ...
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether a site may send the very same message again under the same charge, to be summed with others'.
+
+        Not where only sums are seen and a message carries a share of the noise: two sums over different sites that hold the same
+        messages differ by single ones, each under its own share alone.
+        """
+        ...
+
     def event(self, rounds: int = 1) -> Event:
         """Return what a site's ``rounds`` rounds are at the most, for the accountant and the ledger."""
         ...

@@ -63,6 +63,7 @@ class RecordPlan(_Records):
     """
 
     unit: ClassVar[Unit] = "record"
+    repeatable: ClassVar[bool] = True
 
     steps: int
 
@@ -125,6 +126,8 @@ class DistributedRecordPlan(_Records):
     - More survivors m than the fewest add noise: a round then has σ·√((m - colluders)/h) (`spent_by`). A site's own ledger, which does not know
       m in time, is charged for the fewest.
     - A person with up to k records, at whatever honest sites they lie, is one of `SeveralRecords`.
+    - A message under a share of the noise goes into one sum: a round that is asked for again is computed, noised and charged anew (`repeatable`), since
+      two sums with the same messages in them differ by single ones.
     - A single message carries 1/h of the noise's variance: whoever sees it, the server above all where messages go in clear, is not covered.
 
     ==========================  ====================================================================
@@ -170,6 +173,11 @@ class DistributedRecordPlan(_Records):
     def share(self) -> float:
         """Return one site's noise multiplier, σ/√h."""
         return self.noise_multiplier / math.sqrt(self.honest)
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a message may be sent again: only where it is seen by itself anyway."""
+        return self.in_clear
 
     @property
     def divisor(self) -> float:

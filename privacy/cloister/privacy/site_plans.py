@@ -59,6 +59,7 @@ class _Gaussian:
     """What the two Gaussian mechanisms share: each round is one Gaussian query with noise multiplier z."""
 
     records_per_person: ClassVar[int] = 1
+    repeatable: ClassVar[bool] = True
 
     noise_multiplier: float
     clip: float
@@ -196,6 +197,11 @@ class DistributedPlan:
     code: IntegerCode
     seed: int
     in_clear: bool
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a message may be sent again: only where it is seen by itself anyway."""
+        return self.in_clear
 
     @property
     def honest(self) -> int:
