@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ from cloister.core.spec import load_federation
 from cloister.privacy.homomorphic import BFV, CKKS, Ciphertexts, Form, Parameters, commitment
 from cloister.server import transcript as transcript_module
 from cloister.server.audit.transcript import audit_transcript
+from cloister.server.audit.transcript.checks import check_fresh
+from cloister.server.audit.transcript.encrypted import ENCRYPTED
+from cloister.server.audit.transcript.examined import Looked
+from cloister.server.audit.transcript.reading import Start, read_transcript
+from cloister.server.audit.transcript.sessions import sessions_of
 from cloister.server.audit.transcript.telling import told
 from cloister.server.protected import CONTAINER, parts_of
 from cloister.server.transcript import VECTORS, digest_of
@@ -28,9 +34,7 @@ from transcripts import failed, rewritten
 
 ROUNDS = 2
 VICTIM, LIAR = "cleveland", "hungarian"
-LENGTH = 60 + BFV.chunk_bytes
 Line = dict[str, Any]
-Found = dict[str, Any]
 
 
 def run(repository: Path, out: Path, scheme: str) -> Path:
@@ -276,6 +280,22 @@ def test_a_site_that_seals_twice_is_found(copied: Path) -> None:
 
     rewritten(copied, change)
     assert f"'{LIAR}' sent two vectors in one session" in failed(audit_transcript(copied))["fresh"]
+
+
+def test_a_round_that_is_summed_twice_over_different_sites_is_found(honest: Path) -> None:
+    record = read_transcript(honest / "transcript")
+    start, scheme = record.lines[0], ENCRYPTED["bfv"]
+    assert isinstance(start, Start)
+    assert start.authority is not None
+    session = sessions_of(record)[0][0]
+    fewer = [one for one in session.replies if (one.step, one.site) != ("seal", LIAR)]
+    looked = [
+        Looked(session=one, found=scheme.examine(one, record, start.authority), scheme=scheme)
+        for one in (session, replace(session, replies=fewer))
+    ]
+    assert [len(one.found.survivors) for one in looked] == [4, 3]
+    looked[1].found.public.clear()  # the second session stands in for one with a key of its own
+    assert "2 sums of different sites were opened" in check_fresh(looked).reason
 
 
 @pytest.mark.parametrize("parameters", [BFV, CKKS])
