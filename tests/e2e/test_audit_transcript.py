@@ -19,6 +19,7 @@ from cloister.server.audit.transcript import audit_transcript
 from cloister.server.transcript import MESSAGES, VECTORS
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.simulate import resume, simulate
+from transcripts import failed, rewritten
 
 SMALL = ["federation.rounds=2", "evaluation.baselines=[]", "evaluation.central=false"]
 
@@ -37,28 +38,6 @@ def honest(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(honest: Path, tmp_path: Path) -> Path:
     shutil.copytree(honest, tmp_path / "run")
     return tmp_path / "run"
-
-
-def failed(found: dict[str, Any]) -> dict[str, str]:
-    return {check["name"]: check["reason"] for check in found["checks"] if check["verdict"] == "failed"}
-
-
-def rewritten(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
-    """Change or leave out lines, number and chain all lines anew, and take out of the events what they say of the chain."""
-    path = folder / "transcript" / MESSAGES
-    previous = "0" * 64
-    made: list[bytes] = []
-    for raw in path.read_bytes().splitlines():
-        line = change(json.loads(raw))
-        if line is not None:
-            line |= {"seq": len(made) + 1, "previous": previous}
-            made.append(json.dumps(line, separators=(",", ":")).encode())
-            previous = hashlib.sha256(made[-1]).hexdigest()
-    path.write_bytes(b"".join(line + b"\n" for line in made))
-    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    for event in events:
-        event.pop("transcript", None)
-    (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
 
 
 def without(**wanted: Any) -> Callable[[dict[str, Any]], dict[str, Any] | None]:

@@ -126,14 +126,15 @@ def test_beyond_the_limit_a_vector_leaves_its_digest_and_its_facts(tmp_path: Pat
     assert (told.at, told.sha256) == (None, hashlib.sha256(second.tobytes()).hexdigest())
     wanted = facts_of(second)
     assert told.facts is not None
-    assert np.array_equal(told.facts.counts, wanted.counts)
-    assert (told.facts.near, told.facts.even, told.facts.lag, told.facts.numbers) == (
+    facts = told.facts[""]
+    assert np.array_equal(facts.counts, wanted.counts)
+    assert (facts.near, facts.even, facts.lag, facts.numbers) == (
         wanted.near,
         wanted.even,
         wanted.lag,
         500,
     )
-    assert np.array_equal(told.facts.head, second[:256])
+    assert np.array_equal(facts.head, second[:256])
 
 
 def test_facts_of_a_long_vector_are_of_stretches_from_its_first_to_its_last_number() -> None:

@@ -3,7 +3,7 @@
 ``transcript/`` in the run folder, for its owner only (files 0600), holds
 
 - ``messages.jsonl``: one JSON object a line, each with its number ``seq``, the ``time`` and ``previous``, the SHA-256 of the line before it;
-- ``vectors.bin``: protected vectors as they came, 4 bytes a number.
+- ``vectors.bin``: protected vectors as they came: 4 bytes a number under masks, or containers of ciphertexts.
 
 ===========  =========================================================================================================
 kind         keys
@@ -13,8 +13,10 @@ asked        type, step, phase, round, sites; said: what all of them were told o
 received     type, step, phase, round, site, error (Flower's code), foreign, seconds; records: name, kind and fields of each
 ===========  =========================================================================================================
 
-Every field has its name, type, number of bytes and SHA-256. Of the small fields of a secure session, of ledgers' heads, refusals and
-introductions the value is there too; of a protected vector where it lies in ``vectors.bin``, or beyond the limit its `VectorFacts`. **Of
+Every field has its name, type, number of bytes and SHA-256; an array that says it is a container of ciphertexts has the type ``array:cloister.bfv`` or
+``array:cloister.ckks``. Of the small fields of a secure session, of ledgers' heads, refusals and
+introductions the value is there too; of a protected vector where it lies in ``vectors.bin``, or beyond the limit the `VectorFacts` of its
+parts (`cloister.server.protected`). **Of
 anything else, that is of whatever came in clear, the value is not kept**: a transcript adds no copy of it.
 
 Formal guarantees of `Transcript`:
@@ -53,6 +55,7 @@ from cloister.core.decoding import decode_array
 from cloister.core.errors import IntegrityError, StorageError
 from cloister.privacy.updates.modular import Residues
 from cloister.server.exchange import Answer
+from cloister.server.protected import CONTAINER, MASKED, parts_of
 from cloister.server.vector_facts import facts_of
 
 __all__ = ["LIMITS", "LONGEST", "MESSAGES", "MOST_FIELDS", "VECTORS", "Transcript", "digest_of", "genesis"]
@@ -68,6 +71,7 @@ LONGEST = 1 << 22
 _TOLD = frozenset({protocol.SECURE, protocol.LEDGER, protocol.REFUSAL, protocol.SITE})
 _NAME = 200
 _SAMPLE = 1 << 18
+_CIPHERTEXTS = 16
 _BLOCK = 1 << 16
 #: A value as long as this is written once and then referred to by its digest: certificates come with every session.
 _ONCE = 128
@@ -239,31 +243,23 @@ class Transcript:
         return self._value(name, value, told=record in _TOLD)
 
     def _array(self, record: str, name: str, array: Array) -> dict[str, Any]:
+        form, data = (
+            _protected_form(array) if (record, name) == (protocol.UPDATE, protocol.SUM) else ("", b"")
+        )
+        parts = parts_of(form, data, most=_CIPHERTEXTS)
+        data = data if parts else _data(array)
         said: dict[str, Any] = {
             "name": name[:_NAME],
-            "type": f"array:{str(array.dtype)[:32]}",
+            "type": form if parts else f"array:{str(array.dtype)[:32]}",
             "shape": list(array.shape)[:8],
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
         }
-        vector = _vector(array) if (record, name) == (protocol.UPDATE, protocol.SUM) else None
-        data = memoryview(_data(array)) if vector is None else vector.view(np.uint8).data
-        said |= {"bytes": data.nbytes, "sha256": hashlib.sha256(data).hexdigest()}
-        if vector is None or not self._protected:
+        if not parts or not self._protected:
             return said
-        if self._limit is None or os.fstat(self._vectors).st_size + data.nbytes <= self._limit:
+        if self._limit is None or os.fstat(self._vectors).st_size + len(data) <= self._limit:
             return {**said, "at": self._append(self._vectors, data)}
-        facts = facts_of(vector, most=_SAMPLE)
-        return {
-            **said,
-            "facts": {
-                "numbers": facts.numbers,
-                "counts": facts.counts.tolist(),
-                "near": facts.near,
-                "even": facts.even,
-                "lag": facts.lag,
-                "pairs": facts.pairs,
-                "head": base64.b64encode(facts.head.astype("<u4").tobytes()).decode(),
-            },
-        }
+        return {**said, "facts": [_facts(part, vector) for part, vector in parts.items()]}
 
     def _value(self, name: str, value: Any, *, told: bool) -> dict[str, Any]:
         kind, parts = _parts(value)
@@ -276,6 +272,20 @@ class Transcript:
             self._known.add(digest)
         texts = [base64.b64encode(part).decode() for part in parts] if base == "bytes" else value
         return {**said, "value": texts[0] if base == "bytes" and kind == base else texts}
+
+
+def _facts(part: str, vector: Residues) -> dict[str, Any]:
+    facts = facts_of(vector, most=_SAMPLE)
+    return {
+        "part": part,
+        "numbers": facts.numbers,
+        "counts": facts.counts.tolist(),
+        "near": facts.near,
+        "even": facts.even,
+        "lag": facts.lag,
+        "pairs": facts.pairs,
+        "head": base64.b64encode(facts.head.astype("<u4").tobytes()).decode(),
+    }
 
 
 def genesis() -> str:
@@ -315,6 +325,17 @@ def _bytes(value: Any) -> bytes:
     if isinstance(value, bytes):
         return value
     return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else repr(value).encode()
+
+
+def _protected_form(array: Array) -> tuple[str, bytes]:
+    """Return the type and the bytes of a protected vector; empty where the array is none."""
+    vector = _vector(array)
+    if vector is not None:
+        return MASKED, vector.tobytes()
+    data = _data(array)
+    if (str(array.dtype), tuple(array.shape)) != ("uint8", (len(data),)):
+        return "", b""
+    return f"{CONTAINER}{array.stype.removeprefix('cloister.')}", data
 
 
 def _vector(array: Array) -> Residues | None:

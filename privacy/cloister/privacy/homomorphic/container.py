@@ -40,7 +40,7 @@ from cloister.core.errors import IntegrityError
 from cloister.privacy.homomorphic.parameters import Parameters, parameters_of
 from cloister.privacy.manifest import Manifest
 
-__all__ = ["MAGIC", "VERSION", "Ciphertexts", "Form", "Residues", "summed"]
+__all__ = ["HEADER", "MAGIC", "VERSION", "Ciphertexts", "Form", "Residues", "residues_in", "summed"]
 
 MAGIC = b"CLHE"
 VERSION = 1
@@ -49,6 +49,8 @@ VERSION = 1
 Residues = npt.NDArray[np.uint64]
 
 _HEADER = struct.Struct("<4sHH32sQIII")
+#: Bytes of a container before its first ciphertext.
+HEADER = _HEADER.size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,15 +157,23 @@ class Ciphertexts:
 
     def __getitem__(self, number: int) -> Residues:
         """Return one ciphertext's residues, a new array."""
-        parameters = self.form.parameters
         if not 0 <= number < len(self):
             raise IndexError(number)
-        begin = _HEADER.size + number * parameters.chunk_bytes
-        raw = np.frombuffer(self.container, dtype=np.uint8, count=parameters.chunk_bytes, offset=begin)
-        wide = np.zeros((parameters.residues, 8), dtype=np.uint8)
-        wide[:, : parameters.width] = raw.reshape(-1, parameters.width)
-        made: Residues = wide.view("<u8").reshape(2, len(parameters.primes), parameters.degree)
-        return made
+        return residues_in(self.container, self.form.parameters, number)
+
+
+def residues_in(container: bytes, parameters: Parameters, number: int) -> Residues:
+    """Return the residues of one ciphertext of a container, a new array; nothing is checked but that the bytes are there.
+
+    Raises:
+        ValueError: they are not.
+    """
+    begin = HEADER + number * parameters.chunk_bytes
+    raw = np.frombuffer(container, dtype=np.uint8, count=parameters.chunk_bytes, offset=begin)
+    wide = np.zeros((parameters.residues, 8), dtype=np.uint8)
+    wide[:, : parameters.width] = raw.reshape(-1, parameters.width)
+    made: Residues = wide.view("<u8").reshape(2, len(parameters.primes), parameters.degree)
+    return made
 
 
 def summed(containers: Sequence[Ciphertexts]) -> bytes:

@@ -34,7 +34,7 @@ from cloister.privacy.homomorphic.frames import framed
 from cloister.privacy.identity import Consortium, Identity, Purpose, Role
 from cloister.privacy.manifest import Manifest
 
-__all__ = ["Sealed", "agreed", "commitment", "refuse_site", "seal"]
+__all__ = ["Sealed", "agreed", "commitment", "refuse_site", "seal", "signer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +65,41 @@ class Sealed:
         Raises:
             IntegrityError: it does not hold.
         """
-        site = consortium.member(self.certificate, role=Role.SITE)
+        consortium.member(self.certificate, role=Role.SITE)
         ciphertexts = Ciphertexts.read(self.container, form)
         digest = commitment(self.container)
-        message = _signed(manifest, agreed(manifest, commitments), digest, site.name)
-        site.check(Purpose.CIPHERTEXT, message, self.signature)
-        if commitments.get(site.name) != digest:
-            raise refuse_site(site.name, "they are not what it committed to", "commitment")
-        return site.name, ciphertexts
+        name = signer(
+            digest,
+            self.signature,
+            self.certificate,
+            manifest=manifest,
+            commitments=commitments,
+            consortium=consortium,
+        )
+        return name, ciphertexts
+
+
+def signer(
+    digest: bytes,
+    signature: bytes,
+    certificate: bytes,
+    *,
+    manifest: Manifest,
+    commitments: Mapping[str, bytes],
+    consortium: Consortium,
+) -> str:
+    """Return which site signed the container with this `commitment`, for this session and these commitments.
+
+    Raises:
+        IntegrityError: (identity, signature, ciphertext-commitment) none did, or it committed to another.
+    """
+    site = consortium.member(certificate, role=Role.SITE)
+    site.check(
+        Purpose.CIPHERTEXT, _signed(manifest, agreed(manifest, commitments), digest, site.name), signature
+    )
+    if commitments.get(site.name) != digest:
+        raise refuse_site(site.name, "they are not what it committed to", "commitment")
+    return site.name
 
 
 def commitment(container: bytes) -> bytes:

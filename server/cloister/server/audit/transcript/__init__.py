@@ -7,6 +7,7 @@
     fields       what may arrive in a step of a protocol; all else came in clear
     uniformity   protected vectors against uniform numbers: chi-squares, neighbours, nearness to 0, differences
     masked       the attacker's side of a masked session: what opens with every share at hand
+    encrypted    the same of an encrypted session; `examined` is what either gives
     collusion    who would have to help the server
     auditing     all of it, as data with a verdict
     telling      for a terminal; `page` for a browser; `command` is ``cloister audit transcript``

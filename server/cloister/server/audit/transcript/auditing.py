@@ -18,7 +18,7 @@ no transcript, and the run was to keep none             ``UsageError`` (transcri
 no transcript, a damaged one, one that was changed      ``IntegrityError`` (transcript, transcript-…)
 a transcript of another run                             ``IntegrityError`` (transcript)
 an event names a line that is not so                    ``IntegrityError`` (transcript-chain)
-sessions of a scheme that this version cannot examine   check ``scheme`` failed
+sessions of a scheme that is not the run's, or unknown   check ``scheme`` failed
 ======================================================  ====================================================
 """
 
@@ -38,7 +38,6 @@ from cloister.core.errors import IntegrityError, UsageError
 from cloister.core.spec import Loaded, load_federation
 from cloister.server.audit.transcript.checks import (
     Check,
-    Looked,
     check_clear,
     check_complete,
     check_fresh,
@@ -49,19 +48,21 @@ from cloister.server.audit.transcript.checks import (
     check_uniform,
 )
 from cloister.server.audit.transcript.collusion import collusion
+from cloister.server.audit.transcript.encrypted import ENCRYPTED
+from cloister.server.audit.transcript.examined import Looked, Scheme
 from cloister.server.audit.transcript.fields import ALLOWED, Clear, clear_in
-from cloister.server.audit.transcript.masked import examine
+from cloister.server.audit.transcript.masked import MASKED
 from cloister.server.audit.transcript.power import mean_of, power
 from cloister.server.audit.transcript.reading import Received, Record, Start, read_transcript
 from cloister.server.audit.transcript.sessions import Session, sessions_of
-from cloister.server.audit.transcript.uniformity import ALARM, Sample, Test, judged, tests_of
+from cloister.server.audit.transcript.uniformity import ALARM, OFF, Sample, Test, judged, tests_of
 from cloister.server.events import read_events
 from cloister.server.vector_facts import facts_of
 
 __all__ = ["audit_transcript"]
 
 #: Schemes whose sessions can be examined; `Looked` is what an examination gives.
-_SCHEMES = {"masked": examine}
+_SCHEMES: dict[str, Scheme] = {"masked": MASKED, **ENCRYPTED}
 
 
 def audit_transcript(folder: Path, *, authority: str | None = None) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def audit_transcript(folder: Path, *, authority: str | None = None) -> dict[str,
         "authority": key,
         "authority_given": authority is not None,
         "clear_fields": _summed(clear),
-        "allowed": ALLOWED,
+        "allowed": ALLOWED.get(protection, {}),
     }
     if protection == "plain" or start.authority is None:
         complete = check_complete(record, events, [], protected=False)
@@ -117,20 +118,20 @@ def _protected(
 ) -> dict[str, Any]:
     authority = start.authority or b""
     looked = [
-        Looked(session=one, found=_SCHEMES[one.manifest.scheme](one, record.vector, authority))
+        Looked(session=one, found=scheme.examine(one, record, authority), scheme=scheme)
         for one in sessions
-        if one.manifest.scheme in _SCHEMES
+        if (scheme := _SCHEMES.get(one.manifest.scheme)) is not None
     ]
     samples = _samples(looked, record)
     tests = judged(tests_of(samples))
     run = next((event for event in events if event["kind"] == "run"), {})
     checks = [
-        *_scheme(sessions),
+        *_scheme(sessions, loaded.spec.aggregation.protection),
         check_complete(record, events, looked, protected=True),
         check_clear(clear),
         check_signatures(looked, run=start.run, federation=loaded.digest()),
         check_fresh(looked),
-        check_shares(looked),
+        *([check_shares(looked)] if any(not one.scheme.holder for one in looked) else []),
         check_opening(looked),
         check_sums(
             looked,
@@ -250,24 +251,29 @@ def _samples(looked: Sequence[Looked], record: Record) -> list[Sample]:
 
         about: dict[str, Any] = {"group": manifest.kind, "round": manifest.round_number, "session": number}
         for site, entry in one.session.vectors():
-            vector = record.vector(entry)
-            facts = entry.facts if vector is None else facts_of(vector)
-            if facts is not None:
-                samples.append(Sample(site=site, facts=facts, **about))
+            samples += [
+                Sample(site=site, facts=facts, part=part, **about)
+                for part, facts in record.facts(entry).items()
+            ]
         samples += [
-            Sample(site=site, facts=facts_of(rest), rest=True, **about)
+            Sample(site=site, facts=facts_of(rest), part=OFF, **about)
             for site, rest in one.found.rests.items()
             if one.found.left[site]
         ]
     return samples
 
 
-def _scheme(sessions: Sequence[Session]) -> list[Check]:
-    """Say which sessions are of a scheme that is not known here."""
-    unknown = sorted({one.manifest.scheme for one in sessions} - set(_SCHEMES))
-    if not unknown:
+def _scheme(sessions: Sequence[Session], protection: str) -> list[Check]:
+    """Say which sessions are of a scheme that is not known here, or not the run's."""
+    schemes = {one.manifest.scheme for one in sessions}
+    unknown, others = sorted(schemes - set(_SCHEMES)), sorted(schemes - {protection})
+    if not others and not unknown:
         return []
-    reason = f"this version cannot examine sessions of '{', '.join(unknown)}'"
+    reason = (
+        f"this version cannot examine sessions of '{', '.join(unknown)}'"
+        if unknown
+        else f"sessions of '{', '.join(others)}' in a run whose protection is '{protection}'"
+    )
     return [Check(name="scheme", question="Can the sessions be examined?", verdict="failed", reason=reason)]
 
 
@@ -289,7 +295,10 @@ def _uniformity(tests: Sequence[Test], looked: Sequence[Looked]) -> dict[str, An
 
 
 def _decryption(looked: Sequence[Looked]) -> dict[str, Any] | None:
-    """Return who would have to help the server, in the session where the fewest would do."""
+    """Return who would have to help the server, in the session where the fewest would do; or who holds the key."""
+    sealed = next((one for one in looked if one.scheme.holder), None)
+    if sealed is not None:
+        return {"holder": sealed.scheme.holder, "rests_on": sealed.scheme.rests_on}
     found = [
         (collusion(one.session.manifest, len(one.found.survivors)), one.session)
         for one in looked
@@ -311,8 +320,9 @@ def _decryption(looked: Sequence[Looked]) -> dict[str, Any] | None:
 def _rows(looked: Sequence[Looked], tests: Sequence[Test]) -> list[dict[str, Any]]:
     least: dict[tuple[str, str], float] = {}
     for test in tests:
-        key = (test.group, test.rounds)
-        least[key] = min(test.p, least.get(key, 1.0))
+        if not test.group.endswith(OFF):
+            key = (test.group.partition(",")[0], test.rounds)
+            least[key] = min(test.p, least.get(key, 1.0))
     return [
         {
             "round": one.session.manifest.round_number,

@@ -14,15 +14,13 @@ from cloister.core.spec import FederationSpec
 from cloister.privacy.masking import quorum
 from cloister.privacy.sums import LOSS, TESTED, sum_code
 from cloister.privacy.updates import centred
+from cloister.server.audit.transcript.examined import Looked, Scheme
 from cloister.server.audit.transcript.fields import Clear
-from cloister.server.audit.transcript.masked import Examined
 from cloister.server.audit.transcript.reading import Received, Record
-from cloister.server.audit.transcript.sessions import Session
 from cloister.server.audit.transcript.uniformity import ALARM, Test
 
 __all__ = [
     "Check",
-    "Looked",
     "check_clear",
     "check_complete",
     "check_fresh",
@@ -53,14 +51,6 @@ class Check:
     verdict: str
     reason: str
     evidence: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Looked:
-    """A session and what its examination found."""
-
-    session: Session
-    found: Examined
 
 
 def check_complete(
@@ -129,7 +119,7 @@ def check_clear(clear: Sequence[Clear]) -> Check:
 
 
 def check_signatures(looked: Sequence[Looked], *, run: str, federation: str) -> Check:
-    """Check who signed: the server its manifests, sites of the consortium their keys, survivors one set."""
+    """Check who signed: the server its manifests, and what each scheme has signed by sites and authority."""
     wrong, strangers = [], 0
     for one in looked:
         title, manifest = one.session.title, one.session.manifest
@@ -137,20 +127,18 @@ def check_signatures(looked: Sequence[Looked], *, run: str, federation: str) -> 
             wrong.append(f"{title}: the manifest: {one.found.signed}")
         if (manifest.run, manifest.federation) != (run, federation):
             wrong.append(f"{title}: the manifest is of another run or federation")
-        if len(one.session.named) > 1:
-            wrong.append(f"{title}: the server named {len(one.session.named)} different sets of survivors")
-        wrong += [
-            f"{title}: '{site}' signed another set of survivors than the server names ({code})"
-            for step, site, code in one.found.refused
-            if step == protocol.CONFIRM and code == "signature"
-        ]
+        wrong += [f"{title}: {text}" for text in one.found.unsigned]
         strangers += sum(step == protocol.ADVERT for step, _, _ in one.found.refused)
-    good = f"{len(looked)} manifests are the server's, keys are signed by sites of the consortium, and each session's survivors signed one set"
+    good = f"{len(looked)} manifests are the server's, " + "; ".join(one.signed for one in _schemes(looked))
     if strangers:
         good += f"; {strangers} keys were refused, as the server did"
     return _verdict(
         "signatures", "Who signed?", wrong, good, {"manifests": len(looked), "keys_refused": strangers}
     )
+
+
+def _schemes(looked: Sequence[Looked]) -> list[Scheme]:
+    return list(dict.fromkeys(one.scheme for one in looked))
 
 
 def check_fresh(looked: Sequence[Looked]) -> Check:
@@ -163,12 +151,12 @@ def check_fresh(looked: Sequence[Looked]) -> Check:
         title, manifest = one.session.title, one.session.manifest
         for site, public in one.found.public.items():
             wrong += [
-                f"{title}: '{site}' uses a key again that stood in {seen[key]}"
+                f"{title}: '{site}' uses a key again, or commits to the same, that stood in {seen[key]}"
                 for key in public
                 if key in seen
             ]
             seen |= dict.fromkeys(public, title)
-        wrong += [f"{title}: '{site}' sent two vectors under one set of masks" for site in one.found.twice]
+        wrong += [f"{title}: '{site}' sent two vectors in one session" for site in one.found.twice]
         if manifest.serial <= serial:
             wrong.append(f"{title}: the session's number is not above those before it")
         serial = max(serial, manifest.serial)
@@ -236,8 +224,14 @@ def check_opening(looked: Sequence[Looked]) -> Check:
         "smallest_sum": min(sums, default=None),
         "fewest_masks_left": None if fewest == math.inf else int(fewest),
     }
-    good = f"of {tried} vectors none opens with all shares that were revealed: at least {evidence['fewest_masks_left']} of its masks stay on each; "
-    good += f"{len(sums)} sums open, the smallest over {evidence['smallest_sum']} sites"
+    words: dict[str, Any] = {
+        "least": evidence["fewest_masks_left"],
+        "sums": len(sums),
+        "smallest": evidence["smallest_sum"],
+    }
+    good = f"of {tried} vectors none opens " + "; ".join(
+        text.format(**words) for scheme in _schemes(looked) for text in (scheme.closed, scheme.sums)
+    )
     if not tried:
         return Check(
             name="opening",
@@ -294,6 +288,8 @@ def check_sums(
     ]
     if not opened:
         reason = "no session's vectors were all kept"
+        if looked and looked[0].scheme.holder:
+            reason = f"{looked[0].scheme.holder} alone can open them: from the transcript no sum can be computed again, so nothing here shows that the run used these; its record says which sessions it opened"
         return Check(name="sums", question=_SUMS, verdict="not tested", reason=reason, evidence={"opened": 0})
     good = f"{opened} sums open from the transcript alone; {len(compared)} losses that the run tells of are theirs"
     return _verdict("sums", _SUMS, wrong, good, {"opened": opened, "losses_compared": len(compared)})
@@ -348,7 +344,7 @@ def check_uniform(tests: Sequence[Test], *, least: int) -> Check:
     )
 
 
-_UNIFORM = "Can the masked vectors be told from random numbers?"
+_UNIFORM = "Can the protected vectors be told from random numbers?"
 
 
 def _verdict(name: str, question: str, wrong: Iterable[str], good: str, evidence: dict[str, Any]) -> Check:

@@ -1,7 +1,7 @@
 """What may arrive at the server in each step of a protected run, and what everything else tells: the clear fields.
 
 Formal guarantee: `clear_in` leaves out a field only if the protocol's own class for the step takes the whole reply (its names, types, lengths,
-order), or if it is one of a vector's under masks of exactly the manifest's length, a ledger's signed head, a refusal's code and text, or a
+order), or if it is the one vector of exactly the manifest's scheme and length, a ledger's signed head, a refusal's code and text, or a
 site's name. A reply that holds anything beside, or whose value was not kept, is listed.
 """
 
@@ -12,29 +12,62 @@ from dataclasses import dataclass
 
 from cloister.core import protocol
 from cloister.core.errors import IntegrityError
+from cloister.privacy.identity.members import LONGEST
 from cloister.privacy.ledger.telling import FromSite
 from cloister.privacy.masking import Advert, Confirmation, Reveal, SealedShares
-from cloister.privacy.masking.fields import Message
+from cloister.privacy.masking.fields import Message, malformed, need_blobs
 from cloister.server.audit.transcript.reading import Entry, Received
 from cloister.server.audit.transcript.sessions import Session
 
 __all__ = ["ALLOWED", "Clear", "clear_in", "tells"]
 
-#: What each step of a masked session may bring, in words.
-ALLOWED: dict[str, str] = {
+_ALWAYS = {"query": "the site's name", "": "a refusal: a code and a text of the program"}
+_MASKED = {
     protocol.ADVERT: "two public keys, a commitment, a signature and a certificate",
     protocol.SHARE: "sealed shares, which only their receivers can open",
     protocol.ADD: "a vector under masks; in private runs also the signed head of the site's ledger",
     protocol.CONFIRM: "a signature over who is in the sum",
     protocol.REVEAL: "one share of one secret of each neighbour",
-    "query": "the site's name",
-    "": "a refusal: a code and a text of the program",
+    **_ALWAYS,
 }
-_STEPS: dict[str, type[Message]] = {
-    protocol.ADVERT: Advert,
-    protocol.SHARE: SealedShares,
-    protocol.CONFIRM: Confirmation,
-    protocol.REVEAL: Reveal,
+_ENCRYPTED = {
+    protocol.ADD: "a commitment: the hash of the site's ciphertexts; in private runs also the signed head of its ledger",
+    protocol.SEAL: "ciphertexts, and over them and all commitments the site's signature, with its certificate",
+    **_ALWAYS,
+}
+#: What each step of a session may bring, in words, by protection.
+ALLOWED: dict[str, dict[str, str]] = {"masked": _MASKED, "bfv": _ENCRYPTED, "ckks": _ENCRYPTED}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Commitment(Message):
+    commitment: bytes
+
+    def __post_init__(self) -> None:
+        need_blobs(_Commitment, "commitment", [self.commitment], size=_HASH, count=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Signed(Message):
+    signature: bytes
+    certificate: bytes
+
+    def __post_init__(self) -> None:
+        need_blobs(_Signed, "signature", [self.signature], size=_SIGNATURE, count=1)
+        if not 0 < len(self.certificate) <= LONGEST:
+            raise malformed(_Signed, f"certificate has not from 1 to {LONGEST} bytes")
+
+
+_HASH, _SIGNATURE = 32, 64
+_STEPS: dict[tuple[str, str], type[Message]] = {
+    ("masked", protocol.ADVERT): Advert,
+    ("masked", protocol.SHARE): SealedShares,
+    ("masked", protocol.CONFIRM): Confirmation,
+    ("masked", protocol.REVEAL): Reveal,
+    ("bfv", protocol.ADD): _Commitment,
+    ("bfv", protocol.SEAL): _Signed,
+    ("ckks", protocol.ADD): _Commitment,
+    ("ckks", protocol.SEAL): _Signed,
 }
 _LONGEST_REFUSAL = 1 << 12
 
@@ -107,11 +140,11 @@ def _fits(reply: Received, record: str, entries: list[Entry], session: Session |
     if session is None:
         return False
     if record == protocol.UPDATE:
-        return reply.step == protocol.ADD and len(entries) == 1 and session.allows(entries[0])
-    return record == protocol.SECURE and config and _is_step(reply.step, values)
+        return reply.step == session.vector_step and len(entries) == 1 and session.allows(entries[0])
+    return record == protocol.SECURE and config and _is_step((session.manifest.scheme, reply.step), values)
 
 
-def _is_step(step: str, values: dict[str, object]) -> bool:
+def _is_step(step: tuple[str, str], values: dict[str, object]) -> bool:
     kind = _STEPS.get(step)
     if kind is None:
         return False

@@ -25,8 +25,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -34,7 +33,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from cloister.core import protocol
 from cloister.core.errors import CloisterError, IntegrityError, PeersMissing
-from cloister.privacy.identity import Consortium, Member, Role
+from cloister.privacy.identity import Consortium, Role
 from cloister.privacy.masking import Advert, Refusal, ServerSession, keys
 from cloister.privacy.masking.graph import neighbours
 from cloister.privacy.masking.messages import Roster
@@ -42,75 +41,29 @@ from cloister.privacy.masking.rebuilding import Rebuilder
 from cloister.privacy.masking.shamir import SHARE
 from cloister.privacy.masking.stream import add_streams
 from cloister.privacy.updates.modular import Residues
-from cloister.server.audit.transcript.reading import Entry, Received
+from cloister.server.audit.transcript.examined import Examined, Scheme, begun
+from cloister.server.audit.transcript.reading import Received, Record
 from cloister.server.audit.transcript.sessions import Session
 
-__all__ = ["ConsortiumAt", "Examined", "examine"]
-
-Vectors = Callable[[Entry], Residues | None]
+__all__ = ["MASKED"]
 
 
-class ConsortiumAt(Consortium):
-    """A consortium as it was when a session took place: a certificate that has run out since then was good."""
-
-    def __init__(self, certificate: bytes, time: datetime) -> None:
-        super().__init__(certificate)
-        self._time = time
-
-    def member(self, certificate: bytes, *, role: Role, now: datetime | None = None) -> Member:
-        """Return whom ``certificate`` is of, by default at that time."""
-        return super().member(certificate, role=role, now=now or self._time)
-
-
-@dataclass(kw_only=True)
-class Examined:
-    """What one session shows.
-
-    Attributes:
-        signed: whether the consortium's server signed the manifest; else why not.
-        refused: (step, site, code) of each message that the server's own code refuses.
-        survivors: who is in the sum.
-        opened: the sum that opens, modulo 2^modulus_bits; ``None``: none does.
-        why: why not.
-        seeds: how many shares of its own mask's seed were revealed, by owner.
-        keys: the same of its mask key.
-        both: of whom shares of both secrets were revealed.
-        left: of each vector, how many of its masks stay unknown, by site.
-        rests: of each vector, what is left when all known masks are taken away; none where nothing was.
-        groups: the sets of sites whose sums open, and no part of each.
-        twice: who sent more than one vector.
-        public: the public keys and commitments, by site.
-    """
-
-    signed: str = ""
-    refused: list[tuple[str, str, str]] = field(default_factory=list)
-    survivors: tuple[str, ...] = ()
-    opened: Residues | None = None
-    why: str = ""
-    seeds: dict[str, int] = field(default_factory=dict)
-    keys: dict[str, int] = field(default_factory=dict)
-    both: tuple[str, ...] = ()
-    left: dict[str, int] = field(default_factory=dict)
-    rests: dict[str, Residues] = field(default_factory=dict)
-    groups: tuple[tuple[str, ...], ...] = ()
-    twice: tuple[str, ...] = ()
-    public: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
-
-
-def examine(session: Session, vectors: Vectors, authority: bytes) -> Examined:
+def _examine(session: Session, record: Record, authority: bytes) -> Examined:
     """Play a session again, and try to open what it does not open."""
-    consortium = ConsortiumAt(authority, session.time)
-    found = Examined()
-    try:
-        session.signed.opened(consortium)
-    except IntegrityError as error:
-        found.signed = error.message
+    consortium, found = begun(session, authority)
     held: dict[str, list[Residues | None]] = defaultdict(list)
     for site, entry in session.vectors():
-        held[site].append(vectors(entry))
+        held[site].append(record.vector(entry))
     found.twice = tuple(sorted(site for site, several in held.items() if len(several) > 1))
     _replay(session, {site: several[0] for site, several in held.items()}, consortium, found)
     _Attack(session, consortium, found).run({site: several[0] for site, several in held.items()})
+    if len(session.named) > 1:
+        found.unsigned.append(f"the server named {len(session.named)} different sets of survivors")
+    found.unsigned += [
+        f"'{site}' signed another set of survivors than the server names ({code})"
+        for step, site, code in found.refused
+        if step == protocol.CONFIRM and code == "signature"
+    ]
     return found
 
 
@@ -298,3 +251,11 @@ def _closed(edges: Mapping[str, set[str]]) -> tuple[tuple[str, ...], ...]:
 
 def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
+
+
+MASKED = Scheme(
+    examine=_examine,
+    signed="keys are signed by sites of the consortium, and each session's survivors signed one set",
+    closed="with all shares that were revealed: at least {least} of its masks stay on each",
+    sums="{sums} sums open, the smallest over {smallest} sites",
+)

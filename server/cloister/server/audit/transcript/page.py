@@ -106,7 +106,11 @@ def _tiles(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         )
     if found.get("decryption"):
         who = found["decryption"]
-        tiles.append(("Helpers needed", count(who["curious"]), f"{who['lying']} with a server that lies"))
+        tiles.append(
+            ("Can decrypt", "1", f"{who['holder']}, alone")
+            if who.get("holder")
+            else ("Helpers needed", count(who["curious"]), f"{who['lying']} with a server that lies")
+        )
     return tiles
 
 
@@ -152,10 +156,17 @@ def _sessions(found: Mapping[str, Any]) -> TableText | None:
         "Vectors",
         "In the sum",
         "What opens",
-        "Masks left\nat least",
+        "Keys missing" if found["protection"] != "masked" else "Masks left\nat least",
         "Least p",
     )
-    note = "With every share that was revealed, so many masks stay on each single vector. The least p is that of single vectors, before it is adjusted."
+    note = (
+        "With every share that was revealed, so many masks stay on each single vector."
+        if found["protection"] == "masked"
+        else f"What opens is opened by {found['decryption']['holder']} alone."
+        if found.get("decryption")
+        else ""
+    )
+    note += " The least p is that of single vectors, before it is adjusted."
     return TableText(columns=columns, rows=rows, note=note)
 
 

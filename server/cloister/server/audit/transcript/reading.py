@@ -31,8 +31,9 @@ import numpy as np
 
 from cloister.core.errors import IntegrityError
 from cloister.privacy.updates.modular import Residues
+from cloister.server.protected import MASKED, parts_of
 from cloister.server.transcript import MESSAGES, VECTORS, digest_of, genesis
-from cloister.server.vector_facts import BYTES, HEAD, VectorFacts
+from cloister.server.vector_facts import BYTES, HEAD, VectorFacts, facts_of
 
 __all__ = ["Asked", "Entry", "Received", "Record", "Start", "read_transcript"]
 
@@ -44,13 +45,13 @@ class Entry:
     Attributes:
         record: the record that it stands in, and ``kind``: array, metric or config.
         name: the field's.
-        type: ``array:float32``, ``bytes``, ``bytes[]``, ``str``, …
+        type: ``array:float32``, ``array:cloister.bfv``, ``bytes``, ``bytes[]``, ``str``, …
         shape: of an array.
         nbytes: how large it is.
         sha256: its digest.
         value: what it is, where that was kept.
         at: where a protected vector lies in ``vectors.bin``.
-        facts: of a protected vector that was not kept.
+        facts: of the parts of a protected vector that was not kept.
     """
 
     record: str
@@ -62,7 +63,7 @@ class Entry:
     shape: tuple[int, ...] = ()
     value: Any = None
     at: int | None = None
-    facts: VectorFacts | None = None
+    facts: Mapping[str, VectorFacts] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,27 @@ class Record:
     hashes: tuple[str, ...]
 
     def vector(self, entry: Entry) -> Residues | None:
-        """Return a protected vector, if it was kept.
+        """Return a vector under masks, if it was kept.
+
+        Raises:
+            IntegrityError: (transcript-digest) it is not what was received.
+        """
+        data = self.data(entry)
+        return None if data is None else parts_of(MASKED, data)[""]
+
+    def facts(self, entry: Entry) -> Mapping[str, VectorFacts]:
+        """Return the facts of a protected vector by part.
+
+        Raises:
+            IntegrityError: (transcript-digest) it is not what was received.
+        """
+        data = self.data(entry)
+        if data is None:
+            return entry.facts or {}
+        return {part: facts_of(vector) for part, vector in parts_of(entry.type, data).items()}
+
+    def data(self, entry: Entry) -> bytes | None:
+        """Return the bytes of a protected vector, if they were kept.
 
         Raises:
             IntegrityError: (transcript-digest) it is not what was received.
@@ -153,8 +174,7 @@ class Record:
                 f"the vector at byte {entry.at} of '{VECTORS}' is not the one that was received",
                 "transcript-digest",
             )
-        vector: Residues = np.frombuffer(data, dtype="<u4").astype(np.uint32, copy=False)
-        return vector
+        return data
 
 
 @dataclass
@@ -208,6 +228,9 @@ class _Line:
             raise self.unfit(f"'{name}' is of another type")
         return value
 
+    def has(self, name: str) -> bool:
+        return name in self._left
+
     def maybe(self, name: str, *kinds: type) -> Any:
         return self.get(name, *kinds) if name in self._left else None
 
@@ -256,7 +279,7 @@ def read_transcript(folder: Path) -> Record:
         raise _unfit("it does not begin with the start of a run", "transcript")
     for line in record.lines:
         for entry in line.entries if isinstance(line, Received) else ():
-            record.vector(entry)
+            record.data(entry)
     return record
 
 
@@ -324,7 +347,7 @@ def _entry(one: _Line, record: str, kind: str, known: dict[str, Any]) -> Entry:
         shape=tuple(one.maybe("shape", list) or ()),
         value=_value(one, form),
         at=one.maybe("at", int),
-        facts=_facts(one.maybe("facts", dict), one),
+        facts=_facts(one) if one.has("facts") else None,
     )
     one.all_read()
     if read.value is None:
@@ -361,10 +384,11 @@ def _plain_bytes(line: _Line, text: object) -> bytes:
         raise line.unfit("something that should be base64 is none") from None
 
 
-def _facts(given: dict[str, Any] | None, line: _Line) -> VectorFacts | None:
-    if given is None:
-        return None
-    inner = _Line(given, line.number)
+def _facts(line: _Line) -> dict[str, VectorFacts]:
+    return {inner.get("part", str): _facts_of_part(inner, line) for inner in line.objects("facts")}
+
+
+def _facts_of_part(inner: _Line, line: _Line) -> VectorFacts:
     counts, head = inner.get("counts", list), _plain_bytes(inner, inner.get("head", str))
     numbers, near, even, pairs = (inner.get(name, int) for name in ("numbers", "near", "even", "pairs"))
     lag = float(inner.get("lag", float, int))

@@ -8,13 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
+from typing import TypeVar
 
 from cloister.core import protocol
-from cloister.core.errors import IntegrityError
+from cloister.core.errors import CloisterError, IntegrityError
+from cloister.privacy.homomorphic.container import Form
 from cloister.privacy.manifest import Manifest, SignedManifest
 from cloister.server.audit.transcript.reading import Asked, Entry, Received, Record, Start
+from cloister.server.protected import CONTAINER, MASKED
 
 __all__ = ["Session", "sessions_of"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(kw_only=True)
@@ -27,7 +33,10 @@ class Session:
         names: whom the server asked.
         time: when.
         replies: in the order in which they came.
-        named: the sets of survivors that the server named, each once.
+        named: the sets of sites that the server named as those in the sum, each once: survivors, or whom it asked for ciphertexts.
+        closed: the number of the line in which it first did so; 0: it never did.
+        keys: the public keys that the server handed out, each once; none under masks.
+        together: the digests over all commitments that it sent with the sets; empty where it did not send the same one to all.
     """
 
     manifest: Manifest
@@ -36,6 +45,9 @@ class Session:
     time: datetime
     replies: list[Received] = field(default_factory=list)
     named: list[tuple[str, ...]] = field(default_factory=list)
+    closed: int = 0
+    keys: list[bytes] = field(default_factory=list)
+    together: list[bytes] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -48,15 +60,31 @@ class Session:
 
     def vectors(self) -> Iterator[tuple[str, Entry]]:
         """Yield site and entry of each protected vector that the manifest allows for."""
-        for reply in self.of(protocol.ADD):
+        for reply in self.of(self.vector_step):
             for entry in reply.entries:
                 if self.allows(entry):
                     yield reply.site, entry
 
     def allows(self, entry: Entry) -> bool:
-        """Return whether a field is a vector of the manifest's length."""
-        wanted = (protocol.UPDATE, protocol.SUM, "array:uint32", (self.manifest.size,))
+        """Return whether a field is a vector of the manifest's scheme and length."""
+        wanted = (protocol.UPDATE, protocol.SUM, *self._vector)
         return (entry.record, entry.name, entry.type, entry.shape) == wanted
+
+    @property
+    def vector_step(self) -> str:
+        """The step whose replies bring the protected vectors."""
+        return protocol.ADD if self.manifest.scheme == "masked" else protocol.SEAL
+
+    @cached_property
+    def _vector(self) -> tuple[str, tuple[int, ...]]:
+        """Type and shape of a protected vector."""
+        manifest = self.manifest
+        if manifest.scheme == "masked":
+            return MASKED, (manifest.size,)
+        try:
+            return CONTAINER + manifest.scheme, (Form.of(manifest).length,)
+        except CloisterError:
+            return CONTAINER + manifest.scheme, ()
 
     @property
     def survivors(self) -> tuple[str, ...]:
@@ -85,7 +113,7 @@ def _split(lines: Iterable[Start | Asked | Received]) -> tuple[list[Session], li
 
 
 def _open(sessions: list[Session], asked: Asked) -> None:
-    """Take what the server told of a session: a manifest begins one, names close its sum."""
+    """Take what the server told of a session: a manifest begins one, names close its sum; keys and digests come with them."""
     if "manifest" in asked.said:
         signed = SignedManifest.from_fields(asked.said)
         if not sessions or sessions[-1].signed != signed:
@@ -97,10 +125,20 @@ def _open(sessions: list[Session], asked: Asked) -> None:
                     time=asked.time,
                 )
             )
-    elif asked.step == protocol.CONFIRM and sessions:
-        names = _texts(asked.said.get("names"))
-        if names not in sessions[-1].named:
-            sessions[-1].named.append(names)
+        _once(sessions[-1].keys, asked.said.get(protocol.KEY))
+    elif asked.step in (protocol.CONFIRM, protocol.SEAL) and sessions:
+        one = sessions[-1]
+        one.closed = one.closed or asked.seq
+        if asked.step == protocol.SEAL:
+            _once(one.named, asked.sites)
+            _once(one.together, asked.said.get(protocol.TOGETHER, b""))
+        else:
+            _once(one.named, _texts(asked.said.get("names")))
+
+
+def _once(known: list[_T], new: _T | None) -> None:
+    if new is not None and new not in known:
+        known.append(new)
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ def told(found: Mapping[str, Any]) -> Iterator[RenderableType]:
     for check in found["checks"]:
         table.add_row(check["name"], _MARKS[check["verdict"]], visible(check["reason"]))
     yield table
-    if found.get("uniformity"):
+    if found.get("uniformity", {}).get("power"):
         yield "\nwhat the tests of uniformity would have found (p, adjusted for all tests of the run):"
         yield _power(found["uniformity"])
     if found.get("decryption"):
@@ -48,6 +48,12 @@ def told(found: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 def decryption_text(who: Mapping[str, Any]) -> str:
     """Say who could decrypt."""
+    if who.get("holder"):
+        return (
+            f"who could open one site's ciphertexts: {who['holder']} alone, which is sent all of them and trusted to open sums only; not the server, with "
+            "however many sites on its side, unless the authority helps it: with all other sites it learns what the sum tells. "
+            f"This rests on {who['rests_on']}."
+        )
     lying = (
         f"with {who['lying']} of them, if the server also lies"
         if who["lying"]
@@ -92,7 +98,7 @@ def _rounds(found: Mapping[str, Any]) -> Table:
         "vectors",
         "in the sum",
         "opens",
-        "masks left",
+        "keys missing" if found["protection"] != "masked" else "masks left",
         "least p",
         box=None,
         pad_edge=False,

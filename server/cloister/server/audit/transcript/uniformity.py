@@ -1,5 +1,7 @@
 """Protected vectors against uniform ones: what is under a fresh mask cannot be told from independent uniform numbers of 32 bits.
 
+Ciphertexts are tested in the same way, as the numbers that `cloister.server.protected` makes of their residues.
+
 ==============  ===================================================================  ==================================  =================
 test            statistic                                                            distribution if uniform             sides
 ==============  ===================================================================  ==================================  =================
@@ -41,7 +43,7 @@ from scipy import stats
 from cloister.privacy.updates.modular import Residues
 from cloister.server.vector_facts import BYTES, EVEN_BITS, NEAR_BITS, VectorFacts
 
-__all__ = ["ALARM", "EVEN", "NEAR", "POOLED", "Sample", "Test", "closest", "judged", "tests_of"]
+__all__ = ["ALARM", "EVEN", "NEAR", "OFF", "POOLED", "Sample", "Test", "closest", "judged", "tests_of"]
 
 #: The chance of a false alarm in a whole run.
 ALARM = 1e-3
@@ -53,7 +55,8 @@ NEAR = 2.0 ** (NEAR_BITS + 1 - 32)
 EVEN = 2.0**-EVEN_BITS
 
 _CELLS = ((8, 5120), (4, 320), (2, 80))
-_OFF = "known masks off"
+#: The part of a vector that is left when all known masks are off.
+OFF = "known masks off"
 _LEAST_PAIRS = 30
 _OPERATIONS = 50_000_000
 
@@ -65,7 +68,7 @@ class Sample:
     Attributes:
         site: whose.
         group: what it is: the kind of sum.
-        rest: whether it is what is left when all known masks are off, and not what came.
+        part: what of it: empty for a vector as it came, `OFF` for what is left when all known masks are off, or a part of ciphertexts.
         round: the round.
         session: numbers the session.
         facts: what it looks like.
@@ -76,7 +79,7 @@ class Sample:
     round: int
     session: int
     facts: VectorFacts
-    rest: bool = False
+    part: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +108,13 @@ class Test:
 def tests_of(samples: Sequence[Sample]) -> list[Test]:
     """Return all tests of these vectors."""
     found: list[Test] = []
-    by_kind: dict[tuple[str, bool, str], list[Sample]] = defaultdict(list)
-    by_site: dict[tuple[str, bool], list[Sample]] = defaultdict(list)
-    by_session: dict[tuple[int, bool], list[Sample]] = defaultdict(list)
+    by_kind: dict[tuple[str, str, str], list[Sample]] = defaultdict(list)
+    by_site: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+    by_session: dict[tuple[int, str], list[Sample]] = defaultdict(list)
     for sample in sorted(samples, key=lambda one: (one.round, one.session)):
-        by_kind[sample.group, sample.rest, sample.site].append(sample)
-        by_site[sample.site, sample.rest].append(sample)
-        by_session[sample.session, sample.rest].append(sample)
+        by_kind[sample.group, sample.part, sample.site].append(sample)
+        by_site[sample.site, sample.part].append(sample)
+        by_session[sample.session, sample.part].append(sample)
     for ordered in by_kind.values():
         for pool in _pools(ordered):
             found += _of_pool(pool)
@@ -221,9 +224,7 @@ def _closest_pair(samples: Sequence[Sample], site: str, name: str) -> Iterator[T
         site=site,
         group=_label(samples[0])
         if len({one.group for one in samples}) == 1
-        else _OFF
-        if samples[0].rest
-        else "all kinds",
+        else samples[0].part or "all kinds",
         rounds=f"{rounds[0]} to {rounds[-1]}" if len(rounds) > 1 else str(rounds[0]),
         numbers=sum(len(one.facts.head) for one in samples),
         p=closest([one.facts.head for one in samples]),
@@ -231,7 +232,7 @@ def _closest_pair(samples: Sequence[Sample], site: str, name: str) -> Iterator[T
 
 
 def _label(sample: Sample) -> str:
-    return f"{sample.group}, {_OFF}" if sample.rest else sample.group
+    return f"{sample.group}, {sample.part}" if sample.part else sample.group
 
 
 def _two_sided(low: float, high: float) -> float:

@@ -1,0 +1,189 @@
+"""The attacker's side of an encrypted session: commitments, the key, signed containers, and what of them opens without the secret key.
+
+Formal guarantees:
+
+- A site counts as in the sum exactly if its commitment came before the server closed them, and its first container, whose SHA-256 that is, is
+  signed by it for this session and all of these commitments, and is of the session's form: what `ServerSum` takes.
+- A container counts as *open* exactly if one of its ciphertexts has a polynomial 1 that is zero: polynomial 0 then is the message itself, scaled,
+  and takes no key to read. Any other takes the secret key, or an answer to RLWE.
+
+What was in the ciphertexts, and so the sum, is not in a transcript: the server gets it from the key authority.
+
+======================================================  ====================================================================
+case                                                    outcome
+======================================================  ====================================================================
+containers that were not kept                           their digests and signatures are checked, not their residues
+a manifest that names no key, or sums that do not fit   ``unsigned`` says so; no container is allowed for
+the session ended early                                 ``why`` says where
+======================================================  ====================================================================
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from cloister.core import protocol
+from cloister.core.errors import CloisterError, IntegrityError
+from cloister.privacy.homomorphic import BFV, CKKS, Ciphertexts, Form, Parameters, PublicKey, agreed
+from cloister.privacy.homomorphic.sealed import signer
+from cloister.privacy.homomorphic.summation import check_cohort
+from cloister.privacy.identity import Consortium
+from cloister.server.audit.transcript.examined import Examined, Scheme, begun
+from cloister.server.audit.transcript.reading import Entry, Received, Record
+from cloister.server.audit.transcript.sessions import Session
+
+__all__ = ["ENCRYPTED"]
+
+_HASH = 32
+_HOLDER = "the key authority"
+#: Most bits of a modulus for N = 4096 and 128 bits of security against classical computers, by the Homomorphic Encryption Standard (2018).
+_CLASSICAL = {4096: 109}
+
+
+def _examine(session: Session, record: Record, authority: bytes) -> Examined:
+    consortium, found = begun(session, authority)
+    _key(session, consortium, found)
+    commitments = _commitments(session, found)
+    manifest = session.manifest
+    if session.named:
+        if len(session.named) > 1:
+            found.unsigned.append(
+                f"the server asked {len(session.named)} different sets of sites for ciphertexts"
+            )
+        if session.together != [agreed(manifest, commitments)]:
+            found.unsigned.append(
+                "the server did not send all sites one digest over the commitments that came before"
+            )
+    held: dict[str, list[tuple[Received, Entry]]] = defaultdict(list)
+    for reply in session.of(session.vector_step):
+        for entry in reply.entries:
+            if session.allows(entry):
+                held[reply.site].append((reply, entry))
+    found.twice = tuple(sorted(site for site, several in held.items() if len(several) > 1))
+    sums = []
+    for site, several in held.items():
+        reply, entry = several[0]
+        try:
+            ciphertexts = _ciphertexts(session, record, entry)
+            found.left[site] = 0 if ciphertexts is not None and _opens(ciphertexts) else 1
+            _check_signed(session, reply, entry, commitments=commitments, consortium=consortium)
+        except CloisterError as error:
+            found.left.setdefault(site, 1)
+            found.refused.append((protocol.SEAL, site, error.code))
+            found.unsigned.append(f"the ciphertexts of '{site}': {error.message}")
+        else:
+            sums.append(site)
+    _close(session, sums, found)
+    return found
+
+
+def _key(session: Session, consortium: Consortium, found: Examined) -> None:
+    """Check that one key was handed out, that a key authority signed it, and that it is this session's."""
+    if len(session.keys) != 1:
+        found.unsigned.append(
+            f"the server handed out {len(session.keys)} public keys to all sites, and not one"
+        )
+    for data in session.keys:
+        try:
+            key = PublicKey.read(data, consortium)
+            key.check(session.manifest)
+        except CloisterError as error:
+            found.unsigned.append(f"the session's key: {error.message}")
+        else:
+            found.public[_HOLDER] = (key.context,)
+
+
+def _commitments(session: Session, found: Examined) -> dict[str, bytes]:
+    """Return the commitments that came before the server closed them, of the sites that it then asked for ciphertexts."""
+    came: dict[str, list[bytes]] = defaultdict(list)
+    for reply in session.of(protocol.ADD):
+        digest = reply.values(protocol.SECURE).get(protocol.COMMITMENT)
+        if isinstance(digest, bytes) and len(digest) == _HASH:
+            came[reply.site].append(digest)
+            if session.closed and reply.seq > session.closed:
+                found.unsigned.append(
+                    f"the commitment of '{reply.site}' came after the server had closed them"
+                )
+    found.public |= {site: tuple(digests) for site, digests in came.items()}
+    return {site: digests[0] for site, digests in came.items() if site in session.survivors}
+
+
+def _ciphertexts(session: Session, record: Record, entry: Entry) -> Ciphertexts | None:
+    """Return what a container holds, if it was kept.
+
+    Raises:
+        IntegrityError: it is not of the session's form.
+    """
+    data = record.data(entry)
+    return None if data is None else Ciphertexts.read(data, Form.of(session.manifest))
+
+
+def _opens(ciphertexts: Ciphertexts) -> bool:
+    return any(not one[1].any() for one in ciphertexts)
+
+
+def _check_signed(
+    session: Session,
+    reply: Received,
+    entry: Entry,
+    *,
+    commitments: Mapping[str, bytes],
+    consortium: Consortium,
+) -> None:
+    """Check a container's signature, over its hash as the transcript has it.
+
+    Raises:
+        IntegrityError: the site did not sign it for this session, or had not committed to it.
+    """
+    values = reply.values(protocol.SECURE)
+    signature, certificate = values.get("signature"), values.get("certificate")
+    name = signer(
+        bytes.fromhex(entry.sha256),
+        signature if isinstance(signature, bytes) else b"",
+        certificate if isinstance(certificate, bytes) else b"",
+        manifest=session.manifest,
+        commitments=commitments,
+        consortium=consortium,
+    )
+    if name != reply.site:
+        raise IntegrityError(f"they came with the certificate of '{name}'", code="ciphertext-cohort")
+
+
+def _close(session: Session, sums: list[str], found: Examined) -> None:
+    """Say whose sum the server could ask the authority for."""
+    found.survivors = tuple(sorted(sums))
+    try:
+        check_cohort(session.manifest, session.names)
+    except IntegrityError as error:
+        found.why = error.message
+        return
+    if len(sums) < session.manifest.least:
+        found.why = f"{len(sums)} sites sent ciphertexts, and a sum of fewer than {session.manifest.least} is not decrypted"
+        return
+    found.groups = (found.survivors,)
+    found.why = f"{_HOLDER} alone can open the sum"
+
+
+def _scheme(parameters: Parameters) -> Scheme:
+    bits, most = sum(parameters.coefficient_bits), _CLASSICAL[parameters.degree]
+    level = (
+        f"just the {most} bits that the Homomorphic Encryption Standard (2018) and SEAL admit for 128-bit security against classical computers, "
+        "with nothing to spare: by sharper estimates made since, and against quantum computers, it is below 128 bits"
+    )
+    rests = f"RLWE with N = {parameters.degree} and a modulus of {bits} bits, " + (
+        level if bits == most else f"where {most} bits are 128-bit security"
+    )
+    return Scheme(
+        examine=_examine,
+        signed="each session's key is signed by a key authority, and each container by its site, for its session and one set of commitments, "
+        "of which its hash is one",
+        closed=f"without the secret key, which the server does not hold; this rests on {rests}",
+        sums=f"{{sums}} sums, the smallest over {{smallest}} sites, could be opened by {_HOLDER} alone",
+        holder=_HOLDER,
+        rests_on=rests,
+    )
+
+
+#: The schemes by name.
+ENCRYPTED: dict[str, Scheme] = {str(parameters.scheme): _scheme(parameters) for parameters in (BFV, CKKS)}
