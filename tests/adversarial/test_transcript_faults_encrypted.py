@@ -118,7 +118,8 @@ def test_integers_that_a_site_sends_as_residues_are_found(
         if name == VICTIM:
             one[1] = 0
         container = form.write([one])
-        self._book.keep_ciphertext(self._manifest, container)
+        with self._book.turn() as turn:
+            turn.keep_ciphertext(self._manifest, container)
         return RecordDict({protocol.SECURE: ConfigRecord({protocol.COMMITMENT: commitment(container)})})
 
     monkeypatch.setattr(Encrypted, "protect", plain)

@@ -17,16 +17,17 @@ import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from cloister.client.book import ContextShelf, Credentials, FileShelf, SessionBook, Shelf
 from cloister.client.charging import Charge, SiteLedger, afford, release
 from cloister.client.incoming import Job, read_job
 from cloister.client.protecting import MakeArray, measured_values, outgoing_for, training_values
 from cloister.client.releasing import releasable
-from cloister.client.sessions import Credentials, SessionBook, Setting, answer_step
+from cloister.client.sessions import Setting, answer_step
 from cloister.client.trainer import LocalResult, Trainer
 from cloister.core import protocol
 from cloister.core.data import Split
 from cloister.core.digests import vectors_digest
-from cloister.core.errors import CloisterError, IntegrityError, PolicyError
+from cloister.core.errors import CloisterError, DataError, IntegrityError, PolicyError
 from cloister.core.metrics import Measurement, measure
 from cloister.core.randomness import Randomness
 from cloister.core.resolve import check_data
@@ -49,11 +50,16 @@ class Workbench:
     randomness: Randomness
     code_hash: str = "unknown"
 
-    def setting(self) -> Setting:
-        """Return what the site knows for itself of the federation."""
+    def setting(self, site: Site) -> Setting:
+        """Return what ``site`` knows for itself of the federation."""
         task = self.trainer.task
         classes = len(task.classes) if task.kind == "classification" else 0
-        return Setting(spec=self.spec, size=self.trainer.layout.size, classes=classes)
+        return Setting(
+            spec=self.spec,
+            size=self.trainer.layout.size,
+            classes=classes,
+            tested=len(site.split.test) > 0,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,14 +118,13 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
     given = {protocol.VECTOR: job.array(protocol.VECTOR, size)}
     if bench.spec.training.scaffold:
         given[protocol.CONTROL] = job.array(protocol.CONTROL, size)
-    setting = bench.setting()
+    setting = bench.setting(site)
     outgoing = outgoing_for(
         "train",
         message,
-        context,
+        _book(site, job, context),
         job=job,
         setting=setting,
-        credentials=site.credentials,
         given=given,
         randomness=bench.randomness,
         make_array=make_array,
@@ -135,16 +140,17 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
     content = RecordDict()
     if site.ledger is not None and plan is not None:
         clip = np.array([] if job.clip is None else [job.clip])
+        told = vectors_digest({protocol.VECTOR: given[protocol.VECTOR], protocol.CLIP: clip})
         charge = Charge(
             run=job.run,
             round_number=job.round_number,
-            given=vectors_digest({protocol.VECTOR: given[protocol.VECTOR], protocol.CLIP: clip}),
+            given=f"{told} {outgoing.form}",
             plan=plan,
             code_hash=bench.code_hash,
             told=job.told,
         )
-        arrays, told = release(site.ledger, charge, compute)
-        content[protocol.LEDGER] = ConfigRecord({protocol.LEDGER: told.to_json()})
+        arrays, said = release(site.ledger, charge, compute)
+        content[protocol.LEDGER] = ConfigRecord({protocol.LEDGER: said.to_json()})
     else:
         arrays = compute()
     content.update(outgoing.protect(arrays))
@@ -167,14 +173,20 @@ def _round(
     """Train; return what training told, and what of it may leave under the federation's own privacy."""
     vector, control = given[protocol.VECTOR], given.get(protocol.CONTROL)
     own = None if control is None else _own_control(context, len(vector))
-    result = bench.trainer.train(
-        vector,
-        site.split.train,
-        site=site.name,
-        round_number=job.round_number,
-        randomness=bench.randomness,
-        drift=None if control is None or own is None else correction(control, own),
-    )
+    try:
+        result = bench.trainer.train(
+            vector,
+            site.split.train,
+            site=site.name,
+            round_number=job.round_number,
+            randomness=bench.randomness,
+            drift=None if control is None or own is None else correction(control, own),
+        )
+    except DataError as error:
+        if bench.spec.aggregation.protection == "plain" or error.code != "update-not-finite":
+            raise
+        # A refusal would be an answer about this site's records that no sum and no noise covers: an update of zeros is none.
+        result = bench.trainer.nothing(site.split.train, private=bench.spec.privacy.unit != "none")
     arrays = releasable(result.change, bench.spec, job, site=site.name, randomness=bench.randomness)
     if control is not None and own is not None:
         end = vector + result.change
@@ -197,14 +209,13 @@ def _evaluate(message: Message, context: Context, source: SiteSource, make_array
             code="withheld",
         )
     given = {protocol.VECTOR: job.array(protocol.VECTOR, bench.trainer.layout.size)}
-    setting = bench.setting()
+    setting = bench.setting(site)
     outgoing = outgoing_for(
         "evaluate",
         message,
-        context,
+        _book(site, job, context),
         job=job,
         setting=setting,
-        credentials=site.credentials,
         given=given,
         randomness=bench.randomness,
         make_array=make_array,
@@ -217,6 +228,8 @@ def _evaluate(message: Message, context: Context, source: SiteSource, make_array
         )
     if outgoing.in_clear:
         return RecordDict({protocol.REPORT: _reported(found)})
+    if found is None:
+        raise IntegrityError("a site without test records is in no sum of measurements", code="session-none")
     return outgoing.protect(outgoing.encode(measured_values(found, setting.classes)))
 
 
@@ -244,13 +257,27 @@ def _introduce(message: Message, context: Context, source: SiteSource) -> Record
 def _secure(message: Message, context: Context, source: SiteSource) -> RecordDict:
     job, bench, site = _start(message, context, source)
     said = message.content.config_records.get(protocol.SECURE)
-    if site.credentials is None or said is None:
+    book = _book(site, job, context)
+    if book is None or said is None:
         raise IntegrityError(
             "the message is no step of a secure session, or this site has no identity in a consortium",
             remedy="enrol the site",
             code="session-none",
         )
-    return answer_step(said, SessionBook(context.state, site.credentials), job, bench.setting())
+    return answer_step(said, book, job, bench.setting(site))
+
+
+def _book(site: Site, job: Job, context: Context) -> SessionBook | None:
+    """Return where ``site`` keeps what it must remember: beside its ledger, where it has one."""
+    if site.credentials is None:
+        return None
+    ledger = site.ledger
+    shelf: Shelf = (
+        ContextShelf(context.state)
+        if ledger is None
+        else FileShelf(ledger.path, job.run, durable=ledger.durable)
+    )
+    return SessionBook(shelf, site.credentials)
 
 
 def _start(message: Message, context: Context, source: SiteSource) -> tuple[Job, Workbench, Site]:

@@ -3,31 +3,33 @@
 An `Outgoing` is made for one message. ``encode`` turns named vectors into what is kept and charged (it is still private), ``protect`` turns that
 into what leaves. Under protection one vector leaves, and nothing beside it: loss, weight, metrics and counts are numbers in it.
 
-Which one it is depends on the federation file alone, never on what the server asks for: a server that asks a protected federation's site for
-an update in clear gets a refusal.
+Which one it is depends on the federation file that the site agreed to (`SiteSource.workbench` refuses every other), never on what a message
+asks for: a server that asks a protected federation's site for an update in clear gets a refusal.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
+from cloister.client.book import SessionBook
 from cloister.client.incoming import Job
-from cloister.client.sessions import Credentials, SessionBook, Setting, begin_encrypted, deliveries
+from cloister.client.sessions import Setting, begin_encrypted, deliveries
 from cloister.client.trainer import LocalResult
 from cloister.core import protocol
 from cloister.core.digests import vectors_digest
 from cloister.core.errors import IntegrityError
-from cloister.core.metrics import METRIC_RANGES, Measurement
+from cloister.core.metrics import Measurement
 from cloister.core.randomness import Randomness
 from cloister.core.spec import RecordsCap
 from cloister.privacy.manifest import Manifest, SumKind
 from cloister.privacy.noise import cipher_generator
-from cloister.privacy.sums import CUT, LOSS, TESTED, WEIGHT, Reals, SumCode, defined
+from cloister.privacy.sums import CUT, LOSS, WEIGHT, Reals, SumCode, summed_metrics
 from cloister.privacy.updates import wrapped
 
 __all__ = ["MakeArray", "Outgoing", "measured_values", "outgoing_for", "training_values"]
@@ -44,6 +46,11 @@ class Outgoing(Protocol):
     @property
     def in_clear(self) -> bool:
         """Whether what leaves can be read as it is."""
+        ...
+
+    @property
+    def form(self) -> str:
+        """How what is kept is written: what was kept in another form answers nothing."""
         ...
 
     def encode(self, values: Arrays) -> Arrays:
@@ -63,6 +70,7 @@ class Clear:
     """
 
     in_clear = True
+    form = "plain"
 
     def __init__(self, make_array: MakeArray) -> None:
         self._make_array = make_array
@@ -83,6 +91,7 @@ class Masked:
         code: how the session's sum is written.
         book: holds the session.
         said: the message's record of the session.
+        manifest: the manifest, checked.
         rounding: what rounding is drawn from.
         make_array: how a flat vector becomes a Flower ``Array``.
     """
@@ -94,10 +103,13 @@ class Masked:
         code: SumCode,
         book: SessionBook,
         said: Mapping[str, Any],
+        manifest: Manifest,
         *,
         rounding: np.random.Generator,
         make_array: MakeArray,
     ) -> None:
+        self._manifest = manifest
+        self.form = _form(manifest)
         self._code = code
         self._book = book
         self._deliveries = deliveries(said)
@@ -110,9 +122,12 @@ class Masked:
 
     def protect(self, arrays: Arrays) -> RecordDict:
         """Return the same under masks, and keep the session."""
-        session = self._book.session()
-        masked = session.mask(self._deliveries, np.ascontiguousarray(arrays[protocol.SUM]))
-        self._book.keep(session)
+        with self._book.turn() as turn:
+            session = turn.session()
+            if session.manifest != self._manifest:
+                raise _another_began()
+            masked = session.mask(self._deliveries, np.ascontiguousarray(arrays[protocol.SUM]))
+            turn.keep(session)
         return _update({protocol.SUM: masked}, self._make_array)
 
 
@@ -141,6 +156,7 @@ class Encrypted:
         from cloister.privacy.homomorphic import PublicCodec
 
         key = said.get(protocol.KEY)
+        self.form = _form(manifest)
         self._code = code
         self._book = book
         self._manifest = manifest
@@ -156,18 +172,20 @@ class Encrypted:
         from cloister.privacy.homomorphic import commitment
 
         container = self._codec.encrypt(arrays[protocol.SUM], self._manifest)
-        self._book.keep_ciphertext(self._manifest, container)
+        with self._book.turn() as turn:
+            if turn.newest != self._manifest.serial:
+                raise _another_began()
+            turn.keep_ciphertext(self._manifest, container)
         return RecordDict({protocol.SECURE: ConfigRecord({protocol.COMMITMENT: commitment(container)})})
 
 
 def outgoing_for(
     kind: SumKind,
     message: Message,
-    context: Context,
+    book: SessionBook | None,
     *,
     job: Job,
     setting: Setting,
-    credentials: Credentials | None,
     given: Arrays,
     randomness: Randomness,
     make_array: MakeArray,
@@ -177,10 +195,9 @@ def outgoing_for(
     Args:
         kind: what is asked for.
         message: holds the step of a session, where updates are protected.
-        context: holds what the site remembers.
+        book: what the site remembers; ``None`` where it has no identity in a consortium.
         job: the round.
         setting: what the site knows of the federation.
-        credentials: who the site is; ``None`` where it has no identity.
         given: the vectors that it was sent.
         randomness: where rounding comes from.
         make_array: how a flat vector becomes a Flower ``Array``.
@@ -192,16 +209,13 @@ def outgoing_for(
     if protection == "plain":
         return Clear(make_array)
     said = message.content.config_records.get(protocol.SECURE)
-    if credentials is None or said is None:
+    if book is None or said is None:
         raise IntegrityError(
             f"this federation's updates are protected ('{protection}'), and the server asks for one in clear",
             remedy="let the server begin a secure session; nothing left this site",
             code="session-none",
         )
-    book = SessionBook(context.state, credentials)
-    manifest = (
-        book.session().manifest if protection == "masked" else begin_encrypted(said, book, job, setting)
-    )
+    manifest = _masked_session(book) if protection == "masked" else begin_encrypted(said, book, job, setting)
     if manifest.kind != kind or manifest.model != vectors_digest(given):
         raise IntegrityError(
             "the session's manifest names another model than the server sent, or another kind of sum",
@@ -210,10 +224,10 @@ def outgoing_for(
         )
     code = setting.code(manifest, job)
     rounding = cipher_generator(
-        randomness, f"sum-rounding/{kind}", job.round_number, credentials.identity.name
+        randomness, f"sum-rounding/{kind}", job.round_number, book.credentials.identity.name
     )
     if protection == "masked":
-        return Masked(code, book, said, rounding=rounding, make_array=make_array)
+        return Masked(code, book, said, manifest, rounding=rounding, make_array=make_array)
     return Encrypted(code, book, said, manifest, rounding=rounding)
 
 
@@ -236,22 +250,13 @@ def training_values(setting: Setting, arrays: Arrays, result: LocalResult) -> Ar
     return values
 
 
-def measured_values(found: Measurement | None, classes: int) -> Arrays:
-    """Return what an evaluation's sum holds of a site, by name; ``None``: it has no test record."""
-    records = 0 if found is None else found.records
-    metrics = {} if found is None else found.metrics
-    values: Arrays = {
-        TESTED: _one(float(records > 0)),
-        "records": _one(float(records)),
-        LOSS: _one(0.0 if found is None else found.loss),
-    }
-    for name in METRIC_RANGES["classification" if classes else "regression"]:
-        values[defined(name)] = _one(float(name in metrics))
-        values[protocol.METRIC + name] = _one(metrics.get(name, 0.0))
+def measured_values(found: Measurement, classes: int) -> Arrays:
+    """Return what an evaluation's sum holds of a site, by name; a loss that is not finite counts as 0."""
+    values: Arrays = {LOSS: _one(found.loss if math.isfinite(found.loss) else 0.0)}
+    for name in summed_metrics(classes):
+        values[protocol.METRIC + name] = _one(found.metrics.get(name, 0.0))
     if classes:
-        counts = (
-            np.zeros(classes**2) if found is None or found.confusion is None else np.ravel(found.confusion)
-        )
+        counts = np.zeros(classes**2) if found.confusion is None else np.ravel(found.confusion)
         values[protocol.CONFUSION] = np.asarray(counts, dtype=np.float64)
     return values
 
@@ -263,6 +268,25 @@ def written(code: SumCode, values: Arrays, rounding: np.random.Generator) -> npt
         cut = any(part.cuts(values[part.name]) for part in code.parts if isinstance(part, Reals))
         values = {**values, CUT: _one(float(cut))}
     return code.encode({name: values[name] for name in names}, rounding)
+
+
+def _masked_session(book: SessionBook) -> Manifest:
+    with book.turn() as turn:
+        return turn.session().manifest
+
+
+def _form(manifest: Manifest) -> str:
+    return (
+        f"{manifest.scheme} {manifest.federation} {manifest.modulus_bits} {manifest.size} {manifest.largest}"
+    )
+
+
+def _another_began() -> IntegrityError:
+    return IntegrityError(
+        "another session began while this site computed",
+        remedy="let the server begin anew",
+        code="session-none",
+    )
 
 
 def _update(arrays: Arrays, make_array: MakeArray) -> RecordDict:

@@ -144,5 +144,16 @@ class Trainer:
             change=change, loss=done.loss, records=len(data), steps=done.steps, learning_rate=rate
         )
 
+    def nothing(self, data: Data, *, private: bool) -> LocalResult:
+        """Return the result of a training that came to nothing: a change of zeros.
+
+        Args:
+            data: the site's training records.
+            private: whether losses are withheld.
+        """
+        change = np.zeros(self.layout.size, dtype=np.float32)
+        loss = None if private else 0.0
+        return LocalResult(change=change, loss=loss, records=len(data), steps=1, learning_rate=1.0)
+
     def _plain(self) -> Work:
         return PlainPasses(self.task, self._training, PlainStep(self.task, self._training, self.device))

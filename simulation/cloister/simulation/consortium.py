@@ -13,7 +13,7 @@ from functools import cached_property
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cloister.client.sessions import Credentials
+from cloister.client.book import Credentials
 from cloister.core.randomness import Randomness
 from cloister.privacy.homomorphic import KeyAuthority
 from cloister.privacy.identity import Consortium, ConsortiumAuthority, Identity, Role

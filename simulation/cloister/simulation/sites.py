@@ -17,7 +17,7 @@ import torch
 from flwr.app import Context
 
 from cloister.client.app import Site, Workbench
-from cloister.client.sessions import Credentials
+from cloister.client.book import Credentials
 from cloister.client.trainer import Trainer
 from cloister.core._version import __version__
 from cloister.core.data import Split

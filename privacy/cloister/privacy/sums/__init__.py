@@ -9,11 +9,10 @@ from cloister.privacy.sums.code import SumCode
 from cloister.privacy.sums.contents import (
     CUT,
     LOSS,
-    TESTED,
     WEIGHT,
-    defined,
     evaluation_parts,
     sum_code,
+    summed_metrics,
     training_parts,
 )
 from cloister.privacy.sums.parts import Exact, Part, Reals, Residues
@@ -21,15 +20,14 @@ from cloister.privacy.sums.parts import Exact, Part, Reals, Residues
 __all__ = [
     "CUT",
     "LOSS",
-    "TESTED",
     "WEIGHT",
     "Exact",
     "Part",
     "Reals",
     "Residues",
     "SumCode",
-    "defined",
     "evaluation_parts",
     "sum_code",
+    "summed_metrics",
     "training_parts",
 ]

@@ -17,8 +17,6 @@ what is in the update, and so tells nothing more than the update's own guarantee
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from cloister.core import protocol
 from cloister.core.metrics import METRIC_RANGES
 from cloister.core.spec import FederationSpec
@@ -30,10 +28,13 @@ from cloister.privacy.sums.code import SumCode
 from cloister.privacy.sums.parts import Exact, Part, Reals, Residues
 from cloister.privacy.updates import BITS, SHARE_BITS
 
-__all__ = ["CUT", "LOSS", "TESTED", "WEIGHT", "defined", "evaluation_parts", "sum_code", "training_parts"]
+__all__ = ["CUT", "LOSS", "WEIGHT", "evaluation_parts", "sum_code", "summed_metrics", "training_parts"]
 
-#: How many sites' updates were cut to the reach; the sites' losses; their weights; how many had test records.
-CUT, LOSS, WEIGHT, TESTED = "cut", "loss", "weight", "tested"
+#: How many sites' updates were cut to the reach; the sites' losses; their weights.
+CUT, LOSS, WEIGHT = "cut", "loss", "weight"
+
+#: Metrics that not all records define.
+_NOT_ALWAYS = ("auroc", "r2")
 
 #: Standard deviations of a site's own noise that the reach of ``site-local`` has room for.
 _NOISE_SIGMAS = 10
@@ -96,24 +97,20 @@ def sum_code(
 
 
 def evaluation_parts(classes: int) -> tuple[Part, ...]:
-    """Return the parts of a sum of measurements: each metric with the number of sites that have it, and the confusion matrix.
+    """Return the parts of a sum of measurements, of sites that all have test records: loss, metrics, confusion matrix.
 
     Args:
         classes: of the task; 0 for a regression.
     """
     counts: tuple[Part, ...] = (Exact(name=protocol.CONFUSION, size=classes**2),) if classes else ()
-    metrics = [
-        part
-        for name in _metrics(classes)
-        for part in (Exact(name=defined(name)), Exact(name=protocol.METRIC + name))
-    ]
-    return (Exact(name=TESTED), Exact(name="records"), Exact(name=LOSS), *metrics, *counts)
+    metrics = [Exact(name=protocol.METRIC + name) for name in summed_metrics(classes)]
+    return (Exact(name=LOSS), *metrics, *counts)
 
 
-def defined(metric: str) -> str:
-    """Return the name of the part that counts the sites whose records define ``metric``."""
-    return f"defined.{metric}"
+def summed_metrics(classes: int) -> tuple[str, ...]:
+    """Return the metrics that are summed: those that every site with test records has.
 
-
-def _metrics(classes: int) -> Mapping[str, tuple[float, float]]:
-    return METRIC_RANGES["classification" if classes else "regression"]
+    AUROC and R² are left out: where only one site's records define them, their sum would be that site's own.
+    """
+    known = METRIC_RANGES["classification" if classes else "regression"]
+    return tuple(name for name in known if name not in _NOT_ALWAYS)

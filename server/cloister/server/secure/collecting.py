@@ -14,13 +14,14 @@ from cloister.core import protocol
 from cloister.core.metrics import METRIC_RANGES
 from cloister.core.update import Vector
 from cloister.privacy.manifest import SumKind
-from cloister.privacy.sums import CUT, LOSS, TESTED, defined
+from cloister.privacy.sums import CUT, LOSS, summed_metrics
 from cloister.server.collecting import Collected, Collector
 from cloister.server.courier import Courier
 from cloister.server.exchange import Answer
 from cloister.server.gathering import Gatherer
 from cloister.server.plan import RunPlan
 from cloister.server.replies import CheckedEvaluation, CheckedUpdate, Refused
+from cloister.server.secure.bounds import implausible
 from cloister.server.secure.summing import Summed, Summing
 
 __all__ = ["SecureCollector"]
@@ -51,6 +52,7 @@ class SecureCollector(Collector):
             clip=self._gatherer.job().get(protocol.CLIP),
             given=_Given(self, "train", number, sum(vector.nbytes for vector in vectors.values())),
         )
+        summed = self._plausible(number, summed)
         losses = []
         if summed.values:
             gathering.add_sum(summed.values, summed.count)
@@ -71,6 +73,14 @@ class SecureCollector(Collector):
             bytes_up=heard.bytes_up,
         )
 
+    def _plausible(self, number: int, summed: Summed) -> Summed:
+        """Return ``summed``, or nothing of it where no honest sites could have made it: somebody in it lied."""
+        wrong = implausible(self._plan.loaded.spec, summed.values, summed.count)
+        if not wrong:
+            return summed
+        self._plan.bus.emit("warning", number, text=f"round {number}: a sum was thrown away: {wrong}")
+        return Summed(values={}, count=0, heard=summed.heard)
+
     def _tell_cut(self, number: int, summed: Summed) -> None:
         if CUT in summed.values and summed.values[CUT][0] >= 1:
             reach = self._plan.loaded.spec.aggregation.reach
@@ -78,7 +88,7 @@ class SecureCollector(Collector):
             self._plan.bus.emit("warning", number, text=text)
 
     def measure(self, number: int, cohort: list[int], model: Vector) -> CheckedEvaluation | None:
-        """Have the cohort measure ``model``, and take the sum; return the mean over the sites that have test records."""
+        """Have the cohort measure ``model``, and take the sum; return the mean over the sites in it, which all have test records."""
         summed = self._sums.sum(
             "evaluate",
             number,
@@ -87,13 +97,13 @@ class SecureCollector(Collector):
             clip=None,
             given=_Given(self, "evaluate", number, model.nbytes),
         )
+        summed = self._plausible(number, summed)
         if not summed.values:
             text = f"round {number}: the sites' measurements were not unmasked: {summed.why}"
             self._plan.bus.emit("warning", number, text=text)
             return None
-        mean = _mean(summed.values, self._plan.classes)
-        if mean is not None:
-            self._plan.bus.emit("evaluation", number, where="sites", **vars(mean))
+        mean = _mean(summed.values, summed.count, self._plan.classes)
+        self._plan.bus.emit("evaluation", number, where="sites", **vars(mean))
         return mean
 
 
@@ -117,22 +127,18 @@ class _Given:
         return checked
 
 
-def _mean(sums: dict[str, npt.NDArray[Any]], classes: int) -> CheckedEvaluation | None:
+def _mean(sums: dict[str, npt.NDArray[Any]], count: int, classes: int) -> CheckedEvaluation:
     def one(name: str) -> float:
-        return float(sums[name][0])
+        return float(sums[name][0]) / count
 
-    tested = one(TESTED)
-    if tested < 1:
-        return None
-    metrics = {}
-    for name, (low, high) in METRIC_RANGES["classification" if classes else "regression"].items():
-        having = one(defined(name))
-        if having >= 1:
-            metrics[name] = float(np.clip(one(protocol.METRIC + name) / having, low, high))
+    known = METRIC_RANGES["classification" if classes else "regression"]
+    metrics = {
+        name: float(np.clip(one(protocol.METRIC + name), *known[name])) for name in summed_metrics(classes)
+    }
     counts = np.rint(sums[protocol.CONFUSION]).astype(np.int64) if classes else None
     return CheckedEvaluation(
-        loss=one(LOSS) / tested,
+        loss=one(LOSS),
         metrics=metrics,
-        records=round(one("records")),
+        records=1 if counts is None else int(counts.sum()),
         confusion=None if counts is None else counts.reshape(classes, classes).tolist(),
     )

@@ -12,7 +12,7 @@ from cloister.core import protocol
 from cloister.core.errors import CloisterError
 from cloister.core.spec import FederationSpec
 from cloister.privacy.masking import quorum
-from cloister.privacy.sums import LOSS, TESTED, sum_code
+from cloister.privacy.sums import LOSS, sum_code
 from cloister.privacy.updates import centred
 from cloister.server.audit.transcript.examined import Looked, Scheme
 from cloister.server.audit.transcript.fields import Clear
@@ -263,7 +263,7 @@ def check_sums(
         manifest, opened = one.session.manifest, opened + 1
         values = _decoded(one, spec, size, classes)
         if LOSS in values:
-            count = len(one.found.survivors) if manifest.kind == "train" else float(values[TESTED][0])
+            count = len(one.found.survivors)
             losses[manifest.round_number, manifest.kind].append(
                 float(values[LOSS][0]) / count if count else math.nan
             )

@@ -1,0 +1,305 @@
+"""What a site remembers of secure sessions, read and written in turns: one turn at a time, and kept before anything is answered.
+
+Formal guarantees:
+
+- Of two turns of one book one sees what the other left, in whatever process they run: two messages that arrive together do not both find the
+  session as it was before either.
+- What a turn changed is kept when the turn ends, before its answer can leave. A turn that fails changes nothing.
+- Under a `FileShelf` that holds over restarts, and over whatever the transport forgets or repeats. Under a `ContextShelf` (a simulation without
+  ledgers) it holds as long as the engine delivers one message to a site at a time and keeps its context, as `LocalGrid` does for an honest server.
+
+==========================================  =======================================================
+case                                        outcome
+==========================================  =======================================================
+a session not newer than the last           ``IntegrityError`` (manifest-replayed)
+an earlier round than one that was opened   ``IntegrityError`` (round-unmasked)
+a round, or a model, that was opened for    ``IntegrityError`` (round-unmasked): the difference of the
+other sites before                          two sums could show one site's share
+nothing under way                           ``IntegrityError`` (session-none)
+a file that cannot be read                  ``IntegrityError`` (session-store): nothing is answered
+==========================================  =======================================================
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from flwr.app import ConfigRecord, RecordDict
+
+from cloister.core.errors import IntegrityError
+from cloister.core.files import write_whole
+from cloister.privacy.identity import Consortium, Identity
+from cloister.privacy.manifest import Floors, Manifest
+from cloister.privacy.masking import SiteSession
+
+__all__ = ["ContextShelf", "Credentials", "FileShelf", "SessionBook", "Shelf", "Turn"]
+
+_RECORD = "secure.book"
+#: Bytes, alone or in lists, are texts that begin with this: no name holds it, since federation files refuse it.
+_MARK = "\0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credentials:
+    """Who a site is to its consortium, whom it trusts, and what it demands.
+
+    Attributes:
+        identity: its own key and certificate.
+        consortium: whose authority it trusts.
+        floors: what it demands of every session.
+    """
+
+    identity: Identity
+    consortium: Consortium
+    floors: Floors
+
+
+class Shelf(Protocol):
+    """Where a book stands."""
+
+    #: How many opened sums of each kind are remembered.
+    most: int
+
+    def turn(self) -> AbstractContextManager[dict[str, Any]]:
+        """Lend what is written to one holder; keep what it became when the holder is done without an error."""
+        ...
+
+
+class ContextShelf:
+    """In the state of a Flower context."""
+
+    most = 4
+
+    def __init__(self, state: RecordDict) -> None:
+        self._state = state
+
+    @contextmanager
+    def turn(self) -> Iterator[dict[str, Any]]:
+        """Lend the record. As one text: Flower checks every entry of a record, at every message."""
+        stored = self._state.config_records.get(_RECORD)
+        record = {} if stored is None else _unpacked(str(stored["text"]))
+        yield record
+        self._state[_RECORD] = ConfigRecord({"text": _packed(record)})
+
+
+class FileShelf:
+    """In a file of the site's own, mode 0600, one for each run.
+
+    Args:
+        beside: the site's ledger; the file's name is made of its name and the run's.
+        run: names the run.
+        durable: whether it must survive a power cut.
+    """
+
+    most = 4096
+
+    def __init__(self, beside: Path, run: str, *, durable: bool = True) -> None:
+        short = hashlib.sha256(run.encode()).hexdigest()[:16]
+        self._path = beside.with_name(f"{beside.name}.sessions-{short}.json")
+        self._durable = durable
+
+    @contextmanager
+    def turn(self) -> Iterator[dict[str, Any]]:
+        """Lend what the file holds, while no other turn has it.
+
+        Raises:
+            IntegrityError: (session-store) it cannot be read.
+            StorageError: it cannot be written.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self._path.with_name(self._path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise self._unreadable(error) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            record = self._read()
+            yield record
+            write_whole(self._path, _packed(record), mode=0o600, durable=self._durable)
+        finally:
+            os.close(lock)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return _unpacked(self._path.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, AttributeError) as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> IntegrityError:
+        return IntegrityError(
+            f"what this site remembers of secure sessions cannot be read: '{self._path}' ({type(error).__name__})",
+            remedy="restore the file; a site that forgets what it opened can be made to show its own share",
+            code="session-store",
+        )
+
+
+class SessionBook:
+    """A site's book, opened in turns.
+
+    Args:
+        shelf: where it stands.
+        credentials: whose it is.
+    """
+
+    def __init__(self, shelf: Shelf, credentials: Credentials) -> None:
+        self._shelf = shelf
+        self.credentials = credentials
+
+    @contextmanager
+    def turn(self) -> Iterator[Turn]:
+        """Open the book; what is written in it is kept when the turn ends."""
+        with self._shelf.turn() as record:
+            yield Turn(record, self.credentials, self._shelf.most)
+
+
+class Turn:
+    """A book that is open."""
+
+    def __init__(self, record: dict[str, Any], credentials: Credentials, most: int) -> None:
+        self._record = record
+        self._most = most
+        self.credentials = credentials
+
+    @property
+    def newest(self) -> int:
+        """Serial of the newest session that this site took part in; 0 for none."""
+        return int(self._record.get("serial", 0))
+
+    def session(self) -> SiteSession:
+        """Return the session under way.
+
+        Raises:
+            IntegrityError: (session-none) there is none.
+        """
+        stored = self._record.get("session")
+        if stored is None:
+            raise _no_session()
+        own = self.credentials
+        return SiteSession.from_fields(own.identity, own.consortium, stored)
+
+    def keep(self, session: SiteSession) -> None:
+        """Keep ``session``; it takes the place of another."""
+        self._record["session"] = session.to_fields()
+        self._record["serial"] = max(self.newest, session.manifest.serial)
+
+    def begin(self, manifest: Manifest) -> None:
+        """Take note of a session that is not masked, and check that it is newer than all before.
+
+        Raises:
+            IntegrityError: (manifest-replayed) it is not.
+        """
+        if manifest.serial <= self.newest:
+            raise IntegrityError(
+                f"the session's manifest has serial {manifest.serial}, and this site has seen {self.newest}",
+                remedy="let the server begin a new session",
+                code="manifest-replayed",
+            )
+        self._record["serial"] = manifest.serial
+
+    def keep_ciphertext(self, manifest: Manifest, container: bytes) -> None:
+        """Keep what this site committed to."""
+        self._record["manifest"], self._record["container"] = manifest.encoded, container
+
+    def take_ciphertext(self) -> tuple[Manifest, bytes]:
+        """Return what this site committed to, once.
+
+        Raises:
+            IntegrityError: (session-none) there is none, or it was taken.
+        """
+        encoded, container = self._record.pop("manifest", None), self._record.pop("container", None)
+        if not isinstance(encoded, bytes) or not isinstance(container, bytes):
+            raise _no_session()
+        return Manifest.decode(encoded), container
+
+    def check_round(self, manifest: Manifest) -> None:
+        """Check that ``manifest`` is not of an earlier round than one that was opened, nor of the same with another model.
+
+        Raises:
+            IntegrityError: (round-unmasked) it is.
+        """
+        for number, model, _ in self._opened(manifest):
+            if manifest.round_number < number or (
+                manifest.round_number == number and manifest.model != model
+            ):
+                raise _opened_before(manifest)
+
+    def check_sites(self, manifest: Manifest, sites: str) -> None:
+        """Check that no sum of the same round, or of the same model, was opened for other sites.
+
+        Args:
+            manifest: of the session.
+            sites: digest of who is in its sum.
+
+        Raises:
+            IntegrityError: (round-unmasked) one was.
+        """
+        for number, model, before in self._opened(manifest):
+            if before != sites and (manifest.round_number == number or manifest.model == model):
+                raise _opened_before(manifest)
+        self._record["agreed"] = sites
+
+    def opened(self, manifest: Manifest) -> None:
+        """Remember that this site helps to open the sum that it agreed to last; after this, before it does."""
+        self.check_sites(manifest, str(self._record.get("agreed", "")))
+        entry = [manifest.round_number, manifest.model, self._record["agreed"]]
+        entries = [one for one in self._record.get(f"opened.{manifest.kind}", []) if one != entry]
+        self._record[f"opened.{manifest.kind}"] = [*entries, entry][-self._most :]
+
+    def _opened(self, manifest: Manifest) -> list[tuple[int, str, str]]:
+        return [
+            (int(number), str(model), str(sites))
+            for number, model, sites in self._record.get(f"opened.{manifest.kind}", [])
+        ]
+
+
+def _packed(record: Mapping[str, Any]) -> str:
+    return json.dumps({name: _written(value) for name, value in record.items()})
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return _MARK + base64.b64encode(value).decode()
+    if isinstance(value, dict):
+        return {name: _written(inner) for name, inner in value.items()}
+    return [_written(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _unpacked(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(text)
+    return {name: _read(value) for name, value in found.items()}
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(_MARK):
+        return base64.b64decode(value.removeprefix(_MARK))
+    if isinstance(value, dict):
+        return {name: _read(inner) for name, inner in value.items()}
+    return [_read(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _no_session() -> IntegrityError:
+    return IntegrityError(
+        "there is no secure session under way at this site",
+        remedy="let the server begin a new session",
+        code="session-none",
+    )
+
+
+def _opened_before(manifest: Manifest) -> IntegrityError:
+    return IntegrityError(
+        f"this site helped to open a sum of round {manifest.round_number} ({manifest.kind}), of its model or of a later round before; "
+        "another sum of it could show one site's share",
+        remedy="go on with the next round",
+        code="round-unmasked",
+    )
