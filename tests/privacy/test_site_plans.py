@@ -16,7 +16,8 @@ from cloister.core.spec import FederationSpec, parse_federation
 from cloister.privacy.accounting import spent
 from cloister.privacy.events import Relation
 from cloister.privacy.plan import Plan, plan_from, predict
-from cloister.privacy.site_plans import DistributedPlan, LocalPlan, SitePlan, public_cohort
+from cloister.privacy.public_numbers import public_cohort
+from cloister.privacy.site_plans import DistributedPlan, LocalPlan, SitePlan
 
 ZERO_OUT = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
 SIZE = 1000

@@ -21,7 +21,8 @@ from cloister.privacy.accounting import Spent, spent
 from cloister.privacy.calibration import noise_multiplier_for
 from cloister.privacy.events import Composed, Event, PoissonGaussian, SeveralRecords
 from cloister.privacy.ledger.entry import Figures
-from cloister.privacy.site_plans import MEASURED, given, largest_cohort, public_cohort, shares_not_covered
+from cloister.privacy.public_numbers import given, largest_cohort, public_cohort
+from cloister.privacy.site_plans import MEASURED, shares_not_covered
 from cloister.privacy.statement import Unit
 from cloister.privacy.updates import SHARE_BITS, ShareCode
 

@@ -14,18 +14,18 @@ every round that it is asked in (known cohort; design: "cohort hidden or not").
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from cloister.core.errors import SpecError
-from cloister.core.spec import Cohort, FederationSpec, PoissonCohort
+from cloister.core.spec import FederationSpec
 from cloister.privacy.accounting import Spent, spent
 from cloister.privacy.calibration import noise_multiplier_for
 from cloister.privacy.events import Composed, Gaussian, Skellam
 from cloister.privacy.ledger.entry import Figures
+from cloister.privacy.public_numbers import given, largest_cohort, public_cohort
 from cloister.privacy.statement import Unit
 from cloister.privacy.updates import BITS, AdaptiveClip, IntegerCode, choose_scale, padded
 from cloister.privacy.updates.encoding import WRAP_SIGMAS
@@ -36,14 +36,9 @@ __all__ = [
     "LocalPlan",
     "SitePlan",
     "distributed_plan",
-    "given",
-    "largest_cohort",
-    "public_cohort",
     "server_or_local_plan",
     "shares_not_covered",
 ]
-
-_Number = TypeVar("_Number", int, float)
 
 #: Rounding may add so much to the sensitivity, relatively, before 20 bits count as too few.
 MOST_STRETCH = 1.1
@@ -271,24 +266,6 @@ def shares_not_covered(honest: int, colluders: int, *, in_clear: bool) -> tuple[
     return (*((clear,) if in_clear else ()), *(() if colluders else (alone,)))
 
 
-def public_cohort(cohort: Cohort) -> float:
-    """Return n, the public size of a round: a fixed number, or the mean of the draw.
-
-    Raises:
-        SpecError: neither ``per_round`` nor ``sites`` is a number.
-    """
-    per_round = cohort.per_round
-    if isinstance(per_round, int):
-        return float(per_round)
-    if cohort.sites is None:
-        raise SpecError(
-            "the sum of a private round is divided by a public number of sites, and the file has none",
-            remedy="give cohort.sites, or cohort.per_round as a number",
-            code="privacy-divisor",
-        )
-    return cohort.sites * per_round.poisson if isinstance(per_round, PoissonCohort) else float(cohort.sites)
-
-
 def server_or_local_plan(spec: FederationSpec) -> SitePlan | LocalPlan:
     """Return the plan of ``unit = "site"`` or ``"site-local"``.
 
@@ -352,15 +329,6 @@ def distributed_plan(spec: FederationSpec, size: int) -> DistributedPlan:
     )
 
 
-def largest_cohort(cohort: Cohort) -> int:
-    """Return the most sites in a round, for a Poisson cohort up to a chance of about 1e-15."""
-    mean = public_cohort(cohort)
-    if not isinstance(cohort.per_round, PoissonCohort):
-        return math.ceil(mean)
-    far = mean + WRAP_SIGMAS * math.sqrt(mean * (1 - cohort.per_round.poisson)) + WRAP_SIGMAS
-    return min(math.ceil(far), cohort.sites or math.ceil(far))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Shares:
     """What the integers depend on beside the noise."""
@@ -392,14 +360,3 @@ def _calibrated_shares(epsilon: float, delta: float, rounds: int, shares: _Share
     return noise_multiplier_for(
         epsilon, delta, lambda noise: _skellam(shares.code(noise), shares.honest, rounds)
     )
-
-
-def given(value: _Number | None, key: str) -> _Number:
-    """Return a key that the file's own checks have asked for.
-
-    Raises:
-        SpecError: it is not there.
-    """
-    if value is None:
-        raise SpecError(f"the federation file has no {key}", remedy=f"give {key}")
-    return value
