@@ -731,8 +731,8 @@ class TestExposure:
     @pytest.mark.parametrize(
         ("protection", "rests_on"),
         [
-            ("masked", "more than two thirds"),
-            ("bfv", "together with the key authority"),
+            ("masked", "about a third"),
+            ("bfv", "The key authority is sent every ciphertext"),
             ("ckks", "Li & Micciancio 2021"),
         ],
     )

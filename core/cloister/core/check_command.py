@@ -139,9 +139,12 @@ def _protection(found: Mapping[str, Any]) -> str:
     name = found["protection"]
     if name == "plain":
         return "plain: the server sees each update"
-    shares = (
-        f", {found['threshold']} of {found['degree'] + 1} shares take a mask off" if name == "masked" else ""
-    )
+    shares = ""
+    if name == "masked":
+        shares = (
+            f", {found['threshold']} of {found['degree'] + 1} shares take a mask off, and {found['colluders']} sites of a round may side with "
+            "the server"
+        )
     return (
         f"{name}: a sum is opened from {found['least']} sites on{shares}; {found['numbers']:,} integers a site, "
         f"each number rounded by less than {found['unit']:.2g}"

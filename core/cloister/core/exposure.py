@@ -73,17 +73,26 @@ def _seen_as_sums(spec: FederationSpec) -> Iterator[str]:
     least, privacy = spec.cohort.min_sites, spec.privacy
     yield f"Of updates, their sum over at least {least} sites a round, and no single one{_SUMMED[privacy.unit]}"
     yield _OPENED[spec.aggregation.protection]
+    if privacy.unit == "none":
+        yield (
+            "Sums of different rounds can be subtracted: where a site is in one and not in the next, the difference tells of that site, the more the less the "
+            "model moved in between. Only differential privacy bounds that."
+        )
     if privacy.adaptive_clip is not None:
         yield "How many updates were within the round's clip, not whose."
     if privacy.unit != "none":
         yield _WITHHELD
     else:
-        weights = ", the sum of their weights" if spec.aggregation.weighting != "uniform" else ""
+        weights = (
+            ", the sum of their weights (from two rounds that differ in a site, that site's)"
+            if spec.aggregation.weighting != "uniform"
+            else ""
+        )
         yield f"The sum of the sites' training losses{weights}, and how many updates were cut to aggregation.reach."
     if spec.evaluation.sites:
         yield (
-            "The sums of the sites' metrics and of their counts by true and predicted class: where fewer sites have test records, "
-            "sums over those."
+            "The sums of the metrics, and of the counts by true and predicted class, of the sites that have test records (from two rounds that differ "
+            "in a site, about that site's)."
         )
 
 
@@ -99,17 +108,17 @@ _SUMMED = {
 #: On what it rests that a sum shows nothing else.
 _OPENED = {
     "masked": (
-        "That holds unless the server works together with as many of a round's sites as its threshold asks for (more than two thirds "
-        "of up to 50 sites), whatever else the server does or sends."
+        "That holds within a round, whatever the server does or sends, unless about a third of the round's sites side with it ('cloister check' says how "
+        "many are borne): then it can have two sums opened and subtract them. With c sites on its side a sum shows at least the others' sum."
     ),
     "bfv": (
-        "That holds unless the server works together with the key authority. The authority is sent every ciphertext, so that it need not "
-        "believe the server's sum, and could read each update: the sites trust it not to."
+        "That holds whatever the server and sites on its side do. The key authority is sent every ciphertext, so that it need not believe the server's "
+        "sum, and could read each update: it is trusted not to, and to keep its keys from the server."
     ),
     "ckks": (
-        "That holds unless the server works together with the key authority, which could read each update and is trusted not to. CKKS is "
-        "approximate: what the authority opens is rounded before it leaves, without which the secret key could be computed from it (Li & "
-        "Micciancio 2021); bfv is exact and has no such trap."
+        "That holds whatever the server and sites on its side do. The key authority could read each update, and is trusted not to. CKKS is approximate: what "
+        "the authority opens is rounded before it leaves, without which the secret key could be computed from it (Li & Micciancio 2021); bfv is "
+        "exact and has no such trap."
     ),
 }
 _WITHHELD = (

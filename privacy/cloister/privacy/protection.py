@@ -61,7 +61,7 @@ def predict(spec: FederationSpec, size: int, *, classes: int, cohort: int) -> di
     if protection == "masked":
         degree, threshold = parameters(cohort)
         borne = colluders_borne(cohort)
-        if spec.privacy.colluders > borne:
+        if (spec.privacy.colluders or 0) > borne:
             raise SpecError(
                 f"privacy.colluders = {spec.privacy.colluders}: masks over {cohort} sites bear at most {borne} that side with the server",
                 remedy=f"lower privacy.colluders to {borne}, ask more sites a round, or use protection = 'bfv'",

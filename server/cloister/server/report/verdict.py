@@ -129,7 +129,7 @@ def _privacy(protection: str, unit: str, history: History) -> str:
     seen = (
         "The server saw each site's update in clear"
         if protection == "plain"
-        else f"The server saw sums of updates and no single one ({shown(protection)})"
+        else f"The server saw sums of updates over several sites ({shown(protection)})"
     )
     if unit == "none":
         return f"{seen}, and no differential privacy was applied."
