@@ -6,7 +6,8 @@ Formal guarantee: of a run and a kind of sum, `OpenedRounds.check` lets pass a s
 - if r was opened before, it was with m, over N;
 - if m was opened before, in whatever round, it was over N.
 
-So no two sums that were opened are of what different sets of sites make of one model. A group is no way around: all groups of a
+So no two sums of a run and kind that were opened are of what different sets of sites make of one model. A run is what the server names
+so: the same sites in a run of another name are not seen through. A group is no way around: all groups of a
 round count as one, and the second would be refused (the server makes one). A sum that was opened and not released counts: its refusal
 tells something, and over many sets that is how sums could be compared.
 
@@ -115,6 +116,6 @@ def _refused(asked: OpenedSum, why: str) -> IntegrityError:
     return IntegrityError(
         f"the sum of round {asked.round_number} ({asked.kind}) of run '{asked.run}' is not opened: {why}; "
         "two sums could show one site's share",
-        remedy="go on with the next round, or run this one again with the same model and the same sites",
+        remedy="run the newest round again with the same model and the same sites, or begin a new run",
         code="decryption-round",
     )
