@@ -48,7 +48,8 @@ def keeper(parties: Parties) -> Iterator[KeyAuthority]:
 
 
 def session(parties: Parties, keeper: KeyAuthority, **changes: object) -> Session:
-    made = parties.session(keeper, serial=next(SERIALS), **{"size": 100, **changes})
+    serial = next(SERIALS)  # of a run of its own: a round is opened over one set of sites
+    made = parties.session(keeper, **{"serial": serial, "run": f"run-{serial}", "size": 100, **changes})
     made.encrypt()
     return made
 

@@ -58,7 +58,11 @@ def keeper(
 
 @pytest.fixture
 def begin(parties: Parties, keeper: KeyAuthority) -> Callable[..., Session]:
-    return lambda **changes: parties.session(keeper, serial=next(SERIALS), **{"size": 300, **changes})
+    def begun(**changes: object) -> Session:
+        serial = next(SERIALS)
+        return parties.session(keeper, **{"serial": serial, "run": f"run-{serial}", "size": 300, **changes})
+
+    return begun
 
 
 def refusal(keeper: KeyAuthority, request: SumRequest) -> str:
@@ -97,6 +101,21 @@ def test_a_session_is_decrypted_once(begin: Callable[..., Session], keeper: KeyA
     keeper.decrypt(request)
     assert refusal(keeper, request) == "decryption-twice"
     assert refusal(keeper, replace(request, sealed=request.sealed[:3])) == "decryption-twice"
+
+
+def test_two_sums_of_one_round_over_different_sites_are_not_opened(
+    begin: Callable[..., Session], keeper: KeyAuthority
+) -> None:
+    first = begin(run="rounds")
+    keeper.decrypt(first.request())
+    second = begin(run="rounds")
+    assert refusal(keeper, second.request("site-0", "site-1", "site-2")) == "decryption-round"
+    again = begin(run="rounds")
+    assert np.array_equal(keeper.decrypt(again.request()), first.plain())
+    later = begin(run="rounds", round_number=2, model="4" * 64)
+    names = ["site-0", "site-1", "site-2"]
+    assert np.array_equal(keeper.decrypt(later.request(*names)), later.plain(*names))
+    assert refusal(keeper, begin(run="rounds").request()) == "decryption-round"
 
 
 def test_a_key_of_a_decrypted_session_is_not_handed_out_again(

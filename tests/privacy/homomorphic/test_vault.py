@@ -11,8 +11,11 @@ import pytest
 from cloister.core.errors import IntegrityError, StorageError
 from cloister.privacy.homomorphic import Vault
 from cloister.privacy.homomorphic.vault import KEYS, RECORD_FILE
-from cloister.privacy.manifest import Manifest
+from cloister.privacy.manifest import Manifest, cohort_digest
 from parties import Parties
+
+SITES = ["site-0", "site-1", "site-2"]
+PARTIES = Parties()
 
 
 @pytest.fixture
@@ -22,9 +25,9 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def session(vault: Vault, serial: int = 1, run: str = "run") -> Manifest:
+def session(vault: Vault, serial: int = 1, run: str = "run", **changes: object) -> Manifest:
     key = vault.issue(run, serial, "bfv").public.key_id
-    return Parties().manifest(key, serial=serial, run=run)
+    return PARTIES.manifest(key, serial=serial, run=run, **changes)
 
 
 def refusal(folder: Path) -> str:
@@ -73,12 +76,12 @@ def test_a_key_comes_back_after_a_restart(folder: Path) -> None:
 def test_a_spent_session_has_no_key_and_is_spent_after_a_restart_too(folder: Path) -> None:
     vault = Vault.open(folder)
     manifest = session(vault)
-    vault.spend(manifest, sites=3)
+    vault.spend(manifest, names=SITES)
     assert keys(folder) == []
     vault.close()
     vault = Vault.open(folder)
     for again in (
-        lambda: vault.spend(manifest, sites=3),
+        lambda: vault.spend(manifest, names=SITES),
         lambda: vault.find(manifest),
         lambda: vault.issue("run", 1, "bfv"),
     ):
@@ -91,7 +94,7 @@ def test_a_spent_session_has_no_key_and_is_spent_after_a_restart_too(folder: Pat
 def test_the_record_says_what_was_decrypted(folder: Path) -> None:
     vault = Vault.open(folder)
     manifest = session(vault, serial=5)
-    vault.spend(manifest, sites=3)
+    vault.spend(manifest, names=SITES)
     vault.close()
     (line,) = (folder / RECORD_FILE).read_text().splitlines()
     found = json.loads(line)
@@ -110,7 +113,7 @@ def test_a_key_restored_from_a_copy_does_not_come_back_to_life(folder: Path) -> 
     manifest = session(vault)
     (path,) = keys(folder)
     copy = path.read_bytes()
-    vault.spend(manifest, sites=3)
+    vault.spend(manifest, names=SITES)
     vault.close()
     path.write_bytes(copy)
     path.chmod(0o600)
@@ -124,7 +127,7 @@ def test_a_key_restored_from_a_copy_does_not_come_back_to_life(folder: Path) -> 
 
 def test_a_last_line_that_a_crash_cut_off_is_removed_and_others_stand(folder: Path) -> None:
     vault = Vault.open(folder)
-    vault.spend(session(vault), sites=3)
+    vault.spend(session(vault), names=SITES)
     vault.close()
     path = folder / RECORD_FILE
     whole = path.read_bytes()
@@ -132,7 +135,7 @@ def test_a_last_line_that_a_crash_cut_off_is_removed_and_others_stand(folder: Pa
     vault = Vault.open(folder)
     assert path.read_bytes() == whole
     assert vault.decrypted == 1
-    vault.spend(session(vault, serial=2), sites=3)
+    vault.spend(session(vault, serial=2), names=SITES)
     vault.close()
     assert len(path.read_bytes().splitlines()) == 2
 
@@ -204,7 +207,7 @@ def test_forgotten_keys_are_gone_from_the_disk_and_new_ones_differ(folder: Path)
     session(vault, 2)
     assert vault.forget() == 2
     assert keys(folder) == []
-    for use in (lambda: vault.find(manifest), lambda: vault.spend(manifest, sites=3)):
+    for use in (lambda: vault.find(manifest), lambda: vault.spend(manifest, names=SITES)):
         with pytest.raises(IntegrityError) as refused:
             use()
         assert refused.value.code == "ciphertext-key"
@@ -222,10 +225,10 @@ def test_what_cannot_be_recorded_is_not_spent(folder: Path, monkeypatch: pytest.
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(StorageError):
-            vault.spend(manifest, sites=3)
+            vault.spend(manifest, names=SITES)
     assert (folder / RECORD_FILE).read_bytes() == b""
     vault.find(manifest)
-    vault.spend(manifest, sites=3)
+    vault.spend(manifest, names=SITES)
     vault.close()
 
 
@@ -246,4 +249,105 @@ def test_a_run_s_name_does_not_leave_the_folder(folder: Path) -> None:
     vault = Vault.open(folder)
     vault.issue("../../../elsewhere", 1, "bfv")
     assert len(keys(folder)) == 1
+    vault.close()
+
+
+MODEL, OTHER = "3" * 64, "4" * 64
+ALL = [*SITES, "site-3"]
+
+
+def opened(vault: Vault, serial: int, names: list[str], **changes: object) -> str:
+    """Return "" or the code with which it was refused."""
+    try:
+        vault.spend(session(vault, serial, **changes), names=names)  # type: ignore[arg-type]
+    except IntegrityError as error:
+        return error.code
+    return ""
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize(
+    ("names", "changes", "code"),
+    [
+        (ALL, {}, ""),  # the server was resumed and lost the sum
+        (ALL[::-1], {}, ""),
+        (SITES, {}, "decryption-round"),  # the difference would be what site-3 sent
+        ([*SITES, "site-4"], {}, "decryption-round"),
+        ([*ALL, "site-4"], {}, "decryption-round"),
+        (ALL, {"model": OTHER}, "decryption-round"),
+        (SITES, {"model": OTHER}, "decryption-round"),
+        (SITES, {"group": 1}, "decryption-round"),
+        (SITES, {"group": 1, "model": OTHER}, "decryption-round"),
+        (SITES, {"round_number": 4}, "decryption-round"),  # of the same model
+        (ALL, {"round_number": 4}, ""),
+        (SITES, {"round_number": 4, "model": OTHER}, ""),
+        (ALL, {"round_number": 2}, "decryption-round"),
+        (ALL, {"round_number": 2, "model": OTHER}, "decryption-round"),
+        (SITES, {"kind": "evaluate"}, ""),
+        (SITES, {"run": "another"}, ""),
+    ],
+)
+def test_no_two_sums_of_one_round_or_model_are_opened_over_different_sites(
+    folder: Path, names: list[str], changes: dict[str, object], code: str, restarted: bool
+) -> None:
+    vault = Vault.open(folder)
+    assert opened(vault, 1, ALL, round_number=3) == ""
+    if restarted:
+        vault.close()
+        vault = Vault.open(folder)
+    record = (folder / RECORD_FILE).read_bytes()
+    assert opened(vault, 2, names, **{"round_number": 3, **changes}) == code
+    lines = (folder / RECORD_FILE).read_bytes().removeprefix(record).splitlines()
+    assert (len(lines), vault.waiting) == ((1, 0) if not code else (0, 1))
+    vault.close()
+
+
+def test_a_model_of_rounds_ago_is_not_opened_over_other_sites(folder: Path) -> None:
+    vault = Vault.open(folder)
+    assert opened(vault, 1, ALL) == ""
+    assert opened(vault, 2, SITES, round_number=2, model=OTHER) == ""
+    vault.close()
+    vault = Vault.open(folder)
+    assert opened(vault, 3, SITES, round_number=3) == "decryption-round"
+    assert opened(vault, 4, ALL, round_number=3, model=OTHER) == "decryption-round"
+    assert opened(vault, 5, ALL, round_number=3) == ""
+    vault.close()
+
+
+def test_a_vault_in_memory_refuses_as_well() -> None:
+    vault = Vault.in_memory()
+    assert opened(vault, 1, ALL) == ""
+    assert opened(vault, 2, SITES) == "decryption-round"
+    assert opened(vault, 3, ALL) == ""
+
+
+def test_a_round_is_in_the_record_before_it_is_opened(folder: Path) -> None:
+    vault = Vault.open(folder)
+    assert opened(vault, 1, ALL) == ""
+    (line,) = (folder / RECORD_FILE).read_text().splitlines()
+    assert json.loads(line)["model"] == MODEL
+    assert json.loads(line)["names"] == cohort_digest(ALL)
+    assert "site-3" not in line
+    vault.close()
+
+
+def test_a_record_of_an_older_version_loads_and_its_rounds_are_not_opened_again(folder: Path) -> None:
+    old = {
+        "run": "run",
+        "serial": 1,
+        "round": 2,
+        "kind": "train",
+        "group": 0,
+        "sites": 4,
+        "size": 9000,
+        "key": "k",
+    }
+    lines = [{**old, "round": number, "serial": number} for number in (1, 2)]
+    (folder / RECORD_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    vault = Vault.open(folder)
+    assert vault.decrypted == 2
+    assert opened(vault, 3, ALL, round_number=1) == "decryption-round"
+    assert opened(vault, 4, ALL, round_number=2) == "decryption-round"
+    assert opened(vault, 5, ALL, round_number=3) == ""
+    assert opened(vault, 6, ALL, round_number=1, kind="evaluate") == ""
     vault.close()

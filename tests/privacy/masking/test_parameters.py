@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,40 @@ class TestCheckGraph:
         with pytest.raises(PolicyError) as refusal:
             check_graph(stage.manifest(4, **numbers))
         assert refusal.value.code == "masking-graph"
+
+    @pytest.mark.parametrize(
+        ("n", "degree", "threshold"),
+        [
+            (65_536, 60_000, 45_000),  # passes every other check, and costs 200 GiB and more
+            (4_097, 200, 150),
+            (1_000, 191, 140),
+            (100, 63, 50),
+            (60, 58, 45),
+            (201, 200, 150),
+            (4_096, 4_095, 3_000),
+            (1 << 20, (1 << 20) - 1, 800_000),
+        ],
+    )
+    def test_refuses_a_graph_that_costs_a_site_its_memory(
+        self, n: int, degree: int, threshold: int, stage: Stage
+    ) -> None:
+        numbers = {"cohort_size": n, "degree": degree, "threshold": threshold, "largest": 1}
+        tracemalloc.start()
+        with pytest.raises(PolicyError, match="computes none of more than") as refusal:
+            check_graph(stage.manifest(4, **numbers))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert refusal.value.code == "masking-graph"
+        assert peak < 1 << 20
+
+    @pytest.mark.parametrize(
+        ("n", "degree", "threshold"), [(1_000, 190, 140), (100, 62, 46), (200, 199, 134), (4_096, 150, 110)]
+    )
+    def test_accepts_a_graph_up_to_the_bounds(
+        self, n: int, degree: int, threshold: int, stage: Stage
+    ) -> None:
+        numbers = {"cohort_size": n, "degree": degree, "threshold": threshold, "largest": 1}
+        check_graph(stage.manifest(4, **numbers))
 
     def test_one_threshold_more_is_one_threshold_safer(self) -> None:
         bits = [security_bits(1000, 95, t, corrupt=0.1) for t in range(60, 80)]

@@ -8,11 +8,13 @@ Formal guarantees. `Opening.finish` returns integers only if
 3. each of these sites committed to its container before it could see another's (`sealed`): none is made of the others';
 4. it is the sum of these containers: the authority computed it, and the server's digest agrees;
 5. the session was not decrypted before: it is recorded as decrypted, and its key's file is gone, before it is;
-6. every ciphertext of the sum has at least `LEAST_BUDGET` bits of noise budget (``bfv``), or every number is within a quarter of an integer
+6. no other sum of the round or of the model was opened, in whatever session, over other sites, and no later round (`rounds`): the
+   server cannot subtract two sums of one round. This too is recorded before anything is decrypted;
+7. every ciphertext of the sum has at least `LEAST_BUDGET` bits of noise budget (``bfv``), or every number is within a quarter of an integer
    (``ckks``); every value is at most sites × ``largest``; and every value after the last is zero.
 
 So with an honest authority, the server and any sites on its side learn the sum of the other sites and nothing else that those encrypted.
-The sixth holds off a library that failed, and a site that sent what no encryption makes: BFV is not secure against chosen ciphertexts,
+The seventh holds off a library that failed, and a site that sent what no encryption makes: BFV is not secure against chosen ciphertexts,
 and an unchecked answer would be numbers of the secret key. Half of all numbers in a lane are out of range, so k of them pass
 with a probability of 2^-k at most, and a key answers once. What a site that lies can do is what it can do in every protocol: choose
 its own values up to ``largest``, or make the sum fail.
@@ -28,6 +30,9 @@ signed for another session, forged          ``IntegrityError`` (signature)
 not what a site committed to                ``IntegrityError`` (ciphertext-commitment)
 another sum than the server's digest        ``IntegrityError`` (decryption-sum)
 the same session again                      ``IntegrityError`` (decryption-twice)
+its round or model again over other sites   ``IntegrityError`` (decryption-round)
+its round again, with another model         ``IntegrityError`` (decryption-round)
+an earlier round than one opened before     ``IntegrityError`` (decryption-round)
 noise, a value out of range                 ``IntegrityError`` (decryption-range); the session is spent
 ==========================================  ========================================================
 """
@@ -135,7 +140,7 @@ class Opening:
 
         Raises:
             PolicyError: (decryption-floor) the sum is of too few sites.
-            IntegrityError: (decryption-sum, decryption-twice, decryption-failed, decryption-range) see the table.
+            IntegrityError: (decryption-sum, decryption-twice, decryption-round, decryption-failed, decryption-range) see the table.
             StorageError: it could not be recorded.
         """
         if len(self._names) < self.manifest.least:
@@ -146,7 +151,7 @@ class Opening:
                 remedy="find out what happened between server and authority; nothing was decrypted",
                 code="decryption-sum",
             )
-        self._vault.spend(self.manifest, sites=len(self._names))
+        self._vault.spend(self.manifest, names=self._names)
         slots: Integers = np.empty((self.form.chunks, self.form.parameters.slots), dtype=np.int64)
         with closing(self._decrypter.decrypt(self._key, self._sum)) as answers:
             for row, (numbers, budget) in zip(slots, answers, strict=True):
@@ -182,6 +187,6 @@ def _below(found: int, least: int) -> PolicyError:
 def _nonsense(why: str) -> IntegrityError:
     return IntegrityError(
         f"the sum was decrypted and not released: {why}",
-        remedy="a site sent nonsense, or the key is another: run the round again with fewer sites to find out which",
+        remedy="a site sent nonsense, or the key is another: run the round again with the same sites; if it fails again, begin a run with fewer to find out which",
         code="decryption-range",
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cloister.core.errors import IntegrityError, StorageError
+from cloister.privacy.homomorphic.rounds import OpenedSum
 
 __all__ = ["Record", "authority_refused", "read_private"]
 
@@ -53,8 +54,8 @@ class Record:
             self.close()
             raise
 
-    def sessions(self) -> set[tuple[str, int]]:
-        """Return the (run, serial) of every line, and remove a last line that a crash cut off.
+    def sums(self) -> list[OpenedSum]:
+        """Return what every line says, and remove a last line that a crash cut off.
 
         Raises:
             IntegrityError: (authority-record) a line cannot be read; the record is closed.
@@ -65,9 +66,8 @@ class Record:
             os.ftruncate(self._descriptor, len(whole))
             os.fsync(self._descriptor)
         try:
-            lines = [json.loads(line) for line in whole.splitlines()]
-            return {(str(line["run"]), int(line["serial"])) for line in lines}
-        except (ValueError, KeyError, TypeError, RecursionError):
+            return [OpenedSum.read(json.loads(line)) for line in whole.splitlines()]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self.close()
             raise authority_refused(
                 f"a line of the record '{self._path}' cannot be read", "record", _RESTORE

@@ -7,6 +7,8 @@ Formal guarantees:
 
 - `Vault.spend` returns once for each (run, serial), whatever dies in between: the line is on the disk before it returns, and the key's
   file is gone.
+- It does not return for two sums of one round, or of one model, over different sites, nor for an earlier round than the newest
+  that was opened: see `rounds`. What it checks is in the record, and so holds after a restart.
 - One process at a time has a folder open.
 - There are at most ``most_keys`` keys: the oldest that was not used goes first.
 
@@ -20,6 +22,11 @@ a second process                            ``IntegrityError`` (authority-busy)
 the record is missing, or a line is broken  ``IntegrityError`` (authority-record)
 the last line was cut off by a crash        removed: that session's sum never left
 a session that was decrypted before         ``IntegrityError`` (decryption-twice)
+a round or model opened over other sites    ``IntegrityError`` (decryption-round)
+a round opened with another model           ``IntegrityError`` (decryption-round)
+a round before the newest that was opened   ``IntegrityError`` (decryption-round)
+the same round, model and sites, new key    allowed: a server that was resumed lost the sum
+a round that an older version recorded      ``IntegrityError`` (decryption-round): nothing says over whom
 no key of that session, or another          ``IntegrityError`` (ciphertext-key)
 ==========================================  ========================================================
 """
@@ -28,6 +35,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,8 +47,9 @@ from cloister.privacy.homomorphic.frames import framed, unframed
 from cloister.privacy.homomorphic.parameters import HomomorphicScheme, parameters_of
 from cloister.privacy.homomorphic.public_key import PublicKey, key_refused
 from cloister.privacy.homomorphic.record import Record, authority_refused, read_private
+from cloister.privacy.homomorphic.rounds import OpenedRounds, OpenedSum
 from cloister.privacy.homomorphic.vectors import new_key
-from cloister.privacy.manifest import Manifest
+from cloister.privacy.manifest import Manifest, cohort_digest
 
 __all__ = ["KEYS", "RECORD_FILE", "SessionKey", "Vault"]
 
@@ -77,7 +86,10 @@ class Vault:
         self._most_keys = most_keys
         self._lock = threading.Lock()
         self._record = None if folder is None else Record(folder / RECORD_FILE)
-        self._spent = set() if self._record is None else self._record.sessions()
+        self._spent: set[tuple[str, int]] = set()
+        self._rounds = OpenedRounds()
+        for opened in [] if self._record is None else self._record.sums():
+            self._spend(opened)
         self._keys: dict[tuple[str, int], SessionKey] = {}
         try:
             self._load()
@@ -170,21 +182,25 @@ class Vault:
         found.public.check(manifest)
         return found
 
-    def spend(self, manifest: Manifest, *, sites: int) -> None:
+    def spend(self, manifest: Manifest, *, names: Collection[str]) -> None:
         """Record that a session is decrypted, before it is, and destroy its key here.
 
         Args:
             manifest: of the session.
-            sites: how many are in its sum.
+            names: the sites in its sum, each once.
 
         Raises:
             IntegrityError: (decryption-twice, ciphertext-key) it was decrypted before, or its key was destroyed meanwhile.
+            IntegrityError: (decryption-round) another sum of its round or its model was opened, or a later round was; nothing is
+                recorded, and the key stays.
             StorageError: the record cannot be written: nothing may be decrypted.
         """
         with self._lock:
             self._check_unspent(manifest.run, manifest.serial)
             if (manifest.run, manifest.serial) not in self._keys:
                 raise _no_key(manifest)
+            opened = OpenedSum.of(manifest, cohort_digest(names))
+            self._rounds.check(opened)
             if self._record is not None:
                 self._record.append(
                     {
@@ -193,14 +209,16 @@ class Vault:
                         "round": manifest.round_number,
                         "kind": manifest.kind,
                         "group": manifest.group,
-                        "sites": sites,
+                        "sites": len(names),
+                        "model": opened.model,
+                        "names": opened.names,
                         "size": manifest.size,
                         "key": manifest.key,
                         "manifest": manifest.digest.hex(),
                         "time": datetime.now(UTC).isoformat(timespec="seconds"),
                     }
                 )
-            self._spent.add((manifest.run, manifest.serial))
+            self._spend(opened)
             self._destroy((manifest.run, manifest.serial))
 
     def forget(self) -> int:
@@ -215,6 +233,10 @@ class Vault:
         """Let another process open the folder."""
         if self._record is not None:
             self._record.close()
+
+    def _spend(self, opened: OpenedSum) -> None:
+        self._spent.add((opened.run, opened.serial))
+        self._rounds.add(opened)
 
     def _check_unspent(self, run: str, serial: int) -> None:
         if (run, serial) in self._spent:

@@ -25,6 +25,17 @@ corrupt >= 1 / 3                   ``SpecError`` (masking-parameters)
 no degree below n - 1 will do      complete graph, if 2 t > n + c; else ``SpecError``
 n = 3                              (2, 3): everybody has to stay
 =================================  ==========================================
+
+What `check_graph` refuses at a site, with ``PolicyError`` (masking-graph), before anything is allocated:
+
+=============================================  ===========================================
+the server's numbers                           why
+=============================================  ===========================================
+not `SECURITY_BITS` safe with `CORRUPT`        some site's secrets might be rebuilt
+complete, of more than `MOST_COMPLETE` sites   memory: a site computes the whole graph
+not complete, of more than `MOST_SITES` sites  memory
+more than twice the degree of `parameters`     memory
+=============================================  ===========================================
 """
 
 from __future__ import annotations
@@ -39,6 +50,8 @@ __all__ = [
     "COMPLETE",
     "CORRECTNESS_BITS",
     "CORRUPT",
+    "MOST_COMPLETE",
+    "MOST_SITES",
     "SECURITY_BITS",
     "check_graph",
     "parameters",
@@ -53,6 +66,10 @@ COMPLETE = 50
 SECURITY_BITS = 40
 #: η: a failure to unmask has a probability of at most 2 to minus this.
 CORRECTNESS_BITS = 20
+#: Most sites of a session whose graph is not complete, as a site accepts it.
+MOST_SITES = 4096
+#: Most sites of a session whose graph is complete, as a site accepts it.
+MOST_COMPLETE = 200
 #: The share of corrupt sites that a site wants to be safe against, whatever the server asks for.
 CORRUPT = 0.1
 
@@ -119,9 +136,13 @@ def is_complete(manifest: Manifest) -> bool:
 def check_graph(manifest: Manifest) -> None:
     """Check that the server's degree and threshold are safe with `CORRUPT` of the cohort colluding with it, and at least one site.
 
+    And that the graph is not so large that it costs a site its memory: a site computes all of it, and the server says in a few bytes how large
+    it is. Nothing is allocated here.
+
     Raises:
-        PolicyError: (masking-graph) they are not.
+        PolicyError: (masking-graph) they are not, or it is: see the table.
     """
+    _check_size(manifest)
     n, t = manifest.cohort_size, manifest.threshold
     bad = max(1, _count(CORRUPT, n))
     if is_complete(manifest):
@@ -134,6 +155,26 @@ def check_graph(manifest: Manifest) -> None:
             remedy="use a server that takes its numbers from cloister.privacy.masking.parameters",
             code="masking-graph",
         )
+
+
+def _check_size(manifest: Manifest) -> None:
+    """Check that a site can afford the graph, which it computes whole: at most `MOST_SITES` times twice the degree that is needed."""
+    n, degree = manifest.cohort_size, manifest.degree
+    if is_complete(manifest):
+        if n > MOST_COMPLETE:
+            raise _too_large(f"a complete graph of {n} sites", f"{MOST_COMPLETE} sites")
+    elif n > MOST_SITES:
+        raise _too_large(f"a graph of {n} sites", f"{MOST_SITES} sites")
+    elif degree > 2 * parameters(n)[0]:
+        raise _too_large(f"a graph of {n} sites with {degree} neighbours each", f"{2 * parameters(n)[0]}")
+
+
+def _too_large(what: str, most: str) -> PolicyError:
+    return PolicyError(
+        f"the session asks for {what}, and this site computes none of more than {most}",
+        remedy="ask fewer sites a round, and use a server that takes its numbers from cloister.privacy.masking.parameters",
+        code="masking-graph",
+    )
 
 
 def security_bits(n: int, degree: int, threshold: int, *, corrupt: float) -> float:
