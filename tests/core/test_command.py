@@ -458,7 +458,7 @@ class TestCheck:
         ("override", "status", "code"),
         [
             ("federation.rounds=0", 3, "spec"),
-            ("aggregation.protection=ckks", 3, "not-yet-offered"),
+            ("aggregation.protection=threshold-bfv", 3, "not-yet-offered"),
             ("task.use=nope", 3, "task-unknown"),
             ("task.owner=3", 3, "task-option"),
             ("task.records=0", 4, "data-empty"),

@@ -106,9 +106,9 @@ def test_weights_losses_and_metrics_are_sums_too(
         for made in (clear, hidden)
     ]
     assert of_sites[0]["records"] == of_sites[1]["records"]
-    assert of_sites[1]["metrics"] == pytest.approx(
-        of_sites[0]["metrics"], abs=0.02
-    )  # of nearly the same model
+    assert set(of_sites[0]["metrics"]) - set(of_sites[1]["metrics"]) == {"auroc"}
+    for name, value in of_sites[1]["metrics"].items():
+        assert value == pytest.approx(of_sites[0]["metrics"][name], abs=0.02)  # of nearly the same model
     assert np.sum(of_sites[1]["confusion"]) == of_sites[1]["records"]
     assert not [event for event in events(hidden.run, "evaluation") if event["where"].startswith("site:")]
     assert all(event["loss"] is None for event in events(hidden.run, "site"))

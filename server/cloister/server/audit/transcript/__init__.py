@@ -10,7 +10,7 @@
     encrypted    the same of an encrypted session; `examined` is what either gives
     collusion    who would have to help the server
     auditing     all of it, as data with a verdict
-    telling      for a terminal; `page` for a browser; `command` is ``cloister audit transcript``
+    telling      for a terminal; `page` for a browser; ``cloister audit transcript`` is `cloister.server.audit.transcript_command`
 """
 
 from cloister.server.audit.transcript.auditing import audit_transcript
