@@ -424,7 +424,6 @@ class TestNotYetOffered:
         [
             "attack.name=alie",
             "audit.checks=['privacy']",
-            "training.adversarial.method=pgd",
             "privacy.unit=record-distributed",
             "aggregation.protection=masked",
             "aggregation.group_size=0",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cloister.client.adversarial import AdversarySource, adversary_source
 from cloister.client.passes import Bench, Done, Work
 from cloister.core.data import Data
 from cloister.core.spec import FederationSpec
@@ -31,7 +32,8 @@ def private_steps(spec: FederationSpec, task: Task, model: nn.Module) -> Work | 
     plan = record_plan(spec)
     if plan is None:
         return None
-    return PrivateSteps(plan, RecordLoss(task, spec.training.class_weights), model)
+    loss = RecordLoss(task, spec.training.class_weights)
+    return PrivateSteps(plan, loss, model, adversary_source(spec.training, task, loss))
 
 
 class RecordLoss:
@@ -50,8 +52,15 @@ class RecordLoss:
 class PrivateSteps:
     """`Work` of a fixed number of noisy steps; an empty batch is a step of noise alone."""
 
-    def __init__(self, plan: RecordPlan, loss: RecordLoss, model: nn.Module) -> None:
+    def __init__(
+        self,
+        plan: RecordPlan,
+        loss: RecordLoss,
+        model: nn.Module,
+        adversaries: AdversarySource | None = None,
+    ) -> None:
         self._plan = plan
+        self._adversaries = adversaries
         self._engine = DpSgd(
             model,
             loss,
@@ -68,8 +77,9 @@ class PrivateSteps:
         batches = poisson_batches(
             len(data), self._plan.sampling_rate, steps=self._plan.steps, generator=coins
         )
+        adversary = None if self._adversaries is None else self._adversaries(bench, None)
         for rows in batches:
-            self._engine.step_on(data, rows, noise)
+            self._engine.step_on(data, rows, noise, adversary)
             bench.correct()
             bench.optimiser.step()
         return Done(loss=None, steps=self._plan.steps)

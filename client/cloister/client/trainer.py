@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from cloister.client.adversarial import adversarial_passes
 from cloister.client.corrections import gradient_corrections
 from cloister.client.devices import choose_device
 from cloister.client.optimisers import make_optimiser
@@ -145,4 +146,6 @@ class Trainer:
         )
 
     def _plain(self) -> Work:
+        if self._training.adversarial is not None:
+            return adversarial_passes(self.task, self._training, self.device)
         return PlainPasses(self.task, self._training, PlainStep(self.task, self._training, self.device))

@@ -3,6 +3,7 @@
 from cloister.core.spec.reading import Loaded, Origin, load_federation, parse_federation, read_document
 from cloister.core.spec.tables import (
     AdaptiveClip,
+    Adversarial,
     Aggregation,
     Cohort,
     EarlyStop,
@@ -22,6 +23,7 @@ from cloister.core.spec.tables import (
 
 __all__ = [
     "AdaptiveClip",
+    "Adversarial",
     "Aggregation",
     "Cohort",
     "EarlyStop",

@@ -45,7 +45,6 @@ __all__ = [
 NOT_YET = {
     "attack": "attackers",
     "audit": "audits",
-    "training.adversarial": "adversarial training",
     "aggregation.group_size": "robust aggregation in groups",
     "aggregation.byzantine": "robust aggregation",
 }
