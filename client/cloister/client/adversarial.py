@@ -10,7 +10,6 @@ refuses to send its update (code ``catastrophic-overfitting``), and the round go
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,17 +20,14 @@ from cloister.client.batches import epoch_batches
 from cloister.client.devices import autocast
 from cloister.client.passes import Bench, Done, GradientStep, PlainPasses, Work
 from cloister.core.adversarial.attacks import Loss, attacking, pgd
-from cloister.core.adversarial.objectives import Adversary, class_shift
-from cloister.core.adversarial.threat import threat_of
+from cloister.core.adversarial.objectives import Adversary, class_shift, trained_threat
+from cloister.core.adversarial.threat import Threat
 from cloister.core.data import Data, move
 from cloister.core.errors import DataError
-from cloister.core.spec import Training
+from cloister.core.spec import Adversarial, Training
 from cloister.core.task import Task
 
 __all__ = ["AdversarialPasses", "AdversarialStep", "AdversarySource", "Canary", "adversarial_passes", "adversary_source"]
-
-#: Makes the adversary of one site and round; the second argument is the site's (n,) training targets, where its counts may be read.
-AdversarySource = Callable[[Bench, Tensor | None], Adversary]
 
 #: The canary: most records held out, least that a site must have, steps of its PGD, and how far it may fall.
 _HELD, _LEAST, _STEPS, _FALL = 128, 20, 10, 0.2
@@ -46,21 +42,49 @@ def adversary_source(training: Training, task: Task, loss: Loss) -> AdversarySou
     table = training.adversarial
     if table is None:
         return None
-    threat = threat_of(task, norm=table.norm, epsilon=table.epsilon, features=table.features)
+    return AdversarySource(
+        table=table, threat=trained_threat(table, task), loss=loss, classes=len(task.classes)
+    )
 
-    def make(bench: Bench, targets: Tensor | None) -> Adversary:
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AdversarySource:
+    """Makes the adversary of a site and round.
+
+    Attributes:
+        table: the ``[training.adversarial]`` table.
+        threat: what may be done to a record, once ε has warmed up.
+        loss: (outputs, targets) to (n,) losses.
+        classes: how many.
+    """
+
+    table: Adversarial
+    threat: Threat
+    loss: Loss
+    classes: int
+
+    def of_round(self, bench: Bench, targets: Tensor | None = None) -> Adversary:
+        """Return the adversary of a round, its randomness keyed by round and site.
+
+        Args:
+            bench: what the round is done with.
+            targets: the site's (n,) training targets, where its class counts may be read.
+        """
         generator = torch.Generator(bench.device)
         generator.manual_seed(bench.randomness.torch_seed("attack", bench.round_number, bench.site))
-        shift = None if targets is None or not table.calibrated else class_shift(targets, len(task.classes))
+        calibrated = targets is not None and self.table.calibrated
         return Adversary(
-            table=table,
-            threat=threat.at(table.epsilon_in(bench.round_number)),
-            loss=loss,
+            table=self.table,
+            threat=self.threat.at(self.table.epsilon_in(bench.round_number)),
+            loss=self.loss,
             generator=generator,
-            shift=shift,
+            shift=class_shift(targets, self.classes) if calibrated and targets is not None else None,
         )
 
-    return make
+    def trial(self, seed: int) -> Adversary:
+        """Return an adversary to try the model with before anything is trained."""
+        generator = torch.Generator().manual_seed(seed)
+        return Adversary(table=self.table, threat=self.threat, loss=self.loss, generator=generator)
 
 
 def adversarial_passes(task: Task, training: Training, device: torch.device) -> Work:
@@ -121,7 +145,7 @@ class AdversarialPasses:
         Raises:
             DataError: the canary found that training overfits to one step of the attack, or has too few records to tell.
         """
-        adversary = self._source(bench, data.targets)
+        adversary = self._source.of_round(bench, data.targets)
         step = AdversarialStep(adversary, self._training, self._device)
         if adversary.table.method != "fgsm-rs":
             return PlainPasses(self._task, self._training, step).run(data, bench)

@@ -77,7 +77,7 @@ class PrivateSteps:
         batches = poisson_batches(
             len(data), self._plan.sampling_rate, steps=self._plan.steps, generator=coins
         )
-        adversary = None if self._adversaries is None else self._adversaries(bench, None)
+        adversary = None if self._adversaries is None else self._adversaries.of_round(bench)
         for rows in batches:
             self._engine.step_on(data, rows, noise, adversary)
             bench.correct()

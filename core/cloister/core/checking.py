@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from cloister.core.adversarial.objectives import trained_threat
 from cloister.core.data import Split
-from cloister.core.errors import SpecError
+from cloister.core.errors import SpecError, TaskError
 from cloister.core.resolve import POOLED
 from cloister.core.spec import FederationSpec, Loaded, Origin, PoissonCohort
 from cloister.core.task import Task
@@ -87,6 +88,11 @@ def _unsound(spec: FederationSpec, task: Task) -> Iterator[str]:
         yield f"training.class_weights has {len(weights)} entries, and the task has {len(task.classes)} classes; give one weight a class"
     if training.scaffold and training.early_stop is not None:
         yield "training.early_stop goes back to an earlier model, and scaffold's control variates count every step; remove one"
+    if training.adversarial is not None:
+        try:
+            trained_threat(training.adversarial, task)
+        except TaskError as error:
+            yield f"{error.message}; {error.remedy}"
     if not {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(
         training.device, True
     ):

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloister.core.adversarial.attacks import Loss, check_inputs, pgd
-from cloister.core.adversarial.threat import Threat
+from cloister.core.adversarial.threat import Threat, threat_of
+from cloister.core.errors import TaskError
 from cloister.core.spec import Adversarial
+from cloister.core.task import Task
 
-__all__ = ["Adversary", "class_shift"]
+__all__ = ["Adversary", "class_shift", "trained_threat"]
 
 _TRADES_START = 0.001
 _TRADES_BETA = 6.0
@@ -38,6 +40,22 @@ def class_shift(targets: Tensor, classes: int) -> Tensor:
     """
     counts = torch.bincount(targets, minlength=classes).to(torch.float32) + 1
     return (counts / counts.sum()).log()
+
+
+def trained_threat(table: Adversarial, task: Task) -> Threat:
+    """Return the threat that a site trains against.
+
+    Raises:
+        TaskError: the task and the table do not go together.
+    """
+    if task.kind != "classification" and (table.method != "pgd" or table.calibrated):
+        what = "calibrated" if table.method == "pgd" else f"method = '{table.method}'"
+        raise TaskError(
+            f"training.adversarial: {what} needs classes, and the task is a regression",
+            remedy="use method = 'pgd' without calibrated",
+            code="adversarial-kind",
+        )
+    return threat_of(task, norm=table.norm, epsilon=table.epsilon, features=table.features)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
