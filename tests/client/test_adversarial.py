@@ -58,7 +58,11 @@ def trainer(
     split = task.data()
     assert isinstance(split, Split)
     assert isinstance(split.train, TensorData)
-    return Trainer(parse_federation(tables, base=Path()).spec, task, model, layout), layout.read(model), split.train
+    return (
+        Trainer(parse_federation(tables, base=Path()).spec, task, model, layout),
+        layout.read(model),
+        split.train,
+    )
 
 
 def change(made: tuple[Trainer, Any, TensorData], *, seed: int = 1, site: str = "a", number: int = 1) -> Any:
@@ -82,7 +86,9 @@ def test_training_against_an_adversary_makes_the_model_robust() -> None:
     left = []
     for epsilon in (1e-6, 0.1):
         one, start, data = trainer(epochs=60, epsilon=epsilon)
-        one.load(start + one.train(start, data, site="a", round_number=1, randomness=SeededRandomness(1)).change)
+        one.load(
+            start + one.train(start, data, site="a", round_number=1, randomness=SeededRandomness(1)).change
+        )
         x, y = data.batch(torch.arange(len(data)))
         found = pgd(one.model, one.task.loss, x, y, threat, steps=20, step_size=0.02)
         left.append(one.task.loss(one.model(found), y).mean().item())
@@ -158,7 +164,9 @@ class TestCanary:
         assert caught.value.code == "catastrophic-overfitting"
 
     @pytest.mark.parametrize(("robust", "one_step"), [(0.85, 1.0), (0.1, 0.2)])
-    def test_a_small_fall_or_a_fall_of_both_does_not_stop_a_site(self, robust: float, one_step: float) -> None:
+    def test_a_small_fall_or_a_fall_of_both_does_not_stop_a_site(
+        self, robust: float, one_step: float
+    ) -> None:
         model, one = OneStepOnly(), canary()
         one.look(model)
         model.robust, model.one_step = robust, one_step
@@ -172,7 +180,9 @@ class TestCanary:
 
     def test_its_records_are_the_same_in_every_round_and_never_trained_on(self) -> None:
         data = Squares().data().train
-        bench: Any = type("Bench", (), {"site": "a", "device": torch.device("cpu"), "randomness": SeededRandomness(1)})()
+        bench: Any = type(
+            "Bench", (), {"site": "a", "device": torch.device("cpu"), "randomness": SeededRandomness(1)}
+        )()
         kept, first = hold_canary(data, bench, adversary())
         _, second = hold_canary(data, bench, adversary())
         assert torch.equal(first.inputs, second.inputs)

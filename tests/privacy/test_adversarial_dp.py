@@ -47,7 +47,9 @@ def cnn() -> nn.Module:
 
 def images(count: int = 6) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(4)
-    return torch.rand((count, 1, 8, 8), generator=generator), torch.randint(0, 4, (count,), generator=generator)
+    return torch.rand((count, 1, 8, 8), generator=generator), torch.randint(
+        0, 4, (count,), generator=generator
+    )
 
 
 def adversary(seed: int = 0, method: str = "pgd", norm: str = "linf", **other: Any) -> Adversary:
@@ -184,15 +186,22 @@ def free(self: Changed, model: nn.Module, inputs: Tensor, targets: Tensor) -> Te
     """Shafahi et al. (2019): the perturbation of one batch is where the next one's begins."""
     start = getattr(self, "kept", torch.zeros_like(inputs))
     point = pgd(
-        model, losses, inputs, targets, Threat(norm="linf", epsilon=0.2), steps=1, step_size=0.05, start=inputs + start
+        model,
+        losses,
+        inputs,
+        targets,
+        Threat(norm="linf", epsilon=0.2),
+        steps=1,
+        step_size=0.05,
+        start=inputs + start,
     )
-    self.kept: Any = point - inputs
+    vars(self)["kept"] = point - inputs
     return point
 
 
 def careless(self: Changed, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """An attack by ``backward()``: a gradient of all records is left in the parameters."""
-    losses(model(inputs), targets).mean().backward()
+    losses(model(inputs), targets).mean().backward()  # type: ignore[no-untyped-call]
     return inputs
 
 
@@ -201,7 +210,9 @@ class TestTheAttackIsMeasured:
         ("perturb", "code"),
         [(shared, "dp-attack-mixed"), (free, "dp-attack-mixed"), (careless, "dp-attack-gradient")],
     )
-    def test_shared_free_and_careless_attacks_are_refused(self, perturb: Callable[..., Tensor], code: str) -> None:
+    def test_shared_free_and_careless_attacks_are_refused(
+        self, perturb: Callable[..., Tensor], code: str
+    ) -> None:
         x, y = images(3)
         with pytest.raises(TaskError) as caught:
             check_attack_for_dp(lambda seed: Changed(seed, perturb), cnn(), x, y)

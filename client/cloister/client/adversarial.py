@@ -27,7 +27,14 @@ from cloister.core.errors import DataError
 from cloister.core.spec import Adversarial, Training
 from cloister.core.task import Task
 
-__all__ = ["AdversarialPasses", "AdversarialStep", "AdversarySource", "Canary", "adversarial_passes", "adversary_source"]
+__all__ = [
+    "AdversarialPasses",
+    "AdversarialStep",
+    "AdversarySource",
+    "Canary",
+    "adversarial_passes",
+    "adversary_source",
+]
 
 #: The canary: most records held out, least that a site must have, steps of its PGD, and how far it may fall.
 _HELD, _LEAST, _STEPS, _FALL = 128, 20, 10, 0.2
@@ -131,9 +138,7 @@ class AdversarialStep:
 class AdversarialPasses:
     """`Work`: the passes of `PlainPasses`, each batch attacked first; under ``fgsm-rs`` a canary watches them."""
 
-    def __init__(
-        self, task: Task, training: Training, device: torch.device, source: AdversarySource
-    ) -> None:
+    def __init__(self, task: Task, training: Training, device: torch.device, source: AdversarySource) -> None:
         self._task = task
         self._training = training
         self._device = device
@@ -186,7 +191,10 @@ def hold_canary(data: Data, bench: Bench, adversary: Adversary) -> tuple[Data, C
     kept = np.sort(order[len(held) :])
     inputs, targets = data.batch(torch.from_numpy(held))
     return data.subset(kept), Canary(
-        inputs=move(inputs, bench.device), targets=targets.to(bench.device), adversary=adversary, site=bench.site
+        inputs=move(inputs, bench.device),
+        targets=targets.to(bench.device),
+        adversary=adversary,
+        site=bench.site,
     )
 
 

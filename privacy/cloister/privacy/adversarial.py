@@ -46,7 +46,9 @@ def check_attack_for_dp(
     together = make(0).perturb(model, inputs, targets)
     if not isinstance(together, Tensor) or together.shape != inputs.shape:
         raise TaskError(
-            "the attack does not return one input for each record", remedy="return (n, …) as given", code="dp-attack-shape"
+            "the attack does not return one input for each record",
+            remedy="return (n, …) as given",
+            code="dp-attack-shape",
         )
     for before, parameter in zip(kept, model.parameters(), strict=True):
         same = parameter.grad is None if before is None else torch.equal(before, parameter.grad)  # type: ignore[arg-type]

@@ -219,7 +219,9 @@ class DpSgd:
     def _forward(self, inputs: Any, targets: Tensor, objective: Objective | None) -> Callable[[], Tensor]:
         if objective is None:
             return lambda: self._loss(self.model(inputs), targets)
-        attacked = objective.perturb(self.model, inputs, targets)  # before the pass in which gradients are recorded
+        attacked = objective.perturb(
+            self.model, inputs, targets
+        )  # before the pass in which gradients are recorded
         return lambda: objective.losses(self.model, inputs, attacked, targets)
 
     def _physical(self, data: Data, rows: Tensor) -> Iterator[tuple[Any, Tensor]]:

@@ -130,6 +130,9 @@ class Adversary:
 def _divergence(attacked: Tensor, clean: Tensor) -> Tensor:
     """Return (n,) KL(softmax(clean) ‖ softmax(attacked)) of scores (n, classes)."""
     parts = functional.kl_div(
-        functional.log_softmax(attacked, 1), functional.log_softmax(clean, 1), reduction="none", log_target=True
+        functional.log_softmax(attacked, 1),
+        functional.log_softmax(clean, 1),
+        reduction="none",
+        log_target=True,
     )
     return parts.sum(1)

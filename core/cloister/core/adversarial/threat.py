@@ -54,7 +54,9 @@ class Threat:
             )
         if (self.low is None) != (self.high is None):
             raise SpecError(
-                "a threat with one bound only", remedy="give low and high, or neither", code="adversarial-bounds"
+                "a threat with one bound only",
+                remedy="give low and high, or neither",
+                code="adversarial-bounds",
             )
 
     def at(self, epsilon: float) -> Threat:
@@ -137,9 +139,7 @@ class Threat:
         return point.clamp_(low, high)
 
 
-def threat_of(
-    task: Task, *, norm: Norm, epsilon: float, features: Sequence[str] | None = None
-) -> Threat:
+def threat_of(task: Task, *, norm: Norm, epsilon: float, features: Sequence[str] | None = None) -> Threat:
     """Return the threat to a task's records: within its bounds, and for named columns on its numeric ones only.
 
     Args:

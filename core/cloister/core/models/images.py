@@ -46,7 +46,8 @@ class CnnOptions(Table):
     )
     hidden: Width = Field(default=64, description="units of the layer before the output")
     halve: Literal["pool", "stride"] = Field(
-        default="pool", description="halve the image by max-pooling, or by convolutions of stride 2 (a quarter of the work)"
+        default="pool",
+        description="halve the image by max-pooling, or by convolutions of stride 2 (a quarter of the work)",
     )
 
 

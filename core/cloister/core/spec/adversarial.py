@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cloister.core.spec.base import Count, Positive, Table, Whole
+from cloister.core.spec.base import Positive, Table, Whole
 
 __all__ = ["Adversarial"]
 

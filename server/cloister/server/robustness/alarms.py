@@ -71,13 +71,30 @@ class Alarm:
 
 def alarms(seen: Observed) -> list[Alarm]:
     """Return all alarms, raised or not, in the order of the table."""
-    black = [gap for gap in (_gap(seen.white, seen.black), _gap(seen.white, seen.transfer)) if gap is not None]
+    black = [
+        gap for gap in (_gap(seen.white, seen.black), _gap(seen.white, seen.transfer)) if gap is not None
+    ]
     return [
-        _alarm("black-box", max(black, default=None), _BLACK_BOX, "an attack without gradients breaks more than those with them"),
+        _alarm(
+            "black-box",
+            max(black, default=None),
+            _BLACK_BOX,
+            "an attack without gradients breaks more than those with them",
+        ),
         _alarm("one-step", _gap(seen.pgd20, seen.fgsm), _ONE_STEP, "one step breaks more than twenty"),
-        _alarm("huge-epsilon", _gap(seen.huge, seen.chance), _HUGE, "accuracy is above chance where any input may become any other"),
+        _alarm(
+            "huge-epsilon",
+            _gap(seen.huge, seen.chance),
+            _HUGE,
+            "accuracy is above chance where any input may become any other",
+        ),
         _alarm("zero-gradient", seen.flat, _ZERO, "the loss has no gradient to follow, or is not finite"),
-        _alarm("weak-pgd", _gap(seen.pgd20, seen.strong), _WEAK, "PGD on cross-entropy finds much less than APGD on the margin"),
+        _alarm(
+            "weak-pgd",
+            _gap(seen.pgd20, seen.strong),
+            _WEAK,
+            "PGD on cross-entropy finds much less than APGD on the margin",
+        ),
     ]
 
 

@@ -24,47 +24,94 @@ def register(group: typer.Typer) -> None:
     group.command("robustness")(robustness_command)
 
 
-def robustness_command(
+def robustness_command(  # noqa: PLR0917 - Typer reads a command's options from its arguments
     path: Annotated[
-        Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, or a .safetensors file.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_MODEL", help="A run folder, or a .safetensors file.", show_default=False
+        ),
     ],
     epsilon: Annotated[
-        float, typer.Option("--epsilon", help="The largest norm of a perturbation, in the units of the model's input.", show_default=False)
+        float,
+        typer.Option(
+            "--epsilon",
+            help="The largest norm of a perturbation, in the units of the model's input.",
+            show_default=False,
+        ),
     ],
     task: Annotated[
         Path | None,
-        typer.Option("--task", metavar="FILE", help="The federation file that a model outside of a run was made under.", show_default=False),
+        typer.Option(
+            "--task",
+            metavar="FILE",
+            help="The federation file that a model outside of a run was made under.",
+            show_default=False,
+        ),
     ] = None,
-    norm: Annotated[Literal["linf", "l2"], typer.Option("--norm", help="How a perturbation is measured.")] = "linf",
-    records: Annotated[int, typer.Option("--records", "--images", min=1, help="Test records that are drawn.")] = 1000,
+    norm: Annotated[
+        Literal["linf", "l2"], typer.Option("--norm", help="How a perturbation is measured.")
+    ] = "linf",
+    records: Annotated[
+        int, typer.Option("--records", "--images", min=1, help="Test records that are drawn.")
+    ] = 1000,
     attacks: Annotated[
         str | None,
-        typer.Option("--attacks", metavar="NAMES", help="Comma-separated; without it all that fit the task.", show_default=False),
+        typer.Option(
+            "--attacks",
+            metavar="NAMES",
+            help="Comma-separated; without it all that fit the task.",
+            show_default=False,
+        ),
     ] = None,
     features: Annotated[
         str | None,
-        typer.Option("--features", metavar="NAMES", help="Numeric columns that an adversary can change, comma-separated.", show_default=False),
+        typer.Option(
+            "--features",
+            metavar="NAMES",
+            help="Numeric columns that an adversary can change, comma-separated.",
+            show_default=False,
+        ),
     ] = None,
     transfer_from: Annotated[
         Path | None,
-        typer.Option("--transfer-from", metavar="RUN_OR_MODEL", help="Another model of the task, to make examples on.", show_default=False),
+        typer.Option(
+            "--transfer-from",
+            metavar="RUN_OR_MODEL",
+            help="Another model of the task, to make examples on.",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")] = 0,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of PGD.")] = 40,
     restarts: Annotated[int, typer.Option("--restarts", min=1, help="Restarts of PGD.")] = 3,
     queries: Annotated[int, typer.Option("--queries", min=1, help="Looks of the black-box attacks.")] = 5000,
-    severity: Annotated[int, typer.Option("--severity", min=0, max=5, help="Of the common corruptions; 0: none.")] = 3,
+    severity: Annotated[
+        int, typer.Option("--severity", min=0, max=5, help="Of the common corruptions; 0: none.")
+    ] = 3,
     sweep: Annotated[bool, typer.Option("--sweep/--no-sweep", help="Measure at other epsilons too.")] = True,
     sigma: Annotated[
-        float, typer.Option("--sigma", min=0, help="Noise of the randomised smoothing; 0: nothing is certified.")
+        float,
+        typer.Option("--sigma", min=0, help="Noise of the randomised smoothing; 0: nothing is certified."),
     ] = 0.0,
     certified: Annotated[int, typer.Option("--certified", min=1, help="Records that are certified.")] = 100,
     least: Annotated[
         float | None,
-        typer.Option("--least", min=0, max=1, help="Exit 8 below this robust accuracy, or where an alarm is raised.", show_default=False),
+        typer.Option(
+            "--least",
+            min=0,
+            max=1,
+            help="Exit 8 below this robust accuracy, or where an alarm is raised.",
+            show_default=False,
+        ),
     ] = None,
     out_folder: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Write robustness.json and robustness.html there.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Write robustness.json and robustness.html there.",
+            show_default=False,
+        ),
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
@@ -92,7 +139,10 @@ def robustness_command(
         subject = open_subject(path, task)
         source = None if transfer_from is None else open_subject(transfer_from, task)
         found = evaluate(
-            subject, settings, source=source, tell=lambda text: out.progress.print(text, highlight=False, markup=False)
+            subject,
+            settings,
+            source=source,
+            tell=lambda text: out.progress.print(text, highlight=False, markup=False),
         )
         if out_folder is not None:
             found["out"] = _write(out_folder, found)
@@ -112,7 +162,8 @@ def _check_attacks(settings: Settings) -> None:
     for name in settings.attacks or ():
         if name not in ATTACKS:
             raise UsageError(
-                f"there is no attack '{name}'{nearest(name, ATTACKS)}", remedy="attacks: " + ", ".join(ATTACKS)
+                f"there is no attack '{name}'{nearest(name, ATTACKS)}",
+                remedy="attacks: " + ", ".join(ATTACKS),
             )
 
 
@@ -170,7 +221,9 @@ def _show(out: Outcome, found: dict[str, Any]) -> None:
         )
     for alarm in found["alarms"]:
         if alarm["raised"]:
-            out.say(f"ALARM {alarm['name']}: {alarm['says']} ({alarm['evidence']:.3f} > {alarm['threshold']:g})")
+            out.say(
+                f"ALARM {alarm['name']}: {alarm['says']} ({alarm['evidence']:.3f} > {alarm['threshold']:g})"
+            )
     if not any(alarm["raised"] for alarm in found["alarms"]):
         out.say("no alarm of gradient masking")
     for reason in found["unreliable"]:
@@ -181,7 +234,9 @@ def _require(found: dict[str, Any], least: float) -> None:
     raised = [alarm["name"] for alarm in found["alarms"] if alarm["raised"]]
     accuracy = found["robust_accuracy"]["accuracy"]
     if raised or accuracy < least:
-        why = f"alarms: {', '.join(raised)}" if raised else f"robust accuracy {accuracy:.4f} is below {least:g}"
+        why = (
+            f"alarms: {', '.join(raised)}" if raised else f"robust accuracy {accuracy:.4f} is below {least:g}"
+        )
         raise AuditFailed(
             f"the model does not pass: {why}", remedy="train it against an adversary: [training.adversarial]"
         )

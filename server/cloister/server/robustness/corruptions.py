@@ -1,5 +1,6 @@
-"""Fifteen common corruptions of images, seeded, in five severities (Hendrycks and Dietterich 2019, "Benchmarking neural network robustness
-to common corruptions and perturbations": the same fifteen kinds).
+"""Fifteen common corruptions of images, seeded, in five severities.
+
+The kinds are those of Hendrycks and Dietterich (2019), "Benchmarking neural network robustness to common corruptions and perturbations".
 
 Written for images of any size, so sizes of filters go with the side of the image, and constants are not those of ImageNet-C: figures
 compare models evaluated by Cloister, and no others. A corruption is a function of the images, the severity and the seed alone.
@@ -60,8 +61,9 @@ def _gaussian_noise(x: Tensor, s: float, g: torch.Generator) -> Tensor:
 
 
 def _shot_noise(x: Tensor, s: float, g: torch.Generator) -> Tensor:
-    photons = 60 * 0.08**s  # mean count of a white pixel: 36 at severity 1, 5 at severity 5
-    return torch.poisson(x.clamp(0, 1) * photons, generator=g) / photons
+    photons = 60 * 0.08**s  # the mean count of a white pixel: from 36 down to 5
+    counted: Tensor = torch.poisson(x.clamp(0, 1) * photons, generator=g)
+    return counted / photons
 
 
 def _impulse_noise(x: Tensor, s: float, g: torch.Generator) -> Tensor:
@@ -95,7 +97,9 @@ def _motion_blur(x: Tensor, s: float, g: torch.Generator) -> Tensor:
     rows, columns = _grid(x)
     taps = torch.linspace(-0.5, 0.5, 9)
     for tap in taps.tolist():
-        found += _sample(x, rows + tap * length * angle.sin(), columns + tap * length * angle.cos()) / len(taps)
+        found += _sample(x, rows + tap * length * angle.sin(), columns + tap * length * angle.cos()) / len(
+            taps
+        )
     return found
 
 
@@ -191,7 +195,9 @@ def _side(x: Tensor) -> int:
 
 def _grid(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the row and the column of every pixel, each (1, height, width)."""
-    rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in x.shape[2:]), indexing="ij")
+    rows, columns = torch.meshgrid(
+        *(torch.arange(side, dtype=torch.float32) for side in x.shape[2:]), indexing="ij"
+    )
     return rows[None], columns[None]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, Literal, get_args
 
 import torch
@@ -83,7 +84,7 @@ def part_survivors(
     Raises:
         UsageError: the part does not go with so few classes.
     """
-    if part in ("apgd-t",) and classes < 4:
+    if part == "apgd-t" and classes < 4:
         raise UsageError(
             f"{part} needs the four highest scores, and there are {classes} classes",
             remedy="leave it out of --attacks",
@@ -92,7 +93,16 @@ def part_survivors(
     span = float((high - low).reshape(-1)[0])
     unit = _Unit(model, low.to(records), span)
     points = ((records - low.to(records)) / span).clamp(0, 1)
-    attack = _attack(part, unit, threat.norm, threat.epsilon / span, classes, seed, queries, records.device)
+    attack = _attack(
+        part,
+        unit,
+        norm=threat.norm,
+        epsilon=threat.epsilon / span,
+        classes=classes,
+        seed=seed,
+        queries=queries,
+        device=records.device,
+    )
     survived = torch.zeros(len(records), dtype=torch.bool)
     with torch.random.fork_rng(devices=[]), attacking(unit), _quiet():
         for rows in torch.split(torch.arange(len(records)), _BATCH):
@@ -106,6 +116,7 @@ def part_survivors(
 def _attack(
     part: Part,
     model: nn.Module,
+    *,
     norm: str,
     epsilon: float,
     classes: int,
@@ -113,24 +124,26 @@ def _attack(
     queries: int,
     device: torch.device,
 ) -> Any:
-    from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-    from pyautoattack.fab_pt import FABAttack_PT
-    from pyautoattack.square import SquareAttack
-
+    # By name: it ships no types, and is not there without the extra.
+    apgd, fab_pt, square = (
+        import_module(f"pyautoattack.{module}") for module in ("autopgd_base", "fab_pt", "square")
+    )
     name, goals = {"linf": "Linf", "l2": "L2"}[norm], min(9, classes - 1)
     common: dict[str, Any] = {"norm": name, "eps": epsilon, "seed": seed, "device": device, "verbose": False}
     # The settings of AutoAttack's standard version: autoattack.py, _set_version.
     if part == "apgd-ce":
-        return APGDAttack(model, n_iter=100, n_restarts=1, loss="ce", eot_iter=1, rho=0.75, **common)
+        return apgd.APGDAttack(model, n_iter=100, n_restarts=1, loss="ce", eot_iter=1, rho=0.75, **common)
     if part == "apgd-t":
-        return APGDAttack_targeted(
+        return apgd.APGDAttack_targeted(
             model, n_iter=100, n_restarts=1, eot_iter=1, rho=0.75, n_target_classes=goals, **common
         )
     if part == "fab-t":
-        fab = FABAttack_PT(model, n_restarts=1, n_iter=100, **common)
+        fab = fab_pt.FABAttack_PT(model, n_restarts=1, n_iter=100, **common)
         fab.targeted, fab.n_target_classes = True, goals
         return fab
-    return SquareAttack(model, p_init=0.8, n_queries=queries, n_restarts=1, resc_schedule=False, **common)
+    return square.SquareAttack(
+        model, p_init=0.8, n_queries=queries, n_restarts=1, resc_schedule=False, **common
+    )
 
 
 @contextmanager

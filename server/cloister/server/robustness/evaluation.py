@@ -81,7 +81,7 @@ def default_attacks(bout: Bout) -> tuple[str, ...]:
     """Return the attacks that fit: AutoAttack's parts where they do, else PGD on the margin and random search."""
     if bout.obstacle() is not None:
         return ("fgsm", "pgd-20", "pgd", "pgd-margin", "random-search")
-    parts = PARTS if bout.classes >= 4 else tuple(part for part in PARTS if part not in ("apgd-t",))
+    parts = PARTS if bout.classes >= 4 else tuple(part for part in PARTS if part != "apgd-t")
     return ("fgsm", "pgd-20", "pgd", *parts)
 
 
@@ -177,7 +177,9 @@ def reliability(result: Mapping[str, Any], rung: Sequence[Alarm], obstacle: str 
         found.append(f"{result['records']} records: the intervals are wide; evaluate at least {_FEW}")
     ran = set(result["attacks"])
     if not ran & {"apgd-t", "pgd-margin"}:
-        found.append("no attack on a margin was run: cross-entropy alone overlooks models with saturated scores")
+        found.append(
+            "no attack on a margin was run: cross-entropy alone overlooks models with saturated scores"
+        )
     if not ran & set(BLACK_BOX):
         found.append("no black-box attack was run: hidden gradients would stay unseen")
     if obstacle is not None:
@@ -290,7 +292,8 @@ def _observed(
 def _sweep(bout: Bout, clean: Tensor, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     """Accuracy under PGD (20 steps on cross-entropy, then on the margin) from ε/4 up to chance, and where any input becomes any other."""
     rows = clean.nonzero().squeeze(1)[:500]
-    base, chance, points = bout.threat.epsilon, 1 / bout.classes, []
+    points: list[dict[str, Any]] = []
+    base, chance = bout.threat.epsilon, 1 / bout.classes
     reach = _reach(bout.threat, bout.inputs)
     sizes = [base * factor for factor in _SWEEP if reach is None or base * factor < reach]
     for size in [*sizes, *([] if reach is None else [reach])]:
@@ -360,7 +363,12 @@ def _corruptions(bout: Bout, settings: Settings, tell: Callable[[str], None]) ->
         found[name] = accuracy_of(right(bout.model, low + (high - low) * changed, bout.targets))
     mean = sum(found.values()) / len(found)
     tell(f"corruptions of severity {settings.severity}: {mean:.4f} in the mean")
-    return {"severity": settings.severity, "accuracy": found, "mean": mean, "worst": min(found, key=found.__getitem__)}
+    return {
+        "severity": settings.severity,
+        "accuracy": found,
+        "mean": mean,
+        "worst": min(found, key=found.__getitem__),
+    }
 
 
 def _smoothing(bout: Bout, settings: Settings, tell: Callable[[str], None]) -> dict[str, Any] | None:
@@ -419,4 +427,6 @@ def _share(held: Tensor) -> dict[str, Any]:
 
 
 def _features(places: Mapping[str, int] | None, threat: Threat) -> list[str]:
-    return [name for name, place in (places or {}).items() if threat.free is not None and place in threat.free]
+    return [
+        name for name, place in (places or {}).items() if threat.free is not None and place in threat.free
+    ]

@@ -63,14 +63,26 @@ def _tiles(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     worst = found["sites"][found["worst_site"]]
     tiles = [
         ("Clean accuracy", percent(found["accuracy"]["accuracy"]), _interval(found["accuracy"])),
-        ("Robust accuracy", percent(found["robust_accuracy"]["accuracy"]), _interval(found["robust_accuracy"])),
-        ("Worst site", percent(worst["robust"]), f"{shown(found['worst_site'], 40)}; {count(worst['records'])} records"),
+        (
+            "Robust accuracy",
+            percent(found["robust_accuracy"]["accuracy"]),
+            _interval(found["robust_accuracy"]),
+        ),
+        (
+            "Worst site",
+            percent(worst["robust"]),
+            f"{shown(found['worst_site'], 40)}; {count(worst['records'])} records",
+        ),
     ]
     if found["calibration"]["ece"] is not None:
         tiles.append(("Calibration error", number(found["calibration"]["ece"]), "expected, 15 bins"))
     if found["corruptions"] is not None:
         tiles.append(
-            ("Under corruptions", percent(found["corruptions"]["mean"]), f"mean of 15, severity {found['corruptions']['severity']}")
+            (
+                "Under corruptions",
+                percent(found["corruptions"]["mean"]),
+                f"mean of 15, severity {found['corruptions']['severity']}",
+            )
         )
     return tiles
 
@@ -87,12 +99,19 @@ def _attacks(found: Mapping[str, Any]) -> TableText:
         rows.append(
             _row(
                 name + kind,
-                (percent(one["accuracy"]), _interval(one), percent(one["after"]), seconds_text(one["seconds"])),
+                (
+                    percent(one["accuracy"]),
+                    _interval(one),
+                    percent(one["after"]),
+                    seconds_text(one["seconds"]),
+                ),
             )
         )
     if found["transfer"] is not None:
         rows.append(
-            _row("transfer", (percent(found["transfer"]["accuracy"]), _interval(found["transfer"]), DASH, DASH))
+            _row(
+                "transfer", (percent(found["transfer"]["accuracy"]), _interval(found["transfer"]), DASH, DASH)
+            )
         )
     return _table(
         ("attack", "accuracy", "interval", "left after this and the ones above", "time"),
@@ -176,8 +195,12 @@ def _sweep(found: Mapping[str, Any]) -> str | None:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.plot(sizes, values, color=ACCENT, marker="o", markersize=3.2, label="under PGD")
-        axes.axhline(1 / len(found["classes"]), color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="chance")
-        axes.axvline(found["epsilon"], color=LOCAL, linewidth=1.2, linestyle=":", label="ε of this evaluation")
+        axes.axhline(
+            1 / len(found["classes"]), color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="chance"
+        )
+        axes.axvline(
+            found["epsilon"], color=LOCAL, linewidth=1.2, linestyle=":", label="ε of this evaluation"
+        )
         axes.set_ylim(0, 1.02)
         tidy(axes, ylabel="accuracy", xlabel=f"ε ({found['norm']})")
         figure.legend(loc="outside upper left", ncols=3)

@@ -82,26 +82,37 @@ def certify(
     radius = torch.zeros(len(records))
     with attacking(model), torch.no_grad():
         for row, record in enumerate(records):
-            guess = int(_counts(model, record, classes, sigma, guesses, batch, generator).argmax())
-            counts = _counts(model, record, classes, sigma, samples, batch, generator)
-            probability = lower_bound(int(counts[guess]), samples, alpha)
+            noisy = _Noisy(model, record, sigma=sigma, classes=classes, batch=batch, generator=generator)
+            guess = int(noisy.counts(guesses).argmax())
+            probability = lower_bound(int(noisy.counts(samples)[guess]), samples, alpha)
             if probability > 0.5:
                 predicted[row] = guess
                 radius[row] = sigma * float(stats.norm.ppf(probability))
     return Certificates(predicted=predicted, radius=radius)
 
 
-def _counts(
-    model: nn.Module,
-    record: Tensor,
-    classes: int,
-    sigma: float,
-    samples: int,
-    batch: int,
-    generator: torch.Generator,
-) -> Tensor:
-    total = torch.zeros(classes, dtype=torch.int64)
-    for first in range(0, samples, batch):
-        noise = torch.randn((min(batch, samples - first), *record.shape), generator=generator, device=record.device)
-        total += torch.bincount(model(record + sigma * noise).argmax(1).cpu(), minlength=classes)
-    return total
+class _Noisy:
+    """One record under noise: how often the model gives it each class."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        record: Tensor,
+        *,
+        sigma: float,
+        classes: int,
+        batch: int,
+        generator: torch.Generator,
+    ) -> None:
+        self._model, self._record, self._sigma = model, record, sigma
+        self._classes, self._batch, self._generator = classes, batch, generator
+
+    def counts(self, samples: int) -> Tensor:
+        """Return (classes,) how many of ``samples`` fresh samples the model puts into each class."""
+        record, total = self._record, torch.zeros(self._classes, dtype=torch.int64)
+        for first in range(0, samples, self._batch):
+            shape = (min(self._batch, samples - first), *record.shape)
+            noise = torch.randn(shape, generator=self._generator, device=record.device)
+            found = self._model(record + self._sigma * noise).argmax(1)
+            total += torch.bincount(found.cpu(), minlength=self._classes)
+        return total

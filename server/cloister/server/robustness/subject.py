@@ -119,7 +119,9 @@ def read_model_file(file: Path) -> tuple[dict[str, Tensor], str]:
         return load(raw), hashlib.sha256(raw).hexdigest()
     except (SafetensorError, ValueError, KeyError):
         raise IntegrityError(
-            f"'{file}' is not a safetensors file", remedy="restore the file of the run", code="model-malformed"
+            f"'{file}' is not a safetensors file",
+            remedy="restore the file of the run",
+            code="model-malformed",
         ) from None
 
 
@@ -129,7 +131,9 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
     Raises:
         IntegrityError: a tensor is missing, not known, of another shape, or not finite.
     """
-    known = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+    known = {
+        name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)
+    }
     wrong = [
         name
         for name, value in tensors.items()

@@ -16,7 +16,16 @@ from cloister.core.randomness import SeededRandomness
 from cloister.server.robustness.blind import margin, random_search
 from cloister.server.robustness.ensemble import PARTS, obstacle_to_ensemble, part_survivors
 
-__all__ = ["ATTACKS", "BLACK_BOX", "Bout", "accuracy_of", "cross_entropy", "flat_share", "in_batches", "right"]
+__all__ = [
+    "ATTACKS",
+    "BLACK_BOX",
+    "Bout",
+    "accuracy_of",
+    "cross_entropy",
+    "flat_share",
+    "in_batches",
+    "right",
+]
 
 #: All attacks by name, in the order in which they are run.
 ATTACKS = ("fgsm", "pgd-20", "pgd", "pgd-margin", *PARTS, "random-search")
@@ -68,7 +77,9 @@ class Bout:
         left = torch.zeros_like(among)
         if name in PARTS:
             if (reason := self.obstacle()) is not None:
-                raise UsageError(f"the attack '{name}' does not fit: {reason}", remedy="leave it out of --attacks")
+                raise UsageError(
+                    f"the attack '{name}' does not fit: {reason}", remedy="leave it out of --attacks"
+                )
             left[rows] = part_survivors(
                 name,
                 self.model,
