@@ -64,7 +64,11 @@ def measure_case(name: str, given: argparse.Namespace) -> dict[str, Any]:
     least = result["robust_accuracy"] if under == "all" else result["attacks"][under]
     targets = [
         target(f"{name}: clean accuracy, %", clean, result["accuracy"]["accuracy"]),
-        target(f"{name}: accuracy under {'all attacks' if under == 'all' else 'PGD'}, %", robust, least["accuracy"]),
+        target(
+            f"{name}: accuracy under {'all attacks' if under == 'all' else 'PGD'}, %",
+            robust,
+            least["accuracy"],
+        ),
     ]
     return {"name": name, "run": str(run), "train_seconds": took, "result": result, "targets": targets}
 

@@ -43,7 +43,8 @@ def main() -> None:
         for name, one in found.items()
     ]
     rows = [
-        [name, f"{one['ours']:.2f}", f"{one['theirs']:.2f}", f"{one['ratio']:.2f}"] for name, one in found.items()
+        [name, f"{one['ours']:.2f}", f"{one['theirs']:.2f}", f"{one['ratio']:.2f}"]
+        for name, one in found.items()
     ]
     answer = {"benchmark": "attack-cost", "machine": machine(), "models": found, "targets": targets}
     header = ["model", "Cloister, ms a step", "torchattacks 3.5.1, ms a step", "ratio"]

@@ -70,7 +70,7 @@ def trained(adversarial: bool) -> dict[str, Tensor]:
     threat = Threat(norm="linf", epsilon=0.1, low=0.0, high=1.0)
     optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
     for _ in range(30):
-        for rows in torch.randperm(len(x)).split(128):
+        for rows in torch.split(torch.randperm(len(x)), 128):
             own, wanted = x[rows], y[rows]
             if adversarial:
                 start = threat.start(own, None)
@@ -99,7 +99,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, dict[str
 
 
 def quick(**other: Any) -> Settings:
-    cheap = {
+    cheap: dict[str, Any] = {
         "records": 200,
         "steps": 15,
         "restarts": 1,
