@@ -61,9 +61,8 @@ def _gaussian_noise(x: Tensor, s: float, g: torch.Generator) -> Tensor:
 
 
 def _shot_noise(x: Tensor, s: float, g: torch.Generator) -> Tensor:
-    photons = 60 * 0.08**s  # the mean count of a white pixel: from 36 down to 5
-    counted: Tensor = torch.poisson(x.clamp(0, 1) * photons, generator=g)
-    return counted / photons
+    photons: float = 60 * 0.08**s  # the mean count of a white pixel: from 36 down to 5
+    return torch.poisson(x.clamp(0, 1) * photons, generator=g) / photons
 
 
 def _impulse_noise(x: Tensor, s: float, g: torch.Generator) -> Tensor:
