@@ -77,7 +77,7 @@ def trained(loaded: Loaded, folder: Path, workers: int) -> Path:
     """Return the run of this federation: the one that is there, gone on with if need be, or a new one."""
     runs = sorted(path.parent for path in folder.glob("*/federation.toml"))
     if not runs:
-        return Path(simulate(loaded, out=folder, engine=LocalEngine(workers)).folder)
+        return simulate(loaded, out=folder, engine=LocalEngine(workers)).run
     if not (runs[-1] / "model.safetensors").exists():
         resume(runs[-1], engine=LocalEngine(workers))
     return runs[-1]

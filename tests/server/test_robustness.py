@@ -30,7 +30,8 @@ from cloister.core.spec import load_federation
 from cloister.core.tasks.digits import Digits
 from cloister.server.robustness.alarms import Observed, alarms
 from cloister.server.robustness.corruptions import CORRUPTIONS, corrupt
-from cloister.server.robustness.evaluation import Settings, calibration, evaluate
+from cloister.server.robustness.evaluation import Settings, evaluate
+from cloister.server.robustness.measures import calibration
 from cloister.server.robustness.page import render_page
 from cloister.server.robustness.smoothing import certify, lower_bound
 from cloister.server.robustness.subject import Subject, draw_sample, open_subject

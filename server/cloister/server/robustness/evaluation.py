@@ -12,17 +12,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from cloister.core._version import __version__
 from cloister.core.adversarial.threat import Norm, Threat, threat_of
 from cloister.core.errors import SpecError
-from cloister.core.randomness import SeededRandomness
 from cloister.server.robustness.alarms import Alarm, Observed, alarms
-from cloister.server.robustness.corruptions import CORRUPTIONS, corrupt
 from cloister.server.robustness.ensemble import PARTS
-from cloister.server.robustness.smoothing import ABSTAIN, certify
+from cloister.server.robustness.measures import (
+    calibration,
+    corrupted,
+    share,
+    smoothed,
+    sweep_points,
+    transferred,
+)
 from cloister.server.robustness.subject import Sample, Subject, draw_sample
 from cloister.server.robustness.suite import (
     ATTACKS,
@@ -39,7 +43,6 @@ __all__ = ["Settings", "default_attacks", "evaluate", "reliability"]
 _FEW, _FEW_AT_SITE = 200, 20
 #: Square lowering the accuracy by more than this is noted (AutoAttack's own check: checks.py, check_square_sr).
 _SQUARE_NOTE = 0.002
-_SWEEP = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +126,8 @@ def evaluate(
     names = settings.attacks or default_attacks(bout)
     held, timed = _attacked(bout, names, clean, tell)
     robust, stages = _together(held, clean)
-    sweep = _sweep(bout, clean, tell) if settings.sweep else []
-    transfer = None if source is None else _transfer(bout, source, clean)
+    sweep = sweep_points(bout, clean, tell) if settings.sweep else []
+    transfer = None if source is None else transferred(bout, source, clean)
     seen = _observed(bout, clean, held, sweep, transfer)
     rung = alarms(seen)
     result: dict[str, Any] = {
@@ -145,17 +148,17 @@ def evaluate(
             "queries": settings.queries,
             "attacks": list(names),
         },
-        "accuracy": _share(clean),
-        "robust_accuracy": _share(robust),
-        "autoattack": _share(_all_of(held, PARTS)) if all(part in held for part in PARTS) else None,
+        "accuracy": share(clean),
+        "robust_accuracy": share(robust),
+        "autoattack": share(_all_of(held, PARTS)) if all(part in held for part in PARTS) else None,
         "attacks": {
-            name: _share(held[name]) | {"seconds": timed[name], "after": stages[name]} for name in held
+            name: share(held[name]) | {"seconds": timed[name], "after": stages[name]} for name in held
         },
         "sweep": sweep,
         "transfer": transfer,
-        "corruptions": _corruptions(bout, settings, tell),
+        "corruptions": corrupted(bout, settings.severity, tell),
         "calibration": calibration(bout),
-        "smoothing": _smoothing(bout, settings, tell),
+        "smoothing": smoothed(bout, settings.sigma, settings.certified, tell),
         "alarms": [alarm.as_dict() for alarm in rung],
         "sites": _sites(sample, clean, robust),
     }
@@ -192,26 +195,6 @@ def reliability(result: Mapping[str, Any], rung: Sequence[Alarm], obstacle: str 
                 f"Square lowered the accuracy by {before - attacks['square']['after']:.3f} after all gradient attacks: more queries may lower it further"
             )
     return found
-
-
-def calibration(bout: Bout, bins: int = 15) -> dict[str, Any]:
-    """Return the expected calibration error over 15 bins of the highest probability (Guo et al. 2017, eq. 3), and the bins."""
-    with torch.inference_mode():
-        scores = torch.cat([bout.model(part) for part in torch.split(bout.inputs, 250)])
-    confidence, predicted = scores.softmax(1).max(1)
-    correct = (predicted == bout.targets).double()
-    if not bool(scores.isfinite().all()):
-        return {"ece": None, "bins": []}
-    place = (confidence.double() * bins).ceil().long().sub(1).clamp(0, bins - 1)
-    table, error = [], 0.0
-    for number in range(bins):
-        own = place == number
-        if not bool(own.any()):
-            continue
-        sure, hit = float(confidence[own].double().mean()), float(correct[own].mean())
-        error += float(own.double().mean()) * abs(sure - hit)
-        table.append({"bin": number, "records": int(own.sum()), "confidence": sure, "accuracy": hit})
-    return {"ece": error, "bins": table}
 
 
 def _bout(subject: Subject, sample: Sample, threat: Threat, settings: Settings) -> Bout:
@@ -289,120 +272,6 @@ def _observed(
     )
 
 
-def _sweep(bout: Bout, clean: Tensor, tell: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Accuracy under PGD (20 steps on cross-entropy, then on the margin) from ε/4 up to chance, and where any input becomes any other."""
-    rows = clean.nonzero().squeeze(1)[:500]
-    points: list[dict[str, Any]] = []
-    base, chance = bout.threat.epsilon, 1 / bout.classes
-    reach = _reach(bout.threat, bout.inputs)
-    sizes = [base * factor for factor in _SWEEP if reach is None or base * factor < reach]
-    for size in [*sizes, *([] if reach is None else [reach])]:
-        if points and points[-1]["accuracy"] <= chance / 2 and size != reach:
-            continue
-        part = Bout(
-            model=bout.model,
-            inputs=bout.inputs[rows],
-            targets=bout.targets[rows],
-            threat=bout.threat.at(size),
-            classes=bout.classes,
-            seed=bout.seed,
-            steps=20,
-            restarts=1,
-        )
-        every = torch.ones(len(rows), dtype=torch.bool)
-        left = part.withstands("pgd", every)
-        left = part.withstands("pgd-margin", left)
-        accuracy = float(left.sum()) / max(len(rows), 1) * accuracy_of(clean)
-        points.append({"epsilon": size, "accuracy": accuracy, "anything": size == reach})
-        tell(f"sweep: {accuracy:.4f} at epsilon = {size:.4g}")
-    return points
-
-
-def _reach(threat: Threat, inputs: Tensor) -> float | None:
-    """Return the ε that lets any input become any other; ``None`` where no bound says so, or some inputs stay as they are."""
-    if threat.low is None or threat.high is None or threat.free is not None:
-        return None
-    span = (torch.as_tensor(threat.high) - torch.as_tensor(threat.low)).expand(inputs.shape[1:]).float()
-    return float(span.max()) if threat.norm == "linf" else float(span.norm())
-
-
-def _transfer(bout: Bout, source: Subject, clean: Tensor) -> dict[str, Any]:
-    """Make examples on ``source`` by PGD and on the margin, and try them on the model."""
-    rows = clean.nonzero().squeeze(1)
-    there = Bout(
-        model=source.model,
-        inputs=bout.inputs,
-        targets=bout.targets,
-        threat=bout.threat,
-        classes=bout.classes,
-        seed=bout.seed,
-        steps=bout.steps,
-        restarts=1,
-    )
-    left = clean.clone()
-    for name in ("pgd", "pgd-margin"):
-        left[rows] &= right(bout.model, there.examples(name, rows), bout.targets[rows])
-    return {"source": str(source.path), "sha256": source.sha256, **_share(left)}
-
-
-def _corruptions(bout: Bout, settings: Settings, tell: Callable[[str], None]) -> dict[str, Any] | None:
-    threat = bout.threat
-    if (
-        not settings.severity
-        or bout.inputs.dim() != 4
-        or threat.low is None
-        or threat.high is None
-        or min(bout.inputs.shape[2:]) < 4
-    ):
-        return None
-    low, high = torch.as_tensor(threat.low), torch.as_tensor(threat.high)
-    images = (bout.inputs - low) / (high - low)
-    found = {}
-    for name in CORRUPTIONS:
-        changed = corrupt(name, images, severity=settings.severity, seed=settings.seed)
-        found[name] = accuracy_of(right(bout.model, low + (high - low) * changed, bout.targets))
-    mean = sum(found.values()) / len(found)
-    tell(f"corruptions of severity {settings.severity}: {mean:.4f} in the mean")
-    return {
-        "severity": settings.severity,
-        "accuracy": found,
-        "mean": mean,
-        "worst": min(found, key=found.__getitem__),
-    }
-
-
-def _smoothing(bout: Bout, settings: Settings, tell: Callable[[str], None]) -> dict[str, Any] | None:
-    if not settings.sigma:
-        return None
-    rows = torch.arange(min(settings.certified, len(bout.inputs)))
-    found = certify(
-        bout.model,
-        bout.inputs[rows],
-        classes=bout.classes,
-        sigma=settings.sigma,
-        seed=SeededRandomness(settings.seed).torch_seed("robustness", "smoothing"),
-    )
-    correct = found.predicted == bout.targets[rows]
-    radii = torch.where(correct, found.radius, torch.zeros_like(found.radius))
-    curve = [
-        {"radius": radius, "accuracy": accuracy_of(correct & (found.radius >= radius))}
-        for radius in (torch.linspace(0, 4, 17) * settings.sigma).tolist()
-    ]
-    tell(f"smoothing: mean certified radius {float(radii.mean()):.4f}")
-    return {
-        "sigma": settings.sigma,
-        "alpha": 0.001,
-        "samples": 1000,
-        "records": len(rows),
-        "norm": "l2",
-        "abstained": float((found.predicted == ABSTAIN).double().mean()),
-        "accuracy": accuracy_of(correct),
-        "mean_radius": float(radii.mean()),
-        "median_radius": float(radii.median()),
-        "curve": curve,
-    }
-
-
 def _sites(sample: Sample, clean: Tensor, robust: Tensor) -> dict[str, dict[str, Any]]:
     found = {}
     for place, name in enumerate(sample.sites):
@@ -416,14 +285,6 @@ def _sites(sample: Sample, clean: Tensor, robust: Tensor) -> dict[str, dict[str,
                 "unreliable": count < _FEW_AT_SITE,
             }
     return found
-
-
-def _share(held: Tensor) -> dict[str, Any]:
-    """Return an accuracy with its 95% interval (Clopper and Pearson 1934)."""
-    count, total = int(held.sum()), len(held)
-    low = float(stats.beta.ppf(0.025, count, total - count + 1)) if count else 0.0
-    high = float(stats.beta.ppf(0.975, count + 1, total - count)) if count < total else 1.0
-    return {"accuracy": count / total, "interval": [low, high]}
 
 
 def _features(places: Mapping[str, int] | None, threat: Threat) -> list[str]:
