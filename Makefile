@@ -6,7 +6,7 @@ export VENV
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet --constraint constraints.txt
 HEART := examples/heart/federation.toml
-EXTRAS := dev,ray,hub,tensorboard,mlflow
+EXTRAS := dev,ray,hub,tensorboard,mlflow,robustness
 
 .PHONY: help demo test check clean
 .DELETE_ON_ERROR:

@@ -423,7 +423,6 @@ class TestNotYetOffered:
         "override",
         [
             "audit.checks=['privacy']",
-            "training.adversarial.method=pgd",
             "aggregation.protection=threshold-bfv",
             "aggregation.group_size=0",
         ],

@@ -119,12 +119,12 @@ class PlainPasses:
         if training.early_stop is not None and len(data) > 1:
             return self._until_no_better(data, bench, shuffles)
         if training.local_steps is not None:
-            return self._go(
+            return self.go(
                 data, bench, step_batches(len(data), training.batch_size, training.local_steps, shuffles)
             )
         loss, steps = None, 0
         for _ in range(training.epochs):
-            done = self._go(data, bench, epoch_batches(len(data), training.batch_size, shuffles))
+            done = self.go(data, bench, epoch_batches(len(data), training.batch_size, shuffles))
             loss, steps = done.loss, steps + done.steps
         return Done(loss=loss, steps=steps)
 
@@ -138,7 +138,7 @@ class PlainPasses:
         part, validation = data.subset(kept), data.subset(held)
         best, best_loss, waited, steps, loss = bench.tensors.read(), float("inf"), 0, 0, None
         for _ in range(self._training.epochs):
-            done = self._go(part, bench, epoch_batches(len(part), self._training.batch_size, shuffles))
+            done = self.go(part, bench, epoch_batches(len(part), self._training.batch_size, shuffles))
             loss, steps = done.loss, steps + done.steps
             measured = self._mean_loss(validation, bench)
             if measured < best_loss:
@@ -150,7 +150,8 @@ class PlainPasses:
         bench.tensors.write(best)
         return Done(loss=loss, steps=steps)
 
-    def _go(self, data: Data, bench: Bench, batches: Iterator[Tensor]) -> Done:
+    def go(self, data: Data, bench: Bench, batches: Iterator[Tensor]) -> Done:
+        """Take a step on each batch of rows, in their order."""
         total, seen, steps = torch.zeros((), dtype=torch.float64, device=bench.device), 0, 0
         for rows in batches:
             inputs, targets = data.batch(rows)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cloister.client.adversarial import AdversarySource, adversary_source
 from cloister.client.passes import Bench, Done, Work
 from cloister.core.data import Data
 from cloister.core.spec import FederationSpec
@@ -41,7 +42,9 @@ def private_steps(spec: FederationSpec, task: Task, model: nn.Module) -> Work | 
     if spec.privacy.unit == "record-distributed":
         return SharedStep(distributed_record_plan(spec), loss, model)
     plan = record_plan(spec)
-    return None if plan is None else PrivateSteps(plan, loss, model)
+    if plan is None:
+        return None
+    return PrivateSteps(plan, loss, model, adversary_source(spec.training, task, loss))
 
 
 class RecordLoss:
@@ -60,8 +63,15 @@ class RecordLoss:
 class PrivateSteps:
     """`Work` of a fixed number of noisy steps; an empty batch is a step of noise alone."""
 
-    def __init__(self, plan: RecordPlan, loss: RecordLoss, model: nn.Module) -> None:
+    def __init__(
+        self,
+        plan: RecordPlan,
+        loss: RecordLoss,
+        model: nn.Module,
+        adversaries: AdversarySource | None = None,
+    ) -> None:
         self._plan = plan
+        self._adversaries = adversaries
         self._engine = DpSgd(
             model,
             loss,
@@ -78,8 +88,9 @@ class PrivateSteps:
         batches = poisson_batches(
             len(data), self._plan.sampling_rate, steps=self._plan.steps, generator=coins
         )
+        adversary = None if self._adversaries is None else self._adversaries.of_round(bench)
         for rows in batches:
-            self._engine.step_on(data, rows, noise)
+            self._engine.step_on(data, rows, noise, adversary)
             bench.correct()
             bench.optimiser.step()
         return Done(loss=None, steps=self._plan.steps)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from cloister.client.adversarial import adversarial_passes
 from cloister.client.corrections import gradient_corrections
 from cloister.client.devices import choose_device
 from cloister.client.optimisers import make_optimiser
@@ -156,4 +157,6 @@ class Trainer:
         return LocalResult(change=change, loss=loss, records=len(data), steps=1, learning_rate=1.0)
 
     def _plain(self) -> Work:
+        if self._training.adversarial is not None:
+            return adversarial_passes(self.task, self._training, self.device)
         return PlainPasses(self.task, self._training, PlainStep(self.task, self._training, self.device))

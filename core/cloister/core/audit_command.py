@@ -28,4 +28,9 @@ def register(app: typer.Typer) -> None:
         except ModuleNotFoundError:  # its part is not installed
             continue
         add(group)
+
+    @group.callback()
+    def _audits() -> None:
+        """Keep a group of one audit a group."""
+
     app.add_typer(group, name="audit")

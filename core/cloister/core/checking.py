@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from cloister.core.adversarial.objectives import trained_threat
 from cloister.core.data import Split
-from cloister.core.errors import SpecError
+from cloister.core.errors import SpecError, TaskError
 from cloister.core.resolve import POOLED
-from cloister.core.spec import FederationSpec, Loaded, Origin, PoissonCohort
+from cloister.core.spec import FederationSpec, Loaded, Origin, PoissonCohort, Training
 from cloister.core.spec.pipelines import read_pipeline
 from cloister.core.spec.robustness import UNDEFENDED, fewest_updates
 from cloister.core.task import Task
@@ -89,6 +90,7 @@ def _unsound(spec: FederationSpec, task: Task) -> Iterator[str]:
         yield f"training.class_weights has {len(weights)} entries, and the task has {len(task.classes)} classes; give one weight a class"
     if training.scaffold and training.early_stop is not None:
         yield "training.early_stop goes back to an earlier model, and scaffold's control variates count every step; remove one"
+    yield from _unsound_attack(training, task)
     if not {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(
         training.device, True
     ):
@@ -103,6 +105,14 @@ def _unsound(spec: FederationSpec, task: Task) -> Iterator[str]:
     for key, module in _EXTRAS.items():
         if getattr(spec.tracking, key) and importlib.util.find_spec(module) is None:
             yield f"tracking.{key} needs a package that is not installed; pip install 'cloister[{key}]', or remove the key"
+
+
+def _unsound_attack(training: Training, task: Task) -> Iterator[str]:
+    if training.adversarial is not None:
+        try:
+            trained_threat(training.adversarial, task)
+        except TaskError as error:
+            yield f"{error.message}; {error.remedy}"
 
 
 def _poor_training(loaded: Loaded) -> Iterator[str]:

@@ -37,7 +37,10 @@ from torch.nn import functional
 
 from cloister.core.data import Split
 
-__all__ = ["Task"]
+__all__ = ["Bounds", "Task"]
+
+#: What a model's input lies between: two numbers, or two tensors that broadcast to one record's input.
+Bounds = tuple[float | Tensor, float | Tensor]
 
 
 class Task(ABC):
@@ -47,11 +50,17 @@ class Task(ABC):
         kind: ``classification`` (the model returns (n, classes) scores) or ``regression`` ((n,) or (n, 1) values).
         classes: the classes' names, in the order of their numbers; empty for regression.
         allows_single_class: whether a site may train on records of one class only.
+        bounds: the least and the greatest value of an input, as the model reads it: (0, 1) for unscaled pixels. What an
+            adversary makes of a record stays within them. ``None``: nothing is known, and nothing bounds it but its norm.
+        features: for records of named columns, the place of each numeric column among a record's (d,) inputs: what an adversary
+            can change by a little. ``None``: an adversary can change every input.
     """
 
     kind: Literal["classification", "regression"] = "classification"
     classes: tuple[str, ...] = ()
     allows_single_class: bool = True
+    bounds: Bounds | None = None
+    features: Mapping[str, int] | None = None
 
     @abstractmethod
     def model(self) -> nn.Module:

@@ -153,6 +153,7 @@ def _stand_in(
         watched: Tensor = _Probe.apply(output, anchor, calls, *[tensor.detach() for tensor in inputs])  # type: ignore[no-untyped-call]
         return watched
 
+    forward.watches_records = True  # type: ignore[attr-defined]  # an attack must not run meanwhile
     return forward
 
 

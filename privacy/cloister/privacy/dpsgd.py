@@ -12,6 +12,9 @@ the gradient that a step releases is
 - `DpSgd.noisy_sum` releases the sum with its noise before the division and before any rounding, for who adds several up.
 - Noise is drawn once a logical step, for every trainable parameter, whether or not a record used it; how the step is cut
   into physical batches changes memory only.
+- With an `Objective` the loss of a record is of what an attack made of it: as long as the attack makes it from that record, the model
+  and randomness of its own (`cloister.core.adversarial.attacks` does; `cloister.privacy.adversarial` measures it), g_i depends on record
+  i alone, and the sensitivity is the same C. Clean and attacked part stand in one loss: one clipped gradient a record.
 - What an optimiser does with ``.grad`` (momentum, Adam, L2, FedProx, averaging) is post-processing as long as it reads nothing else
   of the data.
 
@@ -36,7 +39,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +49,22 @@ from cloister.core.errors import SpecError
 from cloister.privacy.noise import GaussianSource
 from cloister.privacy.refusals import Buffers, Method, record_gradients
 
-__all__ = ["DpSgd", "DpSgdSettings", "StepReport"]
+__all__ = ["DpSgd", "DpSgdSettings", "Objective", "StepReport"]
+
+
+class Objective(Protocol):
+    """What a record's loss is, where it takes more than one look at the model: an attack first, then one loss a record."""
+
+    def perturb(self, model: nn.Module, inputs: Any, targets: Tensor) -> Any:
+        """Return what the attack makes of the inputs: each record's own, from that record, the model and fresh randomness alone.
+
+        It is called with all hooks off and may ask the model for gradients by its inputs.
+        """
+        ...
+
+    def losses(self, model: nn.Module, inputs: Any, attacked: Any, targets: Tensor) -> Tensor:
+        """Return the (n,) losses, each a function of its record, what the attack made of it, and the model."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,39 +154,51 @@ class DpSgd:
         self._gradients = record_gradients(model, settings.method)
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-    def step(self, batches: Iterable[tuple[Any, Tensor]], noise: GaussianSource) -> StepReport:
+    def step(
+        self,
+        batches: Iterable[tuple[Any, Tensor]],
+        noise: GaussianSource,
+        objective: Objective | None = None,
+    ) -> StepReport:
         """Release one private gradient: it replaces ``.grad`` of every trainable parameter.
 
         Args:
             batches: the physical batches (inputs, targets) of one logical batch, on the model's device; empty ones, or none,
                 are fine.
             noise: the source of this step's noise; each step reads on in it.
+            objective: what a record's loss is, in place of the ``loss`` of the model's outputs.
 
         Raises:
             TaskError: losses that are not one a record, or a model that hides a record's gradient or changes a buffer.
         """
-        noisy, report = self.noisy_sum(batches, noise)
+        noisy, report = self.noisy_sum(batches, noise, objective)
         noisy.div_(self.settings.expected_batch)
         parts = torch.split(noisy, [parameter.numel() for parameter in self._parameters])
         for parameter, part in zip(self._parameters, parts, strict=True):
             parameter.grad = torch.empty_like(parameter).copy_(part.view(parameter.shape))
         return report
 
-    def step_on(self, data: Data, rows: Tensor, noise: GaussianSource) -> StepReport:
+    def step_on(
+        self, data: Data, rows: Tensor, noise: GaussianSource, objective: Objective | None = None
+    ) -> StepReport:
         """Release one private gradient of ``rows`` ((k,) int64, k may be 0) of a site's records: see `step`.
 
         Records are read one physical batch at a time and moved to the model's device.
         """
-        return self.step(self._physical(data, rows), noise)
+        return self.step(self._physical(data, rows), noise, objective)
 
     def noisy_sum(
-        self, batches: Iterable[tuple[Any, Tensor]], noise: GaussianSource
+        self,
+        batches: Iterable[tuple[Any, Tensor]],
+        noise: GaussianSource,
+        objective: Objective | None = None,
     ) -> tuple[Tensor, StepReport]:
         """Release Σ min(1, C/‖g_i‖)·g_i + N(0, (σC)²·I), and leave every trainable parameter's ``.grad`` as ``None``.
 
         Args:
             batches: as for `step`, like ``noise`` and the errors.
             noise: see there.
+            objective: see there.
 
         Returns:
             (p,) float64 on the CPU, over the trainable parameters in the model's own order; and what the step saw.
@@ -177,7 +207,7 @@ class DpSgd:
             parameter: torch.zeros_like(parameter) for parameter in self._parameters
         }
         try:
-            report = self._accumulate(batches, sums)
+            report = self._accumulate(batches, sums, objective)
         finally:
             for parameter in self._parameters:
                 parameter.grad = None  # a batch gradient may lie there, neither clipped nor noisy
@@ -189,14 +219,19 @@ class DpSgd:
         """Release the noisy sum of ``rows`` of a site's records: see `noisy_sum` and `step_on`."""
         return self.noisy_sum(self._physical(data, rows), noise)[0]
 
-    def _accumulate(self, batches: Iterable[tuple[Any, Tensor]], sums: dict[Tensor, Tensor]) -> StepReport:
+    def _accumulate(
+        self,
+        batches: Iterable[tuple[Any, Tensor]],
+        sums: dict[Tensor, Tensor],
+        objective: Objective | None,
+    ) -> StepReport:
         buffers = Buffers(self.model)
         total, finite, records, dropped = 0.0, 0, 0, 0
         for inputs, targets in batches:
             if not len(targets):
                 continue
             clipped = self._gradients.add_clipped(
-                lambda inputs=inputs, targets=targets: self._loss(self.model(inputs), targets),  # type: ignore[misc]
+                self._forward(inputs, targets, objective),
                 records=len(targets),
                 clip=self.settings.clip,
                 into=sums,
@@ -208,6 +243,14 @@ class DpSgd:
             records += len(targets)
             dropped += clipped.dropped
         return StepReport(loss=total / max(finite, 1), records=records, dropped=dropped)
+
+    def _forward(self, inputs: Any, targets: Tensor, objective: Objective | None) -> Callable[[], Tensor]:
+        if objective is None:
+            return lambda: self._loss(self.model(inputs), targets)
+        attacked = objective.perturb(
+            self.model, inputs, targets
+        )  # before the pass in which gradients are recorded
+        return lambda: objective.losses(self.model, inputs, attacked, targets)
 
     def _physical(self, data: Data, rows: Tensor) -> Iterator[tuple[Any, Tensor]]:
         device = self._parameters[0].device

@@ -32,7 +32,7 @@ from cloister.core.data import Data, Rows, Split
 from cloister.core.errors import SpecError
 from cloister.core.randomness import SeededRandomness
 from cloister.core.resolve import POOLED, check_data
-from cloister.core.spec import Cohort, Partition
+from cloister.core.spec import Cohort, FederationSpec, Partition
 from cloister.core.task import Task
 from cloister.simulation.dealing import (
     Labels,
@@ -45,8 +45,10 @@ from cloister.simulation.dealing import (
 )
 from cloister.simulation.joined import join
 
-__all__ = ["Roster", "make_roster"]
+__all__ = ["Roster", "make_roster", "test_records"]
 
+#: More sites than this are not told apart when a model is evaluated at each of them.
+_TOLD_APART = 1000
 _ATTEMPTS = 100
 _QUANTILES = 10
 
@@ -209,6 +211,17 @@ def make_roster(
     np.add.at(counts, (train_sites, labels), 1)
     test_sites = deal_like(test_labels, counts, randomness.generator("partition", "test"))
     return _Dealt(sites, train, test, task, train_sites=train_sites, test_sites=test_sites)
+
+
+def test_records(spec: FederationSpec, owners: Mapping[str, Split], task: Task) -> dict[str, Data] | None:
+    """Return each site's test records by its name, as a run of ``spec`` deals them; ``None`` where its sites are too many, or unknown.
+
+    Entry point ``simulation`` of the group ``cloister.partitions``: an evaluation asks for them.
+    """
+    if spec.cohort.partition.by == "site" or spec.cohort.sites is None or spec.cohort.sites > _TOLD_APART:
+        return None
+    roster = make_roster(spec.cohort, owners, task, SeededRandomness(spec.federation.seed))
+    return {roster.name(index): roster.split(index).test for index in range(len(roster))}
 
 
 def _deal(

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cloister.client.adversarial import adversary_source
 from cloister.client.private_steps import RecordLoss
 from cloister.core._version import __version__
 from cloister.core.checking import check_federation, check_records, expected_cohort, population
@@ -29,6 +30,7 @@ from cloister.core.preflight import try_task
 from cloister.core.resolve import build_model, described, notes_of
 from cloister.core.spec import Loaded
 from cloister.core.update import Layout, Vector
+from cloister.privacy.adversarial import check_attack_for_dp
 from cloister.privacy.plan import predict
 from cloister.privacy.protection import predict as predict_protection
 from cloister.privacy.refusals import check_on_records
@@ -165,6 +167,9 @@ def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
         inputs, targets = first.batch(torch.arange(min(3, len(first))))
         loss = RecordLoss(task, loaded.spec.training.class_weights)
         check_on_records(model.train(), loss, inputs, targets)
+        adversaries = adversary_source(loaded.spec.training, task, loss)
+        if adversaries is not None:
+            check_attack_for_dp(adversaries.trial, model, inputs, targets)
     if loaded.spec.evaluation.central or loaded.spec.evaluation.sites:
         measure(
             task, model, first, rows=np.arange(min(2, len(first)))

@@ -3,6 +3,7 @@
 from cloister.core.spec.reading import Loaded, Origin, load_federation, parse_federation, read_document
 from cloister.core.spec.tables import (
     AdaptiveClip,
+    Adversarial,
     Aggregation,
     Attack,
     Audit,
@@ -24,6 +25,7 @@ from cloister.core.spec.tables import (
 
 __all__ = [
     "AdaptiveClip",
+    "Adversarial",
     "Aggregation",
     "Attack",
     "Audit",

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from cloister.core.spec.adversarial import Adversarial
 from cloister.core.spec.attack import Attack
 from cloister.core.spec.base import Count, Positive, Rate, Spread, Table, Whole
 from cloister.core.spec.pipelines import pipeline_text, read_pipeline
@@ -20,6 +21,7 @@ from cloister.core.spec.training import EarlyStop, Optimizer, Schedule, Training
 __all__ = [
     "LEAST_PROTECTED",
     "AdaptiveClip",
+    "Adversarial",
     "Aggregation",
     "Attack",
     "Audit",
@@ -372,6 +374,18 @@ class FederationSpec(Table):
             "training.precision = 'mixed' is not offered under differential privacy": training.precision
             == "mixed",
             "training.scaffold is not offered under differential privacy": training.scaffold,
+        } | self._unsound_attacks()
+
+    def _unsound_attacks(self) -> dict[str, bool]:
+        """What would read a site's records without noise while it trains against an adversary."""
+        adversarial = self.training.adversarial
+        return {
+            "training.adversarial.calibrated reads the site's class counts without noise": adversarial
+            is not None
+            and adversarial.calibrated,
+            "training.adversarial.method = 'fgsm-rs' stops a site by a canary that reads its records without noise; use 'pgd' with steps = 1": (
+                adversarial is not None and adversarial.method == "fgsm-rs"
+            ),
         }
 
     def _unsound_for_sites(self) -> dict[str, bool]:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from cloister.core.spec.adversarial import Adversarial
 from cloister.core.spec.base import Count, Fraction, NonNegative, Positive, Rate, Table, Whole
 
 __all__ = ["EarlyStop", "Optimizer", "Schedule", "Training"]
@@ -107,6 +108,9 @@ class Training(Table):
     early_stop: EarlyStop | None = Field(
         default=None, description="stop local epochs on the site's own validation loss; off unless given"
     )
+    adversarial: Adversarial | None = Field(
+        default=None, description="attack each record before it is trained on; off unless given"
+    )
     precision: Literal["float32", "mixed"] = Field(
         default="float32", description="mixed: where the device has it"
     )
@@ -120,6 +124,10 @@ class Training(Table):
             raise ValueError("give local_epochs or local_steps, not both")
         if self.early_stop is not None and self.local_steps is not None:
             raise ValueError("early_stop counts epochs: give local_epochs instead of local_steps")
+        if self.early_stop is not None and self.adversarial is not None:
+            raise ValueError(
+                "early_stop waits for the loss on records that nobody attacked, and adversarial trains for another; remove one"
+            )
         if self.scaffold and (self.optimizer.name != "sgd" or self.optimizer.momentum):
             raise ValueError(
                 "scaffold needs optimizer.name = 'sgd' without momentum: its control variates are plain gradients"

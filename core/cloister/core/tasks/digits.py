@@ -27,6 +27,7 @@ class Digits(Task):
     """
 
     classes = tuple("0123456789")
+    bounds = (0.0, 1.0)
 
     def __init__(self, *, model: ModelChoice = "mlp") -> None:
         read_model(model)

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from cloister.core.errors import DataError
+from cloister.core.task import Bounds
 from cloister.core.tasks.columns import BooleanColumn, CategoricalColumn, Column, NumericColumn
 from cloister.core.tasks.tables import RawTable
 
-__all__ = ["Encoded", "encode", "scaled", "width"]
+__all__ = ["Encoded", "bounds", "encode", "numeric_places", "scaled", "width"]
 
 Values = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -34,6 +36,26 @@ class Encoded:
 def width(columns: Mapping[str, Column]) -> int:
     """Return how many inputs these columns make."""
     return sum(_width(column) for column in columns.values())
+
+
+def numeric_places(columns: Mapping[str, Column]) -> dict[str, int]:
+    """Return the place of each numeric column among a record's inputs."""
+    found, place = {}, 0
+    for name, column in columns.items():
+        if isinstance(column, NumericColumn):
+            found[name] = place
+        place += _width(column)
+    return found
+
+
+def bounds(columns: Mapping[str, Column]) -> Bounds:
+    """Return the least and the greatest value of each input, each (width,): the ends of the columns' public ranges."""
+    low = torch.zeros(width(columns))
+    for name, place in numeric_places(columns).items():
+        column = columns[name]
+        if isinstance(column, NumericColumn) and column.scale == "centred":
+            low[place] = -1.0
+    return low, torch.ones(width(columns))
 
 
 def encode(table: RawTable, columns: Mapping[str, Column]) -> Encoded:

@@ -25,7 +25,7 @@ from cloister.core.models import ModelChoice, build, read_model
 from cloister.core.spec.refusals import nearest
 from cloister.core.task import Task
 from cloister.core.tasks.image_files import load_picture
-from cloister.core.tasks.pixels import PixelData, PixelScale
+from cloister.core.tasks.pixels import PixelData, PixelScale, pixel_bounds
 from cloister.core.tasks.splitting import split_rows
 
 __all__ = ["INFERRED_CLASSES", "Hub"]
@@ -102,6 +102,7 @@ class Hub(Task):
         self._target, self._inputs, self._owners, self._model = target, inputs, owners, model
         self._size = (size, size) if isinstance(size, int) else size
         self._channels, self._mean, self._std = channels, mean, std
+        self.bounds = None if size is None else pixel_bounds(mean, std)
         self._test_fraction, self._split_seed = test_fraction, split_seed
         places = {"revision": revision, "data_files": data_files, "cache_dir": cache}
         self._places = {name: str(value) for name, value in places.items() if value is not None}

@@ -15,7 +15,7 @@ from cloister.core.errors import DataError, TaskError
 from cloister.core.models import ModelChoice, build, read_model
 from cloister.core.task import Task
 from cloister.core.tasks.image_files import Labelled, Parts, class_folders, holds_pictures, read_images
-from cloister.core.tasks.pixels import PixelData, PixelScale
+from cloister.core.tasks.pixels import PixelData, PixelScale, pixel_bounds
 from cloister.core.tasks.splitting import split_rows
 
 __all__ = ["INFERRED_CLASSES", "Images"]
@@ -71,6 +71,7 @@ class Images(Task):
         self._data, self._model = data, model
         self._size = (size, size) if isinstance(size, int) else size
         self._channels, self._mean, self._std = channels, mean, std
+        self.bounds = pixel_bounds(mean, std)
         self._test_fraction, self._split_seed = test_fraction, split_seed
         #: What a user should know before running it; empty where everything was declared.
         self.notes: list[str] = []

@@ -12,8 +12,17 @@ from torch import Tensor
 
 from cloister.core.data import Rows
 from cloister.core.errors import DataError
+from cloister.core.task import Bounds
 
-__all__ = ["PixelData", "PixelScale"]
+__all__ = ["PixelData", "PixelScale", "pixel_bounds"]
+
+
+def pixel_bounds(mean: float | tuple[float, ...], std: float | tuple[float, ...]) -> Bounds:
+    """Return what black and white become under ``(pixel - mean) / std``: numbers, or (channels, 1, 1) where they differ."""
+    if not isinstance(mean, tuple) and not isinstance(std, tuple):
+        return -mean / std, (1 - mean) / std
+    centre, spread = (torch.tensor(value, dtype=torch.float32).reshape(-1, 1, 1) for value in (mean, std))
+    return -centre / spread, (1 - centre) / spread
 
 
 class PixelScale:

@@ -27,7 +27,7 @@ from cloister.core.tasks.columns import (
     canonical,
     read_schema,
 )
-from cloister.core.tasks.encoding import encode, scaled, width
+from cloister.core.tasks.encoding import bounds, encode, numeric_places, scaled, width
 from cloister.core.tasks.inference import MOST_CLASSES, infer_column, infer_schema
 from cloister.core.tasks.splitting import split_rows
 from cloister.core.tasks.tables import SUFFIXES, RawTable, Texts, read_table
@@ -104,6 +104,7 @@ class Tabular(Task):
                 remedy="declare the columns that the model reads",
                 code="task-schema",
             )
+        self.bounds, self.features = bounds(self._columns), numeric_places(self._columns)
         self.kind = self._target.kind
         self.classes = self._target.classes
 
