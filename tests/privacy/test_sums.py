@@ -91,6 +91,18 @@ def test_residues_sum_modulo_their_own_modulus(values: list[int]) -> None:
     assert found["v"].tolist() == [sum(values) % 2**20]
 
 
+def test_what_is_private_modulo_less_than_the_masks_goes_with_random_multiples() -> None:
+    code = SumCode(parts=(Residues(name="v", size=4000, modulus_bits=20),), most=3, bits=32)
+    values = {"v": np.arange(4000, dtype=np.uint32)}
+    integers = code.encode(values, rng())
+    found = code.residues(integers, rng(5))
+    high = found >> 20
+    assert np.array_equal(found & (2**20 - 1), values["v"])
+    assert len(np.unique(high)) > 2000, "of 4096 multiples"
+    assert abs(high.mean() - 2047.5) < 3.3 * 4096 / np.sqrt(12 * 4000)  # two-sided, false alarm 1e-3
+    assert np.array_equal(code.decode(centred(found + found, 32), count=2)["v"], 2 * values["v"])
+
+
 def test_residues_that_do_not_fit_without_wrapping_are_refused() -> None:
     part = Residues(name="v", size=1, modulus_bits=20)
     assert SumCode(parts=(part,), most=100, bits=27).largest == 2**19

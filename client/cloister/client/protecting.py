@@ -30,14 +30,11 @@ from cloister.core.spec import RecordsCap
 from cloister.privacy.manifest import Manifest, SumKind
 from cloister.privacy.noise import cipher_generator
 from cloister.privacy.sums import CUT, LOSS, WEIGHT, Reals, SumCode, summed_metrics
-from cloister.privacy.updates import wrapped
 
 __all__ = ["MakeArray", "Outgoing", "measured_values", "outgoing_for", "training_values"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 MakeArray = Callable[[npt.NDArray[Any]], Array]
-
-_MASKED_BITS = 32
 
 
 class Outgoing(Protocol):
@@ -118,7 +115,8 @@ class Masked:
 
     def encode(self, values: Arrays) -> Arrays:
         """Return the integers modulo 2^32, without masks."""
-        return {protocol.SUM: wrapped(written(self._code, values, self._rounding), _MASKED_BITS)}
+        integers = written(self._code, values, self._rounding)
+        return {protocol.SUM: self._code.residues(integers, self._rounding)}
 
     def protect(self, arrays: Arrays) -> RecordDict:
         """Return the same under masks, and keep the session."""

@@ -15,9 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cloister.privacy.sums.parts import Part
+from cloister.privacy.sums.parts import Residues as ResiduesPart
+from cloister.privacy.updates.modular import Residues, wrapped
 from cloister.privacy.updates.rounding import Integers
 
 __all__ = ["SumCode"]
+
+_MASKED_BITS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,26 @@ class SumCode:
             vector[start : start + length] = part.encode(values[part.name], self.most, self.bits, generator)
             start += length
         return vector
+
+    def residues(self, integers: Integers, generator: np.random.Generator) -> Residues:
+        """Return ``integers`` modulo 2^32, as masks are added to them.
+
+        What is private only modulo a smaller power of two gets a random multiple of it: the sum modulo 2^32 then tells no more than the sum
+        modulo that power, which is what was noised.
+
+        Args:
+            integers: (size,), from `encode`.
+            generator: what the multiples are drawn from; whoever can predict it sees the sum of the integers themselves.
+        """
+        found = wrapped(integers, _MASKED_BITS)
+        start = 0
+        for part in self.parts:
+            length = part.length(self.most, self.bits)
+            if isinstance(part, ResiduesPart) and part.modulus_bits < _MASKED_BITS:
+                many = generator.integers(0, 1 << (_MASKED_BITS - part.modulus_bits), length, dtype=np.uint32)
+                found[start : start + length] += many << np.uint32(part.modulus_bits)
+            start += length
+        return found
 
     def decode(self, total: Integers, *, count: int) -> dict[str, npt.NDArray[Any]]:
         """Return the sums by name.
