@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from flwr.clientapp import ClientApp
 
 from cloister.client.app import make_client_app
 from cloister.core import protocol
+from cloister.core.errors import PeersMissing
 from cloister.core.spec import load_federation
 from cloister.privacy.masking import Confirmations, Deliveries, Reveal, SiteSession
 from cloister.privacy.masking import site as site_module
@@ -38,7 +40,9 @@ def run(repository: Path, out: Path, *overrides: str) -> dict[str, Any]:
         *overrides,
     ]
     loaded = load_federation(repository / "examples" / "heart" / "federation.toml", settings)
-    folder = simulate(loaded, out=out, engine=LocalEngine(0)).run
+    with suppress(PeersMissing):  # a sum that cannot be is thrown away, and what was received stays received
+        simulate(loaded, out=out, engine=LocalEngine(0))
+    (folder,) = out.glob("heart-*")
     return audit_transcript(folder)
 
 

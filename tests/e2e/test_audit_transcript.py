@@ -232,10 +232,11 @@ def test_a_transcript_of_another_run_is_refused(copied: Path, repository: Path, 
 def test_beyond_the_limit_vectors_are_tested_and_sums_are_not(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(transcript_module.LIMITS, "bounded", 8 * 152)
+    two_sessions = 4 * (152 + 80)  # of four sites' updates and of their measurements
+    monkeypatch.setitem(transcript_module.LIMITS, "bounded", two_sessions)
     monkeypatch.setattr("cloister.simulation.simulate.LIMITS", transcript_module.LIMITS)
     folder = run(repository, tmp_path)
-    assert (folder / "transcript" / VECTORS).stat().st_size == 8 * 152
+    assert (folder / "transcript" / VECTORS).stat().st_size == two_sessions
     found = audit_transcript(folder)
     assert (found["verdict"], failed(found)) == ("passed", {})
     assert [one["opened"] for one in found["sessions"]] == [True, True, False, False]

@@ -22,10 +22,10 @@ BAD: list[tuple[str, dict[str, dict[str, Any]], int, str, str]] = [
     ("out of range", {"federation": {"rounds": 0}}, 3, "spec", "federation.rounds = 0"),
     (
         "not yet",
-        {"aggregation": {"protection": "ckks"}},
+        {"aggregation": {"protection": "threshold-bfv"}},
         3,
         "not-yet-offered",
-        "aggregation.protection = 'ckks'",
+        "aggregation.protection = 'threshold-bfv'",
     ),
     ("missing task file", {"task": {"use": "nowhere.py:Rings"}}, 3, "task-unknown", "nowhere.py"),
     ("missing attribute", {"task": {"use": "rings.py:Ring"}}, 3, "task-unknown", "did you mean 'Rings'?"),
@@ -49,7 +49,10 @@ BAD: list[tuple[str, dict[str, dict[str, Any]], int, str, str]] = [
     ("class weights", {"training": {"class_weights": [1.0, 2.0, 3.0]}}, 3, "", "class_weights"),
     (
         "diverges",
-        {"training": {"optimizer": {"name": "sgd", "lr": 1e6, "weight_decay": 1e6}}},
+        {
+            "training": {"optimizer": {"name": "sgd", "lr": 1e6, "weight_decay": 1e6}},
+            "aggregation": {"protection": "plain"},
+        },
         6,
         "peers-missing",
         "update-not-finite",

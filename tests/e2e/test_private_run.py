@@ -66,7 +66,10 @@ def ask(path: Path, kind: str) -> Message:
 
 
 def test_the_update_is_all_that_leaves_a_site(make_file: Callable[..., Path]) -> None:
-    private, open_ = ask(make_file(**TABLES), "train"), ask(make_file(training={"local_steps": 5}), "train")
+    private, open_ = (
+        ask(make_file(**TABLES), "train"),
+        ask(make_file(training={"local_steps": 5}, aggregation={"protection": "plain"}), "train"),
+    )
     assert list(private.content) == [protocol.UPDATE]
     assert list(private.content.array_records[protocol.UPDATE]) == [protocol.VECTOR]
     assert protocol.REPORT in open_.content
@@ -79,7 +82,10 @@ def test_a_site_measures_nothing_for_others_in_a_private_run(make_file: Callable
 
 
 def test_the_server_refuses_a_private_reply_that_tells_more(make_file: Callable[..., Path]) -> None:
-    private, open_ = ask(make_file(**TABLES), "train"), ask(make_file(training={"local_steps": 5}), "train")
+    private, open_ = (
+        ask(make_file(**TABLES), "train"),
+        ask(make_file(training={"local_steps": 5}, aggregation={"protection": "plain"}), "train"),
+    )
     size = len(private.content.array_records[protocol.UPDATE][protocol.VECTOR].numpy())
 
     def check(reply: Message) -> CheckedUpdate | Refused:

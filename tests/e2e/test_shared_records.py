@@ -51,6 +51,7 @@ def tables(**privacy: Any) -> dict[str, dict[str, Any]]:
     return {
         "federation": {"rounds": 4},
         "cohort": {"per_round": "all", "min_sites": 3},
+        "aggregation": {"protection": "plain"},
         "training": {"local_steps": 1, "batch_size": BATCH, "optimizer": {"name": "sgd", "lr": 0.3}},
         "privacy": {
             "unit": "record-distributed",

@@ -118,7 +118,7 @@ def test_with_tiny_noise_the_model_is_that_of_the_clipped_mean(
     """One round of all five sites; the clip bites (the plain mean is far away), and by hand the result is Σ clip(Δ)/5."""
     one = {"federation": {"rounds": 1}}
     made = run(make_file(**tables(unit, 1e-4), **one), tmp_path / "runs")
-    plain = Federation(make_file(cohort=COHORT, **one))
+    plain = Federation(make_file(cohort=COHORT, aggregation={"protection": "plain"}, **one))
     changes = [plain.sent(position).astype(np.float64) for position in range(5)]
     norms = [float(np.linalg.norm(change)) for change in changes]
     assert max(norms) > 2 * CLIP, "the clip must bite"

@@ -183,7 +183,7 @@ def test_a_reference_where_nothing_is_private_is_refused(make_file: Make) -> Non
 @pytest.mark.parametrize(
     ("over", "kind", "says"),
     [
-        ("cohort.min_sites=3,4", None, ""),
+        ("cohort.wait_s=300,600", None, ""),
         ("task.records=200,4", SpecError, "task.records = 4"),
         ("task.fault=,", SpecError, "is not key=value"),
         ("task.fault='',batch-norm", CloisterError, "task.fault = batch-norm"),

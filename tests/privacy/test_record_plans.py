@@ -31,6 +31,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "task": {"use": "heart"},
     "cohort": {"sites": 12, "min_sites": 8},
     "training": {"local_steps": 1, "batch_size": 10},
+    "aggregation": {"protection": "plain"},
     "privacy": PRIVACY,
 }
 

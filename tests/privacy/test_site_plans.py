@@ -149,7 +149,7 @@ def test_the_divisor_is_a_public_constant_of_the_file(cohort: dict[str, Any], n:
 
 
 def test_where_twenty_bits_do_not_suffice_the_run_is_refused_with_the_reason() -> None:
-    crowd = {"sites": 2000, "min_sites": 1}
+    crowd = {"sites": 2000, "min_sites": 3}
     with pytest.raises(SpecError, match="20 bits do not suffice") as refused:
         plan_of({"unit": "site-distributed", "noise_multiplier": 100.0}, cohort=crowd)
     assert refused.value.code == "privacy-bits"
