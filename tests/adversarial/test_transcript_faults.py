@@ -233,10 +233,9 @@ def test_a_survivor_whose_mask_key_the_others_reveal_too_opens(
 
     monkeypatch.setattr(SiteSession, "reveal", reveal)
     hostile(monkeypatch, answer)
-    with pytest.raises(Exception, match="min_sites"):  # the server uses none of it
-        run(repository, tmp_path)
+    reasons = failed(run(repository, tmp_path))  # the server uses none of it
     (folder,) = tmp_path.iterdir()
-    reasons = failed(audit_transcript(folder))
+    assert '"kind": "round"' not in (folder / "events.jsonl").read_text()
     assert f"the vector of '{VICTIM}' opens" in reasons["opening"]
     assert f"both secrets of '{VICTIM}'" in reasons["shares"]
     assert "reveal" not in reasons.get("signatures", "")
