@@ -58,6 +58,7 @@ def test_any_number_of_workers_gives_the_same_result_to_the_bit(attack: str, tmp
     assert fingerprint(honest)[0] != found[0][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "own"),
     [

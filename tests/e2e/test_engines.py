@@ -55,6 +55,7 @@ def test_all_sites_lost_over_ray_exits_6(make_file: Callable[..., Path], cloiste
     assert answer(done)["error"]["code"] == "peers-missing"
 
 
+@pytest.mark.slow
 def test_spawned_workers_give_the_same_result_to_the_bit(
     make_file: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def test_any_number_of_workers_gives_the_same_result_to_the_bit(
     assert another[0] != results[0][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tables", "stop_after"),
     [(STATEFUL, 0), (STATEFUL, 1), (STATEFUL, 5), (PRIVATE, 3), (ADAPTIVE, 3), (DISTRIBUTED, 3), (SHARED, 3)],
@@ -155,6 +156,7 @@ def wait_for(out: Path, round_number: int, process: subprocess.Popen[str]) -> Pa
     raise AssertionError(f"no checkpoint of round {round_number}; exit {process.poll()}")
 
 
+@pytest.mark.slow
 def test_sigkill_leaves_a_folder_that_resumes_and_no_worker_behind(
     make_file: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -220,6 +222,7 @@ def test_interrupted_by_the_user_exits_130_and_says_how_to_go_on(
     assert json.loads((run / "events.jsonl").read_text().splitlines()[-1])["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_write_to_one_run(
     make_file: Callable[..., Path], tmp_path: Path, cloister: Any
 ) -> None:

@@ -264,6 +264,7 @@ def test_each_sites_ledger_is_charged_for_the_fewest_survivors(
         assert {(entry.survivors, entry.steps, entry.noise_multiplier) for entry in charged} == {(3, 1, 1.5)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more", [{}, {"aggregation": {"average_rounds": 3, "optimizer": {"name": "fedavgm"}}}]
 )
