@@ -142,7 +142,7 @@ def _protection(found: Mapping[str, Any]) -> str:
     shares = ""
     if name == "masked":
         shares = (
-            f", {found['threshold']} of {found['degree'] + 1} shares take a mask off, and {found['colluders']} sites of a round may side with "
+            f", {found['threshold']} of {found['degree'] + 1} shares take a mask off, and up to {found['colluders']} of a round's sites may side with "
             "the server"
         )
     return (

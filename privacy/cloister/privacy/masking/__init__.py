@@ -40,7 +40,7 @@ residues from 0 to 2^m - 1 (`cloister.privacy.updates.wrapped`), and `ServerSess
 the sum of masks that cancel modulo 2^32 cancels modulo 2^m, and carries beyond bit m fall away. Signed integers are residues too; that n
 of them do not wrap is checked when the manifest is made.
 
-**Security.** X25519 (decisional Diffie-Hellman), HKDF-SHA256 as a random oracle, ChaCha20 as a pseudorandom generator, ChaCha20-Poly1305 and Ed25519 are
+**Security.** X25519 (decisional Diffie-Hellman), HKDF-SHA256 as a random oracle, AES-256 in counter mode as a pseudorandom generator, ChaCha20-Poly1305 and Ed25519 are
 taken to be what they are held for. Let the server and c of the n sites collude, tell anybody anything and pool all they see, where
 
 - c < 2 q - n, with q = `quorum`: with t = floor(2 n / 3) + 1 in a complete graph that is every c < n / 3;

@@ -4,8 +4,8 @@ Formal guarantee: ``add_stream(values, key)`` adds to ``values[i]`` the bytes ``
 under ``key`` (NIST SP 800-38A; counter from zero), whatever the blocks that it is generated in. A key serves one stream only. Memory beyond
 the vector is two blocks of 256 KiB, whatever the vector's size.
 
-AES and not ChaCha20, because processors have instructions for it: on one without AVX-512 its stream takes less than half of ChaCha20's time. On a
-processor without AES instructions it is slower, and OpenSSL's code then is still in constant time.
+AES and not ChaCha20, because processors have instructions for it: on one without AVX-512 its stream takes less than half of ChaCha20's time. A
+processor without AES instructions is slower, and may not take constant time.
 
 ============================  ====================================================
 case                          outcome
