@@ -55,7 +55,6 @@ class Purpose(StrEnum):
     SURVIVORS = "survivors"
     CIPHERTEXT = "ciphertext"
     DECRYPTION = "decryption"
-    CERTIFICATE = "certificate"
     KEY = "key"
 
 
