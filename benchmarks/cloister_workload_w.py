@@ -52,6 +52,9 @@ batch_size = {batch}
 optimizer = {{ name = "sgd", lr = {rate} }}
 device = "cpu"
 
+[aggregation]
+protection = "plain"    # as in the other contestants: what masks cost is measured by protected_rounds.py
+
 [evaluation]
 every = 0
 central = false

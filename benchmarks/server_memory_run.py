@@ -32,6 +32,9 @@ batch_size = 8
 optimizer = {{ name = "sgd", lr = 0.01 }}
 device = "cpu"
 
+[aggregation]
+protection = "plain"    # the streaming mean of updates is what is measured
+
 [evaluation]
 every = 0
 central = false

@@ -42,6 +42,7 @@ __all__ = [
     "PROTOCOL",
     "REFUSAL",
     "REPORT",
+    "REQUEST",
     "REVEAL",
     "SEAL",
     "SECURE",
@@ -65,6 +66,8 @@ UPDATE = "update"
 REPORT = "report"
 REFUSAL = "refusal"
 SITE = "site"
+#: In a deployment, beside ``job`` in every message: the user's signed request (`cloister.privacy.request`).
+REQUEST = "request"
 #: One key, `LEDGER`, whose value is JSON: {"heads", "witnesses", "peers"} in a job, {"head", "epsilon", "delta", "cap", "signed"} in a reply.
 LEDGER = "ledger"
 AFFORD = "afford"

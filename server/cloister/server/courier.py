@@ -78,6 +78,8 @@ class Courier:
         arrays = ArrayRecord()  # filled item by item: its constructor would copy and serialise each array
         arrays.update({name: self._plan.make_array(vector) for name, vector in vectors.items()})
         content = RecordDict({protocol.JOB: job, protocol.MODEL: arrays})
+        if self._plan.request is not None:
+            content[protocol.REQUEST] = ConfigRecord(dict(self._plan.request.to_fields()))
         names = self.names(cohort)
         messages = [
             Message(

@@ -16,6 +16,7 @@ from cloister.core.spec import Loaded
 from cloister.core.update import Layout, Vector
 from cloister.privacy.homomorphic import SumRequest
 from cloister.privacy.identity import Consortium, Identity
+from cloister.privacy.request import SignedRequest
 from cloister.server.checkpoints import Arrays, Checkpoint, CheckpointStore
 from cloister.server.events import EventBus
 from cloister.server.transcript import Transcript
@@ -83,6 +84,7 @@ class RunPlan:
         witnesses: what the server knows of the sites' ledgers, where they keep any.
         secure: who the server is to the consortium, where updates are protected.
         transcript: where all that is received is written down, or ``None``.
+        request: who asked for the run, in a deployment: it goes with every message.
         fingerprint: what the run computes with, kept in every checkpoint and compared on a resume.
     """
 
@@ -101,4 +103,5 @@ class RunPlan:
     witnesses: Witnesses | None = None
     secure: SecureSeat | None = None
     transcript: Transcript | None = None
+    request: SignedRequest | None = None
     fingerprint: str = ""

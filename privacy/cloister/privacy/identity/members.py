@@ -56,6 +56,7 @@ class Purpose(StrEnum):
     CIPHERTEXT = "ciphertext"
     DECRYPTION = "decryption"
     KEY = "key"
+    JOB = "job"
 
 
 @dataclass(frozen=True, kw_only=True)
