@@ -10,7 +10,7 @@ from cloister.core.randomness import SeededRandomness, SystemRandomness
 from cloister.privacy.audit.claims import Claim
 from cloister.privacy.audit.coins import Coins, opened
 from cloister.privacy.audit.judging import judge
-from cloister.privacy.audit.power import decisive, prepare
+from cloister.privacy.audit.power import Canaries, decisive, prepare
 from cloister.privacy.calibration import noise_multiplier_for
 from cloister.privacy.events import Gaussian, Laplace, PoissonGaussian, SeveralRecords, Skellam
 
@@ -92,11 +92,11 @@ def test_less_noise_costs_what_the_accountant_says() -> None:
 
 
 def test_the_most_powerful_estimator_whose_assumptions_hold_decides() -> None:
-    found = prepare(claim(4.0), 1000, confidence=SURE, independent=True)
+    found = prepare(claim(4.0), 1000, confidence=SURE, kinds=Canaries())
     assert decisive(found).estimator.kind.name == "location"
     reach = {one.estimator.kind.name: one.reach for one in found}
     assert reach["one-run"] < reach["one-run f-dp"] < reach["gaussian-dp"] < reach["location"] < 4.0
-    tied = prepare(claim(4.0), 1000, confidence=SURE, independent=False)
+    tied = prepare(claim(4.0), 1000, confidence=SURE, kinds=Canaries(independent=False))
     assert decisive(tied).estimator.kind.name == "one-run f-dp"
     assert [one.holds for one in tied] == [True, True, False, False, False]
     bounds = judge(
@@ -108,7 +108,7 @@ def test_the_most_powerful_estimator_whose_assumptions_hold_decides() -> None:
 def test_what_could_be_refuted_is_refuted_nine_times_in_ten() -> None:
     """By draws that the preparation did not see: 200 audits, 180 expected, below 165 or above 194 with a chance of 0.001."""
     made = claim(4.0)
-    chosen = decisive(prepare(made, 500, confidence=SURE, independent=True))
+    chosen = decisive(prepare(made, 500, confidence=SURE, kinds=Canaries()))
     low, high = 0.01, 1.0
     while high - low > 1e-4:  # the noise at which the mechanism costs just that
         noise = (low + high) / 2
@@ -127,7 +127,7 @@ def test_what_could_be_refuted_is_refuted_nine_times_in_ten() -> None:
 )
 def test_verdicts(epsilon: float, noise: float, verdict: str) -> None:
     made = claim(epsilon)
-    prepared = prepare(made, 1000, confidence=SURE, independent=True)
+    prepared = prepare(made, 1000, confidence=SURE, kinds=Canaries())
     found = judge(made, prepared, made.scores(1000, np.random.default_rng(4), noise=noise), confidence=SURE)
     assert found.verdict == verdict
     told = found.as_dict()

@@ -27,7 +27,7 @@ from scipy import special, stats
 
 from cloister.privacy.audit.gaussian import MOST
 
-__all__ = ["epsilon_from_guesses", "mu_from_guesses", "refutes_mu"]
+__all__ = ["epsilon_from_guesses", "mu_from_guesses", "refutes_epsilon", "refutes_mu"]
 
 _MOST_EPSILON = 100.0
 _GRID = 33
@@ -47,17 +47,25 @@ def epsilon_from_guesses(
         delta: δ of the claim.
         confidence: 1 - the chance to refute a claim that holds.
     """
-    _check(correct, guesses, canaries)
+
+    def refuted(epsilon: float) -> bool:
+        return refutes_epsilon(correct, guesses, canaries, epsilon, delta=delta, confidence=confidence)
+
     low, high = 0.0, _MOST_EPSILON
-    if _p_value(correct, guesses, canaries, low, delta) >= 1 - confidence:
+    if not refuted(low):
         return 0.0
     while high - low > 1e-6:
         middle = (low + high) / 2
-        if _p_value(correct, guesses, canaries, middle, delta) < 1 - confidence:
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if refuted(middle) else (low, middle)
     return low
+
+
+def refutes_epsilon(
+    correct: int, guesses: int, canaries: int, epsilon: float, *, delta: float, confidence: float
+) -> bool:
+    """Return whether the guesses refute (``epsilon``, ``delta``)-DP."""
+    _check(correct, guesses, canaries)
+    return _p_value(correct, guesses, canaries, epsilon, delta) < 1 - confidence
 
 
 def _p_value(correct: int, guesses: int, canaries: int, epsilon: float, delta: float) -> float:

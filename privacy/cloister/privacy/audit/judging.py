@@ -63,7 +63,7 @@ class Judgement:
             "claim": {
                 "epsilon": self.claim.epsilon,
                 "delta": self.claim.delta,
-                "event": self.claim.event.as_json(),
+                "event": self.claim.whole.as_json(),
             },
             "lower_bound": self.lower_bound,
             "confidence": self.confidence,

@@ -1,5 +1,8 @@
 """What an audit could find, computed from the claim alone, before anything is measured.
 
+These figures hold for the worst canaries there are. Of weaker ones (records that somebody made up, say) nobody knows beforehand how much they show: an audit with
+them can refute, and has no power otherwise.
+
 Three figures for each estimator, all by simulation of the claimed mechanism (`Claim.scores`, with a generator of its own that no run shares):
 
 - its **share**: how many canaries are guessed or accused. The share with the largest median bound under the claim is taken, so nothing is tuned on the data.
@@ -25,7 +28,7 @@ import numpy as np
 from cloister.privacy.audit.claims import Claim
 from cloister.privacy.audit.estimators import ESTIMATORS, Estimator, Kind
 
-__all__ = ["POWER", "SURE", "Prepared", "decisive", "prepare"]
+__all__ = ["POWER", "SURE", "Canaries", "Prepared", "decisive", "prepare"]
 
 #: An audit has power if it would refute a mechanism that costs so many times what it claims …
 POWER = 1.5
@@ -33,6 +36,21 @@ POWER = 1.5
 SURE = 0.9
 
 _MEDIAN, _RUNS, _HALVINGS, _LEAST = 15, 200, 9, 64.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canaries:
+    """What is known of an audit's canaries before anything is measured.
+
+    Attributes:
+        independent: whether their scores are independent, given the coins: orthogonal ones under independent noise.
+        normal: whether their scores are linear in the noise, and so normal.
+        worst: whether each is the worst record (or site) that the mechanism admits.
+    """
+
+    independent: bool = True
+    normal: bool = True
+    worst: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +74,7 @@ class Prepared:
 
 @lru_cache(maxsize=64)
 def prepare(
-    claim: Claim, canaries: int, *, confidence: float, independent: bool, seed: int = 0
+    claim: Claim, canaries: int, *, confidence: float, kinds: Canaries, seed: int = 0
 ) -> tuple[Prepared, ...]:
     """Return every estimator with its power against ``claim``; it takes some seconds.
 
@@ -64,11 +82,11 @@ def prepare(
         claim: what is audited.
         canaries: m.
         confidence: of the bounds.
-        independent: whether the canaries' scores are independent, given the coins.
+        kinds: what is known of the canaries.
         seed: of the simulation; the same seed gives the same figures.
     """
     return tuple(
-        _prepared(kind, claim, canaries, confidence=confidence, independent=independent, seed=seed)
+        _prepared(kind, claim, canaries, confidence=confidence, kinds=kinds, seed=seed)
         for kind in ESTIMATORS.values()
     )
 
@@ -79,7 +97,7 @@ def decisive(prepared: Sequence[Prepared]) -> Prepared:
 
 
 def _prepared(
-    kind: Kind, claim: Claim, canaries: int, *, confidence: float, independent: bool, seed: int
+    kind: Kind, claim: Claim, canaries: int, *, confidence: float, kinds: Canaries, seed: int
 ) -> Prepared:
     medians = {
         share: _median(kind.taking(share), claim, canaries, confidence=confidence, seed=seed)
@@ -92,8 +110,8 @@ def _prepared(
         estimator=estimator,
         reach=medians[share],
         refutable=refutable,
-        power=refutable <= POWER * claim.epsilon,
-        holds=independent or not kind.independent,
+        power=kinds.worst and refutable <= POWER * claim.epsilon,
+        holds=(kinds.independent or not kind.independent) and (kinds.normal or not kind.normal),
     )
 
 
@@ -112,13 +130,11 @@ def _refutable(estimator: Estimator, claim: Claim, canaries: int, *, confidence:
 
     def sure(noise: float) -> bool:
         return _refuting(
-            lambda run: (
-                estimator.bound(
-                    claim.scores(canaries, _generator(seed, run), noise=noise),
-                    delta=claim.delta,
-                    confidence=confidence,
-                )
-                > claim.epsilon
+            lambda run: estimator.refutes(
+                claim.scores(canaries, _generator(seed, run), noise=noise),
+                claim.epsilon,
+                delta=claim.delta,
+                confidence=confidence,
             )
         )
 
