@@ -10,12 +10,12 @@ import base64
 import contextlib
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -49,11 +49,27 @@ from cloister.simulation.ledgers import SimulatedLedgers
 from cloister.simulation.sites import SimulatedSites
 from cloister.simulation.threads import one_thread
 
-__all__ = ["RunResult", "check", "resume", "simulate"]
+__all__ = ["Audited", "RunResult", "check", "resume", "simulate"]
 
 #: Sites that are named one by one in the first event, and those whose records are counted for the partition's plot.
 _NAMED, _COUNTED = 1000, 200
 _MODEL = "model.safetensors"
+
+
+class Audited(Protocol):
+    """A run with canaries: other sites, and two events more."""
+
+    def sites(self, federation: str, base: Path, ledgers: SimulatedLedgers | None) -> SimulatedSites:
+        """Return the sites of the federation file in ``federation`` (JSON)."""
+        ...
+
+    def sealed(self, layout: Layout) -> Mapping[str, Any]:
+        """Return the ``audit`` event before training."""
+        ...
+
+    def opened(self) -> Mapping[str, Any]:
+        """Return the ``audit`` event after it."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +103,7 @@ def simulate(
     sinks: tuple[Sink, ...] = (),
     on_start: Callable[[Path], None] = lambda _: None,
     ledgers: Path | None = None,
+    audited: Audited | None = None,
 ) -> RunResult:
     """Run a federation on this machine.
 
@@ -97,6 +114,7 @@ def simulate(
         sinks: who is told of events, beside the folder's own log.
         on_start: told of the run folder as soon as it is there.
         ledgers: the folder in which the sites of a private run keep their ledgers; ``None``: they keep none.
+        audited: canaries, where the run is an audit's.
 
     Raises:
         CloisterError: whatever refused the run.
@@ -106,11 +124,11 @@ def simulate(
         if loaded.spec.privacy.unit == "none" or ledgers is None
         else SimulatedLedgers(ledgers.absolute())
     )
-    loaded, sites = _sites(loaded, kept)
+    loaded, sites = _sites(loaded, kept, SimulatedSites if audited is None else audited.sites)
     prepared = _prepare(sites, loaded)
     folder = RunFolder.create(out, loaded, ledgers=ledgers if kept else None)
     on_start(folder.path)
-    return _run(folder, loaded, sites, prepared, engine=engine, sinks=sinks)
+    return _run(folder, loaded, sites, prepared, engine=engine, sinks=sinks, audited=audited)
 
 
 def resume(path: Path, *, engine: Engine, sinks: tuple[Sink, ...] = ()) -> RunResult:
@@ -141,13 +159,17 @@ class _Prepared:
     fingerprint: str
 
 
-def _sites(loaded: Loaded, ledgers: SimulatedLedgers | None) -> tuple[Loaded, SimulatedSites]:
+def _sites(
+    loaded: Loaded,
+    ledgers: SimulatedLedgers | None,
+    make: Callable[[str, Path, SimulatedLedgers | None], SimulatedSites] = SimulatedSites,
+) -> tuple[Loaded, SimulatedSites]:
     """Return the sites, and the file with what it left to their number."""
-    sites = SimulatedSites(json.dumps(loaded.effective()), loaded.base, ledgers)
+    sites = make(json.dumps(loaded.effective()), loaded.base, ledgers)
     settled = loaded if loaded.spec.cohort.sites else loaded.settled(len(sites.owners))
     if settled is loaded:
         return loaded, sites
-    return settled, SimulatedSites(json.dumps(settled.effective()), loaded.base, ledgers)
+    return settled, make(json.dumps(settled.effective()), loaded.base, ledgers)
 
 
 def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
@@ -205,6 +227,7 @@ def _run(
     *,
     engine: Engine,
     sinks: tuple[Sink, ...],
+    audited: Audited | None = None,
 ) -> RunResult:
     spec = loaded.spec
     try:
@@ -229,6 +252,8 @@ def _run(
                     bus.recall(read_events(folder.events))
                 if checkpoint is None:
                     bus.emit("run", 0, **_facts(loaded, sites, prepared, engine))
+                if audited is not None:
+                    bus.emit("audit", 0, **audited.sealed(prepared.layout))
                 plan = RunPlan(
                     loaded=loaded,
                     layout=prepared.layout,
@@ -248,7 +273,10 @@ def _run(
                     transcript=transcript,
                 )
                 release = partial(_release, folder, sites, prepared)
-                _finish(folder, sites, prepared, _rounds(opened, plan, bus, release), bus)
+                trained = _rounds(opened, plan, bus, release)
+                if audited is not None:
+                    bus.emit("audit", spec.federation.rounds, **audited.opened())
+                _finish(folder, sites, prepared, trained, bus)
             finally:
                 if transcript is not None:
                     transcript.close()

@@ -134,6 +134,10 @@ def _verdict(claim: Claim, chosen: Prepared, bound: float, confidence: float) ->
         if math.isfinite(chosen.refutable)
         else "at no epsilon"
     )
+    if not chosen.power and chosen.refutable <= POWER * claim.epsilon:
+        return "no power", (
+            f"nothing follows: the lower bound is {bound:.2f} {sure}, and how much these canaries could have shown is not known; the claim is {claim.epsilon:.4g}"
+        )
     if not chosen.power:
         return "no power", (
             f"nothing follows: with so few canaries this audit could have refuted the claim of {claim.epsilon:.4g} {above} "
