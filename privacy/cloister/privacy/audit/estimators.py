@@ -40,8 +40,19 @@ __all__ = ["ESTIMATORS", "Estimator", "Kind"]
 
 #: scores, how many guesses or accusations, δ, confidence → ε (or μ) from below.
 _Measure = Callable[[Scores, int, float, float], float]
-#: right guesses, guesses, canaries, ε, δ, confidence → whether ε is refuted.
-_Refutes = Callable[[int, int, int, float, float, float], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tested:
+    """What a count of right guesses is held against."""
+
+    epsilon: float
+    delta: float
+    confidence: float
+
+
+#: right guesses, guesses, canaries → whether what is tested is refuted.
+_Refutes = Callable[[int, int, int, _Tested], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,20 +106,23 @@ class Estimator:
         """Return whether the bound is above ``epsilon``; quicker than the bound itself."""
         kind, number, canaries = self.kind, self.number(len(scores)), len(scores)
         if kind.refutes is not None:
-            return guessed(scores, number) >= _least(kind.refutes, number, canaries, epsilon, delta, confidence)
+            return guessed(scores, number) >= _least(
+                kind.refutes,
+                number,
+                canaries,
+                _Tested(epsilon=epsilon, delta=delta, confidence=confidence),
+            )
         limit = mu_of_epsilon(epsilon, delta) if kind.in_mu else epsilon
         return kind.measure(scores, number, delta, confidence) > limit
 
 
 @lru_cache(maxsize=4096)
-def _least(
-    refutes: _Refutes, guesses: int, canaries: int, epsilon: float, delta: float, confidence: float
-) -> int:
-    """Return the fewest right guesses that refute ``epsilon``; more than all where not even all do."""
+def _least(refutes: _Refutes, guesses: int, canaries: int, tested: _Tested) -> int:
+    """Return the fewest right guesses that refute what is tested; more than all where not even all do."""
     low, high = 0, guesses + 1
     while high - low > 1:
         middle = (low + high) // 2
-        if refutes(middle, guesses, canaries, epsilon, delta, confidence):
+        if refutes(middle, guesses, canaries, tested):
             high = middle
         else:
             low = middle
@@ -121,20 +135,24 @@ def _one_run(scores: Scores, number: int, delta: float, confidence: float) -> fl
     )
 
 
-def _one_run_refutes(
-    correct: int, guesses: int, canaries: int, epsilon: float, delta: float, confidence: float
-) -> bool:
-    return refutes_epsilon(correct, guesses, canaries, epsilon, delta=delta, confidence=confidence)
+def _one_run_refutes(correct: int, guesses: int, canaries: int, tested: _Tested) -> bool:
+    return refutes_epsilon(
+        correct, guesses, canaries, tested.epsilon, delta=tested.delta, confidence=tested.confidence
+    )
 
 
 def _f_dp(scores: Scores, number: int, delta: float, confidence: float) -> float:  # noqa: ARG001 - the seam's signature
     return mu_from_guesses(guessed(scores, number), number, len(scores), confidence=confidence)
 
 
-def _f_dp_refutes(
-    correct: int, guesses: int, canaries: int, epsilon: float, delta: float, confidence: float
-) -> bool:
-    return refutes_mu(correct, guesses, canaries, mu_of_epsilon(epsilon, delta), confidence=confidence)
+def _f_dp_refutes(correct: int, guesses: int, canaries: int, tested: _Tested) -> bool:
+    return refutes_mu(
+        correct,
+        guesses,
+        canaries,
+        mu_of_epsilon(tested.epsilon, tested.delta),
+        confidence=tested.confidence,
+    )
 
 
 def _rates(scores: Scores, number: int, delta: float, confidence: float) -> float:

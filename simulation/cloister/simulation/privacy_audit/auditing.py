@@ -94,7 +94,8 @@ class Audit:
     def __post_init__(self) -> None:
         if not 0.5 < self.confidence < 1:
             raise UsageError(
-                f"a confidence of {self.confidence} is not above 0.5 and below 1", remedy="give 0.95, for example"
+                f"a confidence of {self.confidence} is not above 0.5 and below 1",
+                remedy="give 0.95, for example",
             )
         spec = self.design.loaded.spec
         self._coins = Coins.draw(
@@ -133,7 +134,11 @@ class Audit:
             judgement=judge(self._claim, self._prepared, scores, confidence=self.confidence),
             scores=scores,
             design=self.design,
-            site=None if self.design.sites_are_canaries else self._sites.planting.site if self._sites.planting else None,
+            site=None
+            if self.design.sites_are_canaries
+            else self._sites.planting.site
+            if self._sites.planting
+            else None,
             seal=seal,
         )
 
@@ -169,9 +174,7 @@ class Audit:
             normal=self.design.plain,
             worst=self.design.plain and self.design.space == "gradient",
         )
-        self._prepared = prepare(
-            self._claim, self.design.canaries, confidence=self.confidence, kinds=kinds
-        )
+        self._prepared = prepare(self._claim, self.design.canaries, confidence=self.confidence, kinds=kinds)
         return {
             "check": CHECK,
             "verdict": "sealed",
@@ -186,7 +189,12 @@ class Audit:
 
     def opened(self) -> Mapping[str, Any]:
         """Return the event after training: the coins."""
-        return {"check": CHECK, "verdict": "opened", "seal": self._coins.seal, "opening": self._coins.opening()}
+        return {
+            "check": CHECK,
+            "verdict": "opened",
+            "seal": self._coins.seal,
+            "opening": self._coins.opening(),
+        }
 
     def _planting(self, spec: FederationSpec, site: str | None) -> Planting:
         return Planting(
@@ -238,7 +246,9 @@ class Audit:
             return found.double().numpy()
 
         before = losses()
-        model.load_state_dict({name: torch.from_numpy(value) for name, value in load_file(made.model).items()})
+        model.load_state_dict(
+            {name: torch.from_numpy(value) for name, value in load_file(made.model).items()}
+        )
         return before - losses()
 
 

@@ -119,26 +119,27 @@ class PlantedData:
     def batch(self, rows: Tensor) -> tuple[Any, Tensor]:
         """Return the inputs and targets of ``rows`` ((k,) int64), in that order."""
         inputs, _ = self._records.batch(rows % len(self._records))
-        return inputs, self.targets[rows]
+        return inputs, self.targets.index_select(0, rows)
 
     def subset(self, rows: Rows) -> Data:
         """Return these rows as data of their own."""
-        return _Subset(self, torch.from_numpy(np.asarray(rows)))
+        return _Subset(self, torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)))
 
 
 class _Subset:
     def __init__(self, whole: Data, rows: Tensor) -> None:
         self._whole, self._rows = whole, rows
-        self.targets = whole.targets[rows]
+        self.targets = whole.targets.index_select(0, rows).clone()
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def batch(self, rows: Tensor) -> tuple[Any, Tensor]:
-        return self._whole.batch(self._rows[rows])
+        return self._whole.batch(self._rows.index_select(0, rows))
 
     def subset(self, rows: Rows) -> Data:
-        return _Subset(self._whole, self._rows[torch.from_numpy(np.asarray(rows))])
+        picked = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))
+        return _Subset(self._whole, self._rows.index_select(0, picked))
 
 
 def planted(split: Split, task: CanaryTask, canaries: Tensor) -> Split:

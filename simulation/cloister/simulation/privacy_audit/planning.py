@@ -5,7 +5,8 @@ Kept is everything that ε depends on: unit, noise, clip, rates, steps, rounds, 
 - **the optimisers and the schedule**, to plain SGD at the file's rate, unless ``keep_optimizer``: what they make of noisy steps is post-processing and costs nothing, but
   blurs what the adversary sees. With the file's own, a refutation is one all the same, and silence says nothing.
 - **the cohort**: every site takes part in every round, as ε is claimed for one that does; where sites are the unit, the canaries are the sites.
-- **protection**: where the claim holds against who reads a site's messages (``record``, ``site-local``), they come in clear.
+- **protection**: where the claim holds against who reads a site's messages (``record``, ``site-local``), they come in clear; and so do those of a thousand canary
+  sites, whose sums are what is looked at. Whether masks hide single messages is for the transcript's audit to show.
 - what is measured, tracked, attacked and written down beside: nothing.
 """
 
@@ -93,7 +94,7 @@ def designed(
     found = owners(task)
     tables = loaded.settled(spec.cohort.sites or len(found)).effective()
     _lighten(tables)
-    if seen == "update":
+    if seen == "update" or sites:
         tables["aggregation"]["protection"] = "plain"
     tables["audit"]["transcript"] = "off"
     tables["cohort"]["per_round"] = "all"

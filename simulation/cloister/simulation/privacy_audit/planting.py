@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +32,6 @@ from cloister.core.resolve import load_task
 from cloister.core.task import Task
 from cloister.privacy.audit.coins import Coins
 from cloister.simulation.joined import join
-from cloister.simulation.ledgers import SimulatedLedgers
 from cloister.simulation.privacy_audit.canaries import CanaryTask, planted
 from cloister.simulation.privacy_audit.watching import Seen, WatchingGrid
 from cloister.simulation.sites import SimulatedSites
