@@ -48,7 +48,7 @@ def render_page(found: Mapping[str, Any]) -> str:
         run=shown(found["run"], 100),
         status=_STATUS[found["verdict"]],
         verdict=found["verdict"],
-        reason=shown(found["reason"], _TEXT),
+        reason=shown(found["reason"][:1].upper() + found["reason"][1:], _TEXT) + ".",
         meaning=meaning(found["verdict"]),
         tiles=_tiles(found),
         plots={name: Markup(svg) for name, svg in plots.items()},  # noqa: S704 - matplotlib escapes its texts
@@ -131,6 +131,7 @@ def _bounds(found: Mapping[str, Any]) -> str:
             axes.plot([one["reach"]] * 2, [place - 0.36, place + 0.36], color=MUTED, linewidth=1.2)
         axes.axvline(claim, color=INK, linewidth=1.4, linestyle="--")
         axes.text(claim, len(told) - 0.4, " claimed", color=INK, fontsize=8.5, va="bottom")
+        axes.set_xlim(0, 1.18 * max(claim, *(one["bound"] for one in told)))
         axes.set_yticks(range(len(told)), [one["name"] for one in reversed(told)])
         axes.set_ylim(-0.6, len(told) - 0.1)
         tidy(axes, xlabel="ε at least (bar); median if the claim holds exactly (tick)")
