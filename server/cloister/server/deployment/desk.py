@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,7 +201,7 @@ class Desk:
         )
 
 
-class SuperLinkGrid(HttpGrid):  # type: ignore[misc]  # Flower's package has no stubs of its own here
+class SuperLinkGrid(HttpGrid):
     """Flower's grid over HTTP, which gives up a reply that is too long and keeps the run's task alive.
 
     Args:
@@ -244,7 +244,7 @@ class SuperLinkGrid(HttpGrid):  # type: ignore[misc]  # Flower's package has no 
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Fetch the replies to these messages that are there; one that is too long counts as lost, and is not fetched whole."""
-        client, run = self._runtime_client, self._run.run_id
+        client, run = self._runtime_client, self.run.run_id
         answer = client.PullMessages(PullAppMessagesRequest(message_ids=list(message_ids)))
         pull = make_pull_object_fn_protobuf(client.PullObject, self.node, run)
         found: list[Message] = []
@@ -255,7 +255,7 @@ class SuperLinkGrid(HttpGrid):  # type: ignore[misc]  # Flower's package has no 
                 message = inflate_object_from_contents(identifier, contents)
             except httpx.HTTPError:
                 raise
-            except Exception:  # noqa: BLE001 - whatever a site's bytes make of it: that reply is lost, and no other
+            except Exception:  # noqa: BLE001, S112 - whatever a site's bytes make of it: that reply is lost, and no other
                 continue
             finally:
                 client.ConfirmMessageReceived(
@@ -266,7 +266,7 @@ class SuperLinkGrid(HttpGrid):  # type: ignore[misc]  # Flower's package has no 
                 found.append(message)
         return found
 
-    def _pulled(self, identifiers: list[str], pull: Callable[[str], bytes]) -> Mapping[str, bytes]:
+    def _pulled(self, identifiers: list[str], pull: Callable[[str], bytes]) -> dict[str, bytes]:
         came = 0
 
         def counted(identifier: str) -> bytes:
@@ -277,7 +277,7 @@ class SuperLinkGrid(HttpGrid):  # type: ignore[misc]  # Flower's package has no 
             came += len(content)
             return content
 
-        contents: Mapping[str, bytes] = pull_objects(
+        contents: dict[str, bytes] = pull_objects(
             identifiers,
             counted,
             max_concurrent_pulls=2,
