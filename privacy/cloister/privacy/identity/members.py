@@ -57,6 +57,7 @@ class Purpose(StrEnum):
     DECRYPTION = "decryption"
     KEY = "key"
     JOB = "job"
+    CALL = "call"
 
 
 @dataclass(frozen=True, kw_only=True)
