@@ -75,7 +75,7 @@ class DataTable(Settings):
 
     task: str = Field(min_length=1)
     owner: str | None = None
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class SiteConfig(Settings):

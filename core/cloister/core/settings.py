@@ -45,9 +45,9 @@ def load_settings(path: Path, model: type[S], remedy: str) -> S:
             raw = file.read(_LONGEST + 1)
     except OSError as error:
         raise SpecError(f"cannot read '{path}': {error.strerror}", remedy=remedy, code="settings") from None
+    if len(raw) > _LONGEST:
+        raise SpecError(f"'{path}' is longer than {_LONGEST} bytes", remedy="check the file", code="settings")
     try:
-        if len(raw) > _LONGEST:
-            raise ValueError(f"longer than {_LONGEST} bytes")
         tables: Mapping[str, Any] = tomllib.loads(raw.decode())
     except (ValueError, RecursionError) as error:  # TOML's and UTF-8's errors are ValueErrors
         raise SpecError(f"'{path}' is not TOML: {error}", remedy="mend the file", code="settings") from None

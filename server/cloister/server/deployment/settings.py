@@ -75,7 +75,7 @@ class ServerConfig(Settings):
 
     server: ServerTable = ServerTable()
     jobs: JobsTable = JobsTable()
-    users: dict[str, tuple[UserRole, ...]] = {}
+    users: dict[str, tuple[UserRole, ...]] = Field(default_factory=dict)
     authority: AuthorityTable | None = None
     metrics: MetricsTable | None = None
 
