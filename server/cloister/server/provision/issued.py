@@ -171,7 +171,7 @@ class IssuedBook:
 
     def current(self) -> dict[tuple[str, str], IssuedLine]:
         """Return the newest line of each member that was not struck off since, by role and name."""
-        found: dict[tuple[str, str], IssuedLine] = Field(default={})
+        found: dict[tuple[str, str], IssuedLine] = {}
         for line in self.lines:
             if isinstance(line, IssuedLine):
                 found[member_key(line)] = line
