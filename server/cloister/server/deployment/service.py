@@ -68,7 +68,7 @@ class JobService:
         kit: the server's.
         store: the queue.
         folder_of: where a job's run folder is, or will be.
-        check: refuses a federation that cannot run here; given the request's JSON.
+        check: refuses a federation (JSON) that cannot run here with the sites that are asked.
         stop: stops a job that runs.
     """
 
@@ -79,7 +79,7 @@ class JobService:
         store: JobStore,
         *,
         folder_of: Callable[[str], Path],
-        check: Callable[[str], None],
+        check: Callable[[str, tuple[str, ...]], None],
         stop: Callable[[str], None],
     ) -> None:
         self._config = config
@@ -158,7 +158,7 @@ class JobService:
                 remedy="submit it with the same version of cloister as the server's",
                 code="federation-differs",
             )
-        self._check(given.federation)
+        self._check(given.federation, request.sites)
         job = self._store.add(signed, request, user.name, given.federation)
         _LOG.info("queued %s for user '%s'", job.run, user.name)
         return messages.JobReply(job=_told(job))
