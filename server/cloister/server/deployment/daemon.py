@@ -128,7 +128,7 @@ class Daemon:
         log = self._office.state / "logs"
         log.mkdir(mode=0o700, exist_ok=True)
         with (log / f"{job.run}.log").open("ab") as file:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603 - our own arguments
                 [sys.executable, "-m", "cloister.server.deployment.work", str(self._office.folder), job.run],
                 env={
                     **os.environ,

@@ -91,7 +91,7 @@ class SuperLink:
         old = os.umask(0o077)
         try:
             with self._log.open("ab") as log:
-                self._process = subprocess.Popen(
+                self._process = subprocess.Popen(  # noqa: S603 - our own arguments
                     self._command,
                     env=self._environment,
                     stdin=subprocess.DEVNULL,
