@@ -17,7 +17,7 @@ from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -41,6 +41,8 @@ __all__ = [
     "load_task",
     "notes_of",
     "owners",
+    "path_options",
+    "task_kind",
     "task_names",
 ]
 
@@ -84,6 +86,35 @@ def load_task(table: TaskTable, base: Path) -> Task:
         )
     options = _options(table, attribute, base)
     return _checked(guarded(table.use, "its constructor", lambda: attribute(**options)), table.use)
+
+
+def task_kind(table: TaskTable, base: Path) -> type[Task]:
+    """Return the class of the task that ``table`` names; it is constructed only where a function makes it.
+
+    Raises:
+        TaskError: as of `load_task`.
+    """
+    attribute = _find(table.use, base)
+    if inspect.isclass(attribute) and issubclass(attribute, Task):
+        return attribute
+    return type(load_task(table, base))
+
+
+def path_options(use: str, base: Path) -> frozenset[str]:
+    """Return the names of the task's options that are paths, or lists of them: they name files of the machine that it runs on.
+
+    Raises:
+        TaskError: there is no such task.
+    """
+    attribute = _find(use, base)
+    if not _makes_task(attribute):
+        return frozenset()
+    found = guarded(use, "the annotations of its constructor", lambda: _parameters(attribute))
+    return frozenset(name for name, (hint, _) in found.items() if _names_path(hint))
+
+
+def _names_path(hint: Any) -> bool:
+    return (inspect.isclass(hint) and issubclass(hint, Path)) or any(map(_names_path, get_args(hint)))
 
 
 def _checked(task: Any, use: str) -> Task:

@@ -57,6 +57,7 @@ class Purpose(StrEnum):
     DECRYPTION = "decryption"
     KEY = "key"
     JOB = "job"
+    LOG = "log"
 
 
 @dataclass(frozen=True, kw_only=True)
