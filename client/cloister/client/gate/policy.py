@@ -47,6 +47,8 @@ POLICY = "policy.toml"
 _LONGEST = 1 << 20
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+Hashes = Annotated[tuple[Hash, ...], Field(strict=False, min_length=1)]
 Output = Literal["update", "metrics", "sums of metrics", "control"]
 #: What may leave a site, in the words of the policy.
 OUTPUTS: dict[str, str] = {
@@ -60,8 +62,8 @@ OUTPUTS: dict[str, str] = {
 class Who(Table):
     """``[who]``: whose requests are looked at."""
 
-    users: Literal["*"] | tuple[str, ...] = Field(
-        strict=False, description='the users of the consortium by name, or "*" for all of them'
+    users: Literal["*"] | Names = Field(
+        description='the users of the consortium by name, or "*" for all of them'
     )
     request_days: Annotated[float, Field(gt=0, le=3650)] = Field(
         default=30.0,
@@ -115,20 +117,16 @@ class Allow(Table):
 
     dataset: str = Field(min_length=1, description="a data set of site.toml: the NAME of its [data.NAME]")
     task: str = Field(min_length=1, description="the task that may be trained on it, as task.use names it")
-    code: Literal["any"] | Hash | tuple[Hash, ...] = Field(
-        strict=False, description='the task\'s program: what `cloister policy hash TASK` prints, or "any"'
+    code: Literal["any"] | Hash | Hashes = Field(
+        description='the task\'s program: what `cloister policy hash TASK` prints, or "any"'
     )
-    users: Literal["*"] | tuple[str, ...] = Field(
-        default="*", strict=False, description="for whom this rule is, among [who] users"
-    )
-    cloister: tuple[str, ...] | None = Field(
+    users: Literal["*"] | Names = Field(default="*", description="for whom this rule is, among [who] users")
+    cloister: Names | None = Field(
         default=None,
-        strict=False,
         description="the versions of Cloister that this was agreed for; any unless given",
     )
-    layouts: tuple[Hash, ...] | None = Field(
+    layouts: Hashes | None = Field(
         default=None,
-        strict=False,
         description="the models that may be trained: what `cloister policy hash TASK --against FILE` prints; any unless given",
     )
     protection: tuple[Literal["plain", "masked", "bfv", "ckks"], ...] = Field(
@@ -156,9 +154,8 @@ class Allow(Table):
     outputs: tuple[Output, ...] = Field(
         default=("update",), strict=False, min_length=1, description="what may leave"
     )
-    metrics: Literal["*"] | tuple[str, ...] = Field(
+    metrics: Literal["*"] | Names = Field(
         default="*",
-        strict=False,
         description="the measurements that may be among it, by name, for example loss, accuracy, confusion",
     )
     approval: Literal["always", "first", "never"] = Field(
@@ -168,7 +165,7 @@ class Allow(Table):
     )
 
     @property
-    def codes(self) -> tuple[str, ...] | None:
+    def codes(self) -> Names | None:
         """The programs that are allowed; ``None``: any."""
         if self.code == "any":
             return None
