@@ -15,6 +15,6 @@ module              what it is
 ==================  ==========================================================================================
 """
 
-from cloister.client.gate.gate import Admitted, Gate, GatedApp, ledger_path, open_gate, state_folder
+from cloister.client.gate.gate import Admitted, Gate, GatedApp, open_gate, state_folder
 
-__all__ = ["Admitted", "Gate", "GatedApp", "ledger_path", "open_gate", "state_folder"]
+__all__ = ["Admitted", "Gate", "GatedApp", "open_gate", "state_folder"]

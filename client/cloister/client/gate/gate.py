@@ -26,9 +26,9 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from cloister.client.app import SiteSource, refusal, refusal_of
-from cloister.client.charging import SiteLedger
+from cloister.client.deployed import ledger_of
 from cloister.client.gate.budget import Cost, check_budget
 from cloister.client.gate.hours import within
 from cloister.client.gate.judging import check_vector, judge, refused
@@ -46,6 +46,7 @@ from cloister.client.gate.leaving import check_reply, contents, steps_of, told_o
 from cloister.client.gate.limits import bounded, settle
 from cloister.client.gate.log_state import LogState
 from cloister.client.gate.policy import POLICY, Allow, ReadPolicy, check_datasets, read_policy
+from cloister.client.gate.program import program_digest
 from cloister.client.gate.site_log import LOG, Clock, SiteLog, utc_now
 from cloister.client.gate.status import site_status
 from cloister.client.gate.weights import measuring_layers
@@ -56,10 +57,8 @@ from cloister.core._version import __version__
 from cloister.core.digests import federation_digest
 from cloister.core.errors import CloisterError, IntegrityError, SpecError
 from cloister.core.exposure import exposure
-from cloister.core.resolve import build_model, path_options, task_kind
-from cloister.core.source import source_digest
+from cloister.core.resolve import build_model
 from cloister.core.spec import FederationSpec, parse_federation
-from cloister.core.spec.tables import TaskTable
 from cloister.core.task import Task
 from cloister.core.update import Layout
 from cloister.privacy.identity import Consortium
@@ -69,7 +68,7 @@ from cloister.privacy.ledger.entry import canonical_json
 from cloister.privacy.manifest import Floors
 from cloister.privacy.request import JobRequest, SignedRequest
 
-__all__ = ["Admitted", "Gate", "GatedApp", "ledger_path", "open_gate", "state_folder"]
+__all__ = ["Admitted", "Gate", "GatedApp", "open_gate", "state_folder"]
 
 #: How far ahead of this site's clock a request may be dated.
 _AHEAD = timedelta(minutes=10)
@@ -181,17 +180,6 @@ class Gate:
         """Return the name of the ``[data.NAME]`` that a run is trained on, by policy; ``None`` where no rule is about its task."""
         rules = self._policy().policy.rules_for(spec.task.use)
         return rules[0].dataset if rules else None
-
-    def ledger_for(self, dataset: str) -> SiteLedger:
-        """Return where the ledger of a data set is kept."""
-        state = state_folder(self._folder, self._config)
-        return SiteLedger(
-            path=ledger_path(state, dataset),
-            key=_key_path(state),
-            site=self._kit.identity.name,
-            dataset=dataset,
-            durable=self._durable,
-        )
 
     def status(self) -> dict[str, Any]:
         """Return what ``cloister site status --json`` prints."""
@@ -338,10 +326,9 @@ class Gate:
             rule = verdict.require()
             cost = None
             if verdict.plan is not None:
+                ledger = ledger_of(self._folder, self._config, self._kit, rule.dataset)
                 cap = read.policy.limits_of(rule.dataset).cap
-                cost = check_budget(
-                    self.ledger_for(rule.dataset), verdict.plan, run=job.run, cap=cap, told=job.told
-                )
+                cost = check_budget(ledger, verdict.plan, run=job.run, cap=cap, told=job.told)
             _, model, layout = case.built()
             grounds = [
                 user,
@@ -527,19 +514,13 @@ class _MessageCase:
         self.spec = spec
         self._federation = federation
         self._folder = folder
-        self._options: Mapping[str, Any] = {} if table is None else table.options
+        self._table = table
         self._context = context
         self._source = source
 
-    def open_paths(self) -> list[str]:
-        """Return the path options that the file sets and the site does not."""
-        named = path_options(self.spec.task.use, self._folder)
-        return sorted(named & self.spec.task.options.keys() - self._options.keys())
-
     def code(self) -> str:
         """Return the digest of the task's program."""
-        table = TaskTable(use=self.spec.task.use, **{**self.spec.task.options, **self._options})
-        return source_digest(task_kind(table, self._folder), self.spec.task.use, self._folder)
+        return program_digest(self._table, self.spec.task, self._folder)
 
     def built(self) -> tuple[Task, torch.nn.Module, Layout]:
         """Return the task, a new model and its layout."""
@@ -577,14 +558,9 @@ def state_folder(folder: Path, config: SiteConfig) -> Path:
     return folder / config.site.state
 
 
-def ledger_path(state: Path, dataset: str) -> Path:
-    """Return the file of a data set's ledger."""
-    return state / f"{dataset}.sqlite"
-
-
 def _key_path(state: Path) -> Path:
-    """Return the key that signs the site's log and ledgers: never replaced, while certificates are."""
-    return state / "site.pem"
+    """Return the key that signs the site's log: never replaced, while certificates are."""
+    return state / "log.pem"
 
 
 def _parsed(federation: str) -> dict[str, Any]:

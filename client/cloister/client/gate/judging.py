@@ -41,10 +41,6 @@ class Case(Protocol):
         """The federation file."""
         ...
 
-    def open_paths(self) -> list[str]:
-        """Return the task's options that the federation file would have this site read files of, and that site.toml does not set."""
-        ...
-
     def code(self) -> str:
         """Return the digest of the task's program."""
         ...
@@ -242,13 +238,6 @@ def _of_machine(policy: Policy, spec: FederationSpec) -> Iterator[PolicyError]:
 
 def _of_code(rule: Allow, case: Case) -> list[CloisterError]:
     try:
-        if paths := case.open_paths():
-            return [
-                refused(
-                    "policy-path",
-                    f"task.{paths[0]} would have this site read a file that the user names; site.toml must set it, or the file leave it out",
-                )
-            ]
         if rule.codes is not None and (code := case.code()) not in rule.codes:
             return [
                 refused(

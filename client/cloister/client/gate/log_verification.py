@@ -108,9 +108,9 @@ def verify_log(
             if entry.seq == 0:
                 _check_key(entry, found, public_key, consortium)
             if not entry.signed_by(found.public_key):
-                raise _unsigned(entry)  # noqa: TRY301 - reading and judging are one walk
+                raise _unsigned(entry)
             if head is not None and entry.seq == head.seq and entry.hash != head.entry_hash:
-                raise _other_head(entry)  # noqa: TRY301
+                raise _other_head(entry)
             found.entries, found.head = entry.seq + 1, entry.hash
     except IntegrityError as error:
         found.note(error)
