@@ -59,6 +59,7 @@ class Purpose(StrEnum):
     DECRYPTION = "decryption"
     KEY = "key"
     JOB = "job"
+    LOG = "log"
     CALL = "call"
     ENROLMENT = "enrolment"
     GRANT = "grant"
