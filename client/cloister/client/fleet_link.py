@@ -288,7 +288,10 @@ class FleetLink:
 
 def _packed(content: RecordDict) -> RecordDict:
     """Return ``content`` as one record where it is small: each record is an object of its own, and costs two calls at either side."""
-    if PACKED in content or sum(one.count_bytes() for one in content.values()) > MOST_PACKED:
+    if (
+        PACKED in content
+        or sum(record.count_bytes() for record in content.array_records.values()) > MOST_PACKED
+    ):
         return content
     return RecordDict({PACKED: ConfigRecord({PACKED: recorddict_to_proto(content).SerializeToString()})})
 

@@ -57,6 +57,8 @@ __all__ = ["Desk", "SuperLinkGrid"]
 _SERVERAPP = "flwr-serverapp"
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _PULL_S = 30.0
+#: Seconds between two questions for replies: the SuperLink is one process, and each question takes from what the sites get of it.
+_APART_S = 0.05
 _PROJECT = """\
 [project]
 name = "cloister-job"
@@ -217,7 +219,7 @@ class SuperLinkGrid(HttpGrid):
         super().__init__(address, insecure=False, root_certificates=root, token=token)
         self._most_bytes = most_bytes
         self._heart: HeartbeatSender | None = None
-        self._sizes: dict[str, int] = {}
+        self._asked = 0.0
 
     def begin(self) -> None:
         """Tell the SuperLink that the task is under way."""
@@ -258,6 +260,8 @@ class SuperLinkGrid(HttpGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Fetch the replies to these messages that are there; one that is too long counts as lost, and is not fetched whole."""
+        time.sleep(max(0.0, self._asked + _APART_S - time.monotonic()))
+        self._asked = time.monotonic()
         client, run = self._runtime_client, self.run.run_id
         answer = client.PullMessages(PullAppMessagesRequest(message_ids=list(message_ids)))
         pull = make_pull_object_fn_protobuf(client.PullObject, self.node, run)
@@ -306,7 +310,7 @@ class SuperLinkGrid(HttpGrid):
 
 def _packed(content: RecordDict) -> RecordDict:
     """Return ``content`` as one record where it is small: each record is an object of its own, and costs two calls at either side."""
-    if sum(one.count_bytes() for one in content.values()) > MOST_PACKED:
+    if sum(record.count_bytes() for record in content.array_records.values()) > MOST_PACKED:
         return content
     return RecordDict({PACKED: ConfigRecord({PACKED: recorddict_to_proto(content).SerializeToString()})})
 
