@@ -182,9 +182,13 @@ def test_a_log_that_is_replaced_or_cut_while_it_is_open_stops_everything(log: Pa
     log.write_bytes(raw[: len(raw) // 2])
     with pytest.raises(IntegrityError, match="cut or replaced"):
         made.append("left", {})
-    log.unlink()
-    log.write_bytes(raw)
+    other = log.with_name("other")
+    other.write_bytes(raw + raw)
+    other.replace(log)
     with pytest.raises(IntegrityError, match="cut or replaced"):
+        made.refresh()
+    log.unlink()
+    with pytest.raises(IntegrityError, match="gone"):
         made.refresh()
 
 

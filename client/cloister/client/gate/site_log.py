@@ -142,7 +142,7 @@ class SiteLog:
         if self._file not in {None, (status.st_dev, status.st_ino)} or status.st_size < self._offset:
             raise _gone(self.path)
         self._file = (status.st_dev, status.st_ino)
-        if status.st_size == self._offset:
+        if status.st_size == self._offset and self._last is not None:
             return
         head = read_head(self.path)
         torn = self._read(head)
