@@ -105,7 +105,7 @@ def _one_hot(table: RawTable, name: str, column: CategoricalColumn) -> tuple[Val
         return np.concatenate([known, strange.astype(np.float64)[:, None]], axis=1), absent
     if strange.any():
         raise DataError(
-            f"'{table.path}', column '{name}', row {int(strange.argmax()) + 1}: not one of the schema's {len(column.values)} values",
+            f"'{table.where}', column '{name}', row {int(strange.argmax()) + 1}: not one of the schema's {len(column.values)} values",
             remedy="mend the value, add it to the column's values, or set other = true",
             code="data-unknown-category",
         )

@@ -1,4 +1,4 @@
-"""Tables from CSV and Parquet files. Messages name the file, the column and the row, never what stands there.
+"""Tables, and how CSV and Parquet files become some. Messages name the file, the column and the row, never what stands there.
 
 Rows are counted from 1 at the first record, below the header.
 """
@@ -32,15 +32,15 @@ Texts = npt.NDArray[np.object_]
 
 @dataclass(frozen=True, kw_only=True)
 class RawTable:
-    """A file's columns before anybody says what they mean.
+    """A table's columns before anybody says what they mean.
 
     Attributes:
-        path: the file, for messages.
+        where: the file or the query, for messages.
         frame: its rows; a column is text, numbers or truth values.
         missing_values: texts that stand for a missing value.
     """
 
-    path: Path
+    where: str
     frame: pd.DataFrame
     missing_values: tuple[str, ...] = MISSING
 
@@ -81,7 +81,7 @@ class RawTable:
             wrong = ~np.isfinite(found) & (texts != "")
         if wrong.any():
             raise DataError(
-                f"'{self.path}', column '{column}', row {int(wrong.argmax()) + 1}: not a finite number",
+                f"'{self.where}', column '{column}', row {int(wrong.argmax()) + 1}: not a finite number",
                 remedy="mend the value, leave it empty, or declare the column categorical in the schema",
                 code="data-not-a-number",
             )
@@ -98,7 +98,7 @@ class RawTable:
         wrong = np.isnan(found) & (texts != "")
         if wrong.any():
             raise DataError(
-                f"'{self.path}', column '{column}', row {int(wrong.argmax()) + 1}: neither yes nor no",
+                f"'{self.where}', column '{column}', row {int(wrong.argmax()) + 1}: neither yes nor no",
                 remedy="write 1/0, true/false or yes/no, or declare the column categorical in the schema",
                 code="data-not-a-boolean",
             )
@@ -107,7 +107,7 @@ class RawTable:
     def _series(self, column: str) -> pd.Series[Any]:
         if column not in self.frame.columns:
             raise DataError(
-                f"'{self.path}' has no column '{column}'{nearest(column, self.names)}",
+                f"'{self.where}' has no column '{column}'{nearest(column, self.names)}",
                 remedy="check the file's header against the schema and task.target",
                 code="data-missing-column",
             )
@@ -154,7 +154,7 @@ def read_table(path: Path, missing_values: tuple[str, ...] = MISSING) -> RawTabl
             remedy="give every row as many fields as the header",
             code="data-unreadable",
         ) from None
-    return RawTable(path=path, frame=frame.reset_index(drop=True), missing_values=missing_values)
+    return RawTable(where=str(path), frame=frame.reset_index(drop=True), missing_values=missing_values)
 
 
 def _read_text(path: Path) -> pd.DataFrame:
