@@ -8,19 +8,20 @@ from cloister.core.errors import CloisterError, IntegrityError, PolicyError
 
 __all__ = ["ends_run", "refusal_of"]
 
-#: Codes of refusals that are the site's policy, of `cloister.privacy.ledger`.
+#: Codes of refusals that are the site's policy: of `cloister.privacy.ledger`, and what those of a site's gate begin with. A gate's ``wait-…`` is none.
 _POLICY = ("budget", "delta", "relation")
+_GATE = "policy-"
 
 
 def ends_run(reason: str) -> bool:
     """Whether asking the site again is of no use: its policy does not allow it, or its ledger does not hold."""
     code = reason.split(":", 1)[0]
-    return code in _POLICY or code.startswith("ledger")
+    return _by_policy(code) or code.startswith("ledger")
 
 
 def refusal_of(refused: Sequence[dict[str, str]], rounds: int) -> CloisterError:
     """Return the error for sites that refuse ``rounds`` rounds: their policy (exit 5) before a ledger that does not hold (exit 7)."""
-    by_policy = [one for one in refused if one["reason"].split(":", 1)[0] in _POLICY]
+    by_policy = [one for one in refused if _by_policy(one["reason"].split(":", 1)[0])]
     told = by_policy or list(refused)
     text = "; ".join(f"site '{one['site']}': {one['reason']}" for one in told[:5])
     more = f" and {len(told) - 5} more" if len(told) > 5 else ""
@@ -36,3 +37,7 @@ def refusal_of(refused: Sequence[dict[str, str]], rounds: int) -> CloisterError:
         remedy="mend what they say; docs/ledger.md tells what to do with a ledger that does not hold",
         code=told[0]["reason"].split(":", 1)[0],
     )
+
+
+def _by_policy(code: str) -> bool:
+    return code in _POLICY or code.startswith(_GATE)
