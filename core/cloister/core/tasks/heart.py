@@ -67,6 +67,8 @@ class Heart(Task):
 
     classes = ("no disease", "disease")
     places = ("data",)
+    columns = _COLUMNS
+    target = "num"
 
     def __init__(self, *, data: Source | None = None, model: ModelChoice = "logistic") -> None:
         read_model(model)
@@ -83,11 +85,18 @@ class Heart(Task):
         Raises:
             DataError: no hospital's file is there, or one is not what it should be.
         """
+        return {name: _hospital(table, name) for name, table in self.tables().items()}
+
+    def tables(self) -> dict[str, RawTable]:
+        """Return each hospital's table as it was read.
+
+        Raises:
+            DataError: no hospital's file is there, or one is no table.
+        """
         source = self._source or heart_data()
-        if not may_have_owners(source):
-            ((owner, table),) = read_source(source).by_owner.items()
-            return {owner: _hospital(table, owner)}
-        files = {name: source / f"{name}.csv" for name in HOSPITALS} if isinstance(source, Path) else {}
+        if not isinstance(source, Path) or not may_have_owners(source):
+            return read_source(source).by_owner
+        files = {name: source / f"{name}.csv" for name in HOSPITALS}
         there = {name: path for name, path in files.items() if path.is_file()}
         if not there:
             raise DataError(
@@ -95,7 +104,7 @@ class Heart(Task):
                 remedy="put at least one of them in it",
                 code="data-missing-file",
             )
-        return {name: _hospital(read_table(path), name) for name, path in there.items()}
+        return {name: read_table(path) for name, path in there.items()}
 
     def describe(self) -> dict[str, Any]:
         """Return what a model card says of the task."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 import csv
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from cloister.core.errors import DataError
 from cloister.core.spec.refusals import nearest
 from cloister.core.tasks.columns import MISSING, canonical
 
-__all__ = ["SUFFIXES", "RawTable", "read_table"]
+__all__ = ["SUFFIXES", "OverTables", "RawTable", "read_table"]
 
 #: The endings of the files that `read_table` reads.
 SUFFIXES = (".csv", ".parquet", ".tsv")
@@ -28,6 +29,20 @@ _TRUE, _FALSE = ("1", "true", "yes", "t", "y"), ("0", "false", "no", "f", "n")
 
 Numbers = npt.NDArray[np.float64]
 Texts = npt.NDArray[np.object_]
+
+
+@runtime_checkable
+class OverTables(Protocol):
+    """A task whose records are rows of tables: what a check of the data looks at beside the records themselves."""
+
+    @property
+    def target(self) -> str:
+        """The column that is predicted."""
+        ...
+
+    def tables(self) -> Mapping[str, RawTable]:
+        """Return each owner's table as it was read, with the columns that no model reads."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,6 +101,8 @@ class Tabular(Task):
         self._target = self._read_target(
             target, kind, None if classes is None else [canonical(name) for name in classes], declared
         )
+        self._columns = self._schema.inputs(self._target.name)
+        self.columns = self._columns
         if not self._columns:
             raise TaskError(
                 f"there is no column to predict '{target}' from",
@@ -133,6 +135,15 @@ class Tabular(Task):
             out.write_text(head + tomli_w.dumps(document), encoding="utf-8")
         return document
 
+    @property
+    def target(self) -> str:
+        """The column that is predicted."""
+        return self._target.name
+
+    def tables(self) -> dict[str, RawTable]:
+        """Return each owner's table as it was read."""
+        return self._tables
+
     def describe(self) -> dict[str, Any]:
         """Return what a model card says of the task."""
         what = "one of " + ", ".join(self.classes) if self.classes else "a number"
@@ -144,10 +155,6 @@ class Tabular(Task):
             "intended_use": "records of the kind that the schema declares, at the participating sites",
             "columns": {name: column.model_dump(mode="json") for name, column in self._columns.items()},
         }
-
-    @cached_property
-    def _columns(self) -> dict[str, Column]:
-        return self._schema.inputs(self._target.name)
 
     @cached_property
     def _tables(self) -> dict[str, RawTable]:
