@@ -11,7 +11,7 @@ Formal guarantees:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
@@ -25,7 +25,7 @@ from cloister.core.spec.refusals import nearest
 from cloister.core.spec.tables import TaskTable
 from cloister.core.task import Task
 
-__all__ = ["load_dataset", "site_task"]
+__all__ = ["load_dataset", "own_split", "site_task"]
 
 
 def load_dataset(table: DataTable, federation_task: TaskTable, base: Path) -> tuple[Task, Split]:
@@ -42,7 +42,7 @@ def load_dataset(table: DataTable, federation_task: TaskTable, base: Path) -> tu
         DataError: the records cannot be read or trained on, or ``owner`` names none of theirs.
     """
     task = load_task(site_task(table, federation_task, base), base)
-    return task, _owned(owners(task), table.owner)
+    return task, own_split(task, table)
 
 
 def site_task(table: DataTable, federation_task: TaskTable, base: Path) -> TaskTable:
@@ -80,7 +80,14 @@ def site_task(table: DataTable, federation_task: TaskTable, base: Path) -> TaskT
     return TaskTable.model_validate({"use": table.task, **common, **table.options})
 
 
-def _owned(splits: Mapping[str, Split], owner: str | None) -> Split:
+def own_split(task: Task, table: DataTable) -> Split:
+    """Return the site's records among those that ``task`` hands over.
+
+    Raises:
+        TaskError: the task raised.
+        DataError: the records cannot be read or trained on, or ``owner`` names none of theirs.
+    """
+    splits, owner = owners(task), table.owner
     alone = len(splits) == 1
     if owner is None and alone:
         return next(iter(splits.values()))

@@ -32,6 +32,7 @@ __all__ = [
     "build_model",
     "check_data",
     "described",
+    "from_base",
     "guarded",
     "load_task",
     "notes_of",
@@ -282,15 +283,15 @@ def _options(table: TaskTable, attribute: Callable[..., Any], base: Path) -> dic
             code="task-option",
         ) from None
     names = dict(zip(fields, parameters, strict=True))
-    return {names[field]: _from_base(getattr(checked, field), base) for field in checked.model_fields_set}
+    return {names[field]: from_base(getattr(checked, field), base) for field in checked.model_fields_set}
 
 
-def _from_base(value: Any, base: Path) -> Any:
+def from_base(value: Any, base: Path) -> Any:
     """Take relative paths, also those in lists and tables, from the federation file's folder."""
     if isinstance(value, Path):
         return base / value
     if isinstance(value, BaseModel):
         return value.model_copy(
-            update={name: _from_base(getattr(value, name), base) for name in value.model_fields_set}
+            update={name: from_base(getattr(value, name), base) for name in value.model_fields_set}
         )
-    return type(value)(_from_base(inner, base) for inner in value) if type(value) in (list, tuple) else value
+    return type(value)(from_base(inner, base) for inner in value) if type(value) in (list, tuple) else value
