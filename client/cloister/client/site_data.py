@@ -18,7 +18,7 @@ from typing import Any
 from cloister.client.site_config import DataTable
 from cloister.core.data import Split
 from cloister.core.errors import DataError, PolicyError, TaskError
-from cloister.core.finding import find_maker, holds_path, made_class, parameters_of, places_of
+from cloister.core.finding import find_maker, holds_path, innermost, made_class, parameters_of, places_of
 from cloister.core.guarding import guarded
 from cloister.core.resolve import POOLED, load_task, owners
 from cloister.core.spec.refusals import nearest
@@ -52,6 +52,10 @@ def site_task(table: DataTable, federation_task: TaskTable, base: Path) -> TaskT
         PolicyError: (task-differs) the data set is for another task.
         TaskError: (task-place) an option says something that is not its file's to say, or the place is missing.
     """
+    inner = innermost(federation_task)
+    if inner is not federation_task:
+        own = site_task(table, inner, base).model_dump()
+        return TaskTable.model_validate({"use": federation_task.use, **federation_task.options, "of": own})
     if table.task != federation_task.use:
         raise PolicyError(
             f"this data set is for the task '{table.task}', and the federation's is '{federation_task.use}'",

@@ -59,6 +59,8 @@ class Task(ABC):
             can change by a little. ``None``: an adversary can change every input.
         columns: for records of named columns, what each means, in the order of the inputs (`cloister.core.tasks.columns`);
             ``None``: records have none, or nobody declared them.
+        statistic: whether the round's sum is an answer about the records and no step of a model: then it is released under noise
+            and protection only (`cloister.core.tasks.statistics.bare_statistic`).
         places: the options that say where the data lie: at a real site these, and no others, come from the site's own
             ``site.toml``, and never from the federation file. ``None``: those annotated as nothing but paths.
     """
@@ -69,6 +71,7 @@ class Task(ABC):
     bounds: Bounds | None = None
     features: Mapping[str, int] | None = None
     columns: Mapping[str, Column] | None = None
+    statistic: ClassVar[bool] = False
     places: ClassVar[tuple[str, ...] | None] = None
 
     @abstractmethod
