@@ -19,6 +19,7 @@ from cloister.privacy.authority.tls import AUTHORITY, SERVER, Credentials
 from cloister.privacy.homomorphic.vault import Vault
 from cloister.privacy.identity import Purpose, Role
 from cloister.privacy.identity.kit import load_kit
+from cloister.server.deployment.settings import load_server
 from consortia import FILE, client_context, make_consortium, server_context
 
 KITS = {
@@ -76,6 +77,14 @@ def test_a_site_s_kit_is_what_its_config_and_flower_read(made: Path) -> None:
     server = load_kit(made / "kits" / "server", Role.SERVER)
     known = server.members().of(Role.SITE)["cleveland"].node_key
     assert known == public_key_to_bytes(key.public_key())
+
+
+def test_the_server_s_kit_is_what_its_config_reads(made: Path) -> None:
+    config = load_server(made / "kits" / "server")
+    assert config.users == {"ada": ("submit", "watch"), "bob": ("admin",)}
+    assert config.server.superlink == "127.0.0.1:9092"
+    assert config.authority is not None
+    assert config.authority.address == "127.0.0.1:9443"
 
 
 def test_the_authority_s_kit_is_one_that_its_command_runs_with(made: Path) -> None:

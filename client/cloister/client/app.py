@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -64,12 +65,21 @@ class Workbench:
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """Who this is, what it holds, where it keeps the account of it (``None``: nowhere, in a simulation), and what it proves to others."""
+    """Who this is, what it holds, and what it keeps.
+
+    Attributes:
+        name: as the consortium knows it.
+        split: its records.
+        ledger: the account of what they have cost; ``None``: none is kept.
+        credentials: what it proves to others; ``None``: it has no identity in a consortium.
+        sessions: a file beside which it keeps its secure sessions; ``None``: beside the ledger, or with Flower's context where there is none.
+    """
 
     name: str
     split: Split
     ledger: SiteLedger | None = None
     credentials: Credentials | None = None
+    sessions: Path | None = None
 
 
 class SiteSource(Protocol):
@@ -268,14 +278,14 @@ def _secure(message: Message, context: Context, source: SiteSource) -> RecordDic
 
 
 def _book(site: Site, job: Job, context: Context) -> SessionBook | None:
-    """Return where ``site`` keeps what it must remember: beside its ledger, where it has one."""
+    """Return where ``site`` keeps what it must remember."""
     if site.credentials is None:
         return None
     ledger = site.ledger
+    durable = ledger is None or ledger.durable
+    place = site.sessions or (None if ledger is None else ledger.path)
     shelf: Shelf = (
-        ContextShelf(context.state)
-        if ledger is None
-        else FileShelf(ledger.path, job.run, durable=ledger.durable)
+        ContextShelf(context.state) if place is None else FileShelf(place, job.run, durable=durable)
     )
     return SessionBook(shelf, site.credentials)
 

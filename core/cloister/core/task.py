@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -54,6 +54,8 @@ class Task(ABC):
             adversary makes of a record stays within them. ``None``: nothing is known, and nothing bounds it but its norm.
         features: for records of named columns, the place of each numeric column among a record's (d,) inputs: what an adversary
             can change by a little. ``None``: an adversary can change every input.
+        places: the options that say where the data lie: at a real site these, and no others, come from the site's own
+            ``site.toml``, and never from the federation file. ``None``: those annotated as nothing but paths.
     """
 
     kind: Literal["classification", "regression"] = "classification"
@@ -61,6 +63,7 @@ class Task(ABC):
     allows_single_class: bool = True
     bounds: Bounds | None = None
     features: Mapping[str, int] | None = None
+    places: ClassVar[tuple[str, ...] | None] = None
 
     @abstractmethod
     def model(self) -> nn.Module:

@@ -58,11 +58,13 @@ class Heart(Task):
     """Heart disease from ten findings of an examination, at four hospitals.
 
     Args:
-        data: a folder with the four files, in place of the ones that come with Cloister.
+        data: a folder with the hospitals' files, in place of the ones that come with Cloister; a hospital whose file is not
+            in it is no owner, so that each may hold its own alone.
         model: a model's name, or a table with its name and options.
     """
 
     classes = ("no disease", "disease")
+    places = ("data",)
 
     def __init__(self, *, data: Path | None = None, model: ModelChoice = "logistic") -> None:
         read_model(model)
@@ -77,10 +79,20 @@ class Heart(Task):
         """Return each hospital's records: 66% to train on, 34% to test on, the same ones in every run.
 
         Raises:
-            DataError: a file is missing, or is not what it should be.
+            DataError: no hospital's file is there, or one is not what it should be.
         """
-        folder = self._folder or heart_data()
-        return {name: _hospital(folder / f"{name}.csv", name) for name in HOSPITALS}
+        if self._folder is None:
+            folder = heart_data()
+            return {name: _hospital(folder / f"{name}.csv", name) for name in HOSPITALS}
+        files = {name: self._folder / f"{name}.csv" for name in HOSPITALS}
+        there = {name: path for name, path in files.items() if path.is_file()}
+        if not there:
+            raise DataError(
+                f"the folder '{self._folder}' holds none of {', '.join(path.name for path in files.values())}",
+                remedy="put at least one of them in it",
+                code="data-missing-file",
+            )
+        return {name: _hospital(path, name) for name, path in there.items()}
 
     def describe(self) -> dict[str, Any]:
         """Return what a model card says of the task."""

@@ -68,6 +68,8 @@ class Tabular(Task):
         allow_single_class: whether a site may train on records of one class only.
     """
 
+    places = ("data",)
+
     def __init__(
         self,
         *,

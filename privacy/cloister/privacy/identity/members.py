@@ -63,6 +63,7 @@ class Purpose(StrEnum):
     GRANT = "grant"
     REGISTER = "register"
     REVOKED = "revoked"
+    CALL = "call"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ __all__ = [
 #: The files' names in a kit.
 MEMBERS, REVOKED = "members.json", "revoked.json"
 
-UserRole = Literal["submit", "admin", "watch"]
+UserRole = Literal["submit", "watch", "admin"]
 _Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
 _Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 

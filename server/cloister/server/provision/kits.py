@@ -203,7 +203,7 @@ def site_toml(site: SiteTable, address: str) -> str:
 
 def _server(file: ConsortiumFile) -> dict[str, Any]:
     tables: dict[str, Any] = {
-        "server": {"name": file.server.name, "address": _SUPERLINK, "state": "state", "runs": "runs"},
+        "server": {"name": file.server.name, "superlink": _SUPERLINK, "state": "state", "runs": "runs"},
         "jobs": {"listen": _JOBS},
         "users": {user.name: user.roles for user in file.users},
     }
