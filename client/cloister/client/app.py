@@ -37,7 +37,7 @@ from cloister.core.update import Vector
 from cloister.privacy.plan import plan_from
 from cloister.strategies.scaffold import client_control, correction
 
-__all__ = ["Site", "SiteSource", "Workbench", "make_client_app"]
+__all__ = ["Site", "SiteSource", "Workbench", "make_client_app", "refusal", "refusal_of"]
 
 _log = logging.getLogger("cloister.client")
 
@@ -321,24 +321,24 @@ def _answer(message: Message, work: Callable[[], RecordDict]) -> Message:
     """Reply with what ``work`` returns, or with a refusal that holds no data."""
     try:
         content = work()
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - nothing of it may leave but what `_told` lets through
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - nothing of it may leave but what `refusal_of` lets through
         own = isinstance(error, CloisterError) and error.code.startswith("ledger")
         _log.error(
             "message refused: %s",
             error if own else _kind(error),
             exc_info=bool(os.environ.get("CLOISTER_DEBUG")),
         )
-        content = _told(error)
+        content = refusal_of(error)
     return Message(content, reply_to=message)
 
 
-def _told(error: BaseException) -> RecordDict:
+def refusal_of(error: BaseException) -> RecordDict:
     """Return a refusal that quotes Cloister's own messages, which hold no data, and never those of a task or a library."""
     if isinstance(error, CloisterError) and error.code.startswith("ledger"):
-        return _refusal(error.code, "the site's ledger does not allow it; the site's own log says more")
+        return refusal(error.code, "the site's ledger does not allow it; the site's own log says more")
     if isinstance(error, CloisterError) and _raised_by_us(error):
-        return _refusal(error.code, error.message)
-    return _refusal("site-failed", f"the site's code raised {_kind(error)}")
+        return refusal(error.code, error.message)
+    return refusal("site-failed", f"the site's code raised {_kind(error)}")
 
 
 def _raised_by_us(error: BaseException) -> bool:
@@ -358,5 +358,6 @@ def _kind(error: BaseException) -> str:
     return kind.__name__ if known else "an error of its own"
 
 
-def _refusal(code: str, message: str) -> RecordDict:
+def refusal(code: str, message: str) -> RecordDict:
+    """Return the content of a reply that refuses: a stable code, and words without data."""
     return RecordDict({protocol.REFUSAL: ConfigRecord({"code": code, "message": message})})

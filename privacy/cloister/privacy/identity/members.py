@@ -59,11 +59,12 @@ class Purpose(StrEnum):
     DECRYPTION = "decryption"
     KEY = "key"
     JOB = "job"
+    LOG = "log"
+    CALL = "call"
     ENROLMENT = "enrolment"
     GRANT = "grant"
     REGISTER = "register"
     REVOKED = "revoked"
-    CALL = "call"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from cloister.privacy.identity.register import Register, read_register
 from flwr.app import Context, RecordDict
 
 from cloister.core._version import __version__
@@ -31,6 +30,7 @@ from cloister.privacy.authority.client import RemoteAuthority
 from cloister.privacy.authority.tls import SERVER, Credentials
 from cloister.privacy.identity import Role
 from cloister.privacy.identity.kit import Kit, load_kit
+from cloister.privacy.identity.register import Register, read_register
 from cloister.privacy.ledger import load_or_create_key
 from cloister.privacy.plan import predict
 from cloister.privacy.protection import predict as predict_protection

@@ -31,12 +31,13 @@ import grpc  # type: ignore[import-untyped]  # grpcio ships no types
 from cloister.core.digests import federation_digest
 from cloister.core.errors import CloisterError, IntegrityError, PolicyError, UsageError
 from cloister.privacy.authority.wire import LONGEST_MESSAGE, pieces, refusal_to
-from cloister.privacy.identity import Consortium, Member
+from cloister.privacy.identity import Consortium, Member, Role
 from cloister.privacy.identity.kit import Kit, read_secret
+from cloister.privacy.identity.register import UserRole
 from cloister.privacy.request import SignedRequest
 from cloister.server.deployment import jobs_pb2 as messages
 from cloister.server.deployment.calls import CallBook
-from cloister.server.deployment.settings import ServerConfig, UserRole
+from cloister.server.deployment.settings import ServerConfig
 from cloister.server.deployment.store import Job, JobStore
 
 __all__ = ["HANDED_OUT", "SERVICE", "JobService"]
@@ -68,7 +69,7 @@ class JobService:
         kit: the server's.
         store: the queue.
         folder_of: where a job's run folder is, or will be.
-        check: refuses a federation that cannot run here; given the request's JSON.
+        check: refuses a federation (JSON) that cannot run here with the sites that are asked.
         stop: stops a job that runs.
     """
 
@@ -79,10 +80,10 @@ class JobService:
         store: JobStore,
         *,
         folder_of: Callable[[str], Path],
-        check: Callable[[str], None],
+        check: Callable[[str, tuple[str, ...]], None],
         stop: Callable[[str], None],
     ) -> None:
-        self._config = config
+        self._kit = kit
         self._store = store
         self._book = CallBook(kit.consortium)
         self._consortium: Consortium = kit.consortium
@@ -158,7 +159,7 @@ class JobService:
                 remedy="submit it with the same version of cloister as the server's",
                 code="federation-differs",
             )
-        self._check(given.federation)
+        self._check(given.federation, request.sites)
         job = self._store.add(signed, request, user.name, given.federation)
         _LOG.info("queued %s for user '%s'", job.run, user.name)
         return messages.JobReply(job=_told(job))
@@ -229,7 +230,8 @@ class JobService:
         return user
 
     def _roles(self, user: Member) -> tuple[UserRole, ...]:
-        return self._config.users.get(user.name, ())
+        entry = self._kit.members().of(Role.USER).get(user.name)
+        return () if entry is None or entry.identity != user.public_key.hex() else tuple(entry.roles)
 
     def _may_see(self, user: Member, job: Job) -> bool:
         return job.user == user.name or bool({"admin", "watch"} & set(self._roles(user)))
@@ -238,7 +240,7 @@ class JobService:
 def _not_allowed(user: Member, what: str, needs: str) -> PolicyError:
     return PolicyError(
         f"user '{user.name}' may not {what}: the role '{needs}' is needed",
-        remedy="ask the server's operator: [users] in server.toml",
+        remedy="ask the consortium's registrar for it: roles in consortium.toml",
         code="not-allowed",
     )
 

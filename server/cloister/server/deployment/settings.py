@@ -13,30 +13,25 @@
     at_once = 1                      # jobs that run at a time
     tasks = []                       # tasks beside the installed ones, as "module:attribute"
 
-    [users]                          # who may do what: submit, watch, admin
-    ada = ["submit"]
-
     [authority]                      # where sums are encrypted
     address = "keys.example.org:9443"
 
-Credentials lie beside the file under fixed names (`cloister.privacy.identity.kit`), and so does ``members.json``: the sites.
+Credentials lie beside the file under fixed names (`cloister.privacy.identity.kit`), and so does ``members.json``: who the
+sites are, and what each user may do.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
 from cloister.core.settings import Address, Settings, load_settings
 
-__all__ = ["CONFIG", "ServerConfig", "UserRole", "load_server"]
+__all__ = ["CONFIG", "ServerConfig", "load_server"]
 
 #: The file's name in a server's folder.
 CONFIG = "server.toml"
-
-UserRole = Literal["submit", "watch", "admin"]
 
 
 class ServerTable(Settings):
@@ -75,7 +70,6 @@ class ServerConfig(Settings):
 
     server: ServerTable = ServerTable()
     jobs: JobsTable = JobsTable()
-    users: dict[str, tuple[UserRole, ...]] = Field(default_factory=dict)
     authority: AuthorityTable | None = None
     metrics: MetricsTable | None = None
 
