@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
+from cloister.client.gate.policy import read_policy
 from cloister.client.site_config import load_site
 from cloister.core.command import run
 from cloister.core.errors import IntegrityError
@@ -70,6 +71,8 @@ def test_a_site_s_kit_is_what_its_config_and_flower_read(made: Path) -> None:
     assert (config.site.name, config.server.address) == ("cleveland", "localhost:8443")
     assert config.data["heart"].owner == "cleveland"
     assert config.data["heart"].options == {"data": "/srv/heart"}
+    policy = read_policy(folder / "policy.toml").policy
+    assert (policy.who.users, policy.allow) == ((), ())
     key = load_ssh_private_key((folder / "node.key").read_bytes(), password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     from flwr.supercore.primitives.asymmetric import public_key_to_bytes
@@ -81,7 +84,11 @@ def test_a_site_s_kit_is_what_its_config_and_flower_read(made: Path) -> None:
 
 def test_the_server_s_kit_is_what_its_config_reads(made: Path) -> None:
     config = load_server(made / "kits" / "server")
-    assert config.users == {"ada": ("submit", "watch"), "bob": ("admin",)}
+    users = load_kit(made / "kits" / "server", Role.SERVER).members().of(Role.USER)
+    assert {name: entry.roles for name, entry in users.items()} == {
+        "ada": ["submit", "watch"],
+        "bob": ["admin"],
+    }
     assert config.server.superlink == "127.0.0.1:9092"
     assert config.authority is not None
     assert config.authority.address == "127.0.0.1:9443"

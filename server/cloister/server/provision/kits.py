@@ -28,7 +28,11 @@ __all__ = ["KITS", "Kits"]
 KITS = "kits"
 #: Where SuperLink and the job service listen, behind nginx on the server's own machine.
 _SUPERLINK, _JOBS = "127.0.0.1:9092", "127.0.0.1:9095"
+#: Where the server tells its own operator how it is.
+_METRICS = "127.0.0.1:9465"
 _CHANNEL = "authority"
+#: Folders in which a member keeps what it must not lose; they are there so that a container can mount them and nothing else writable.
+_STATE = {Role.SERVER: ("run", "state", "runs"), Role.SITE: ("state",), Role.AUTHORITY: (), Role.USER: ()}
 _TEMPLATES = Path(__file__).with_name("templates")
 
 
@@ -158,7 +162,8 @@ class Kits:
             write_whole(folder / one, text)
         if role is Role.SERVER:
             self.write_server_files(folder)
-            private_folder(folder / "run", there=True)
+        for one in _STATE[role]:
+            private_folder(folder / one, there=True)
 
     def write_server_files(self, folder: Path | None = None) -> None:
         """Write what of the server's kit depends on who is a member and on its addresses."""
@@ -194,7 +199,7 @@ def _server(file: ConsortiumFile) -> dict[str, Any]:
     tables: dict[str, Any] = {
         "server": {"name": file.server.name, "superlink": _SUPERLINK, "state": "state", "runs": "runs"},
         "jobs": {"listen": _JOBS},
-        "users": {user.name: user.roles for user in file.users},
+        "metrics": {"listen": _METRICS},
     }
     if file.authority is not None:
         tables["authority"] = {"address": file.authority.address}
