@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
-
-from flwr.app import Context, Message
 
 from cloister.client.app import make_client_app
 from cloister.client.deployed import DeployedSite
 from cloister.client.fleet_link import FleetLink
 from cloister.client.gate import Gate, GatedApp, open_gate
-from cloister.client.runner import Answerer, Runner, Watched
+from cloister.client.runner import Runner, Watched
 from cloister.client.site_config import SiteConfig, load_site
 from cloister.core.errors import IntegrityError
 from cloister.privacy.identity import Role
-from cloister.privacy.identity.kit import Kit, load_consortium, load_kit
-from cloister.privacy.identity.register import REVOKED
+from cloister.privacy.identity.kit import Kit, load_kit
 
 __all__ = ["OpenSite", "open_site"]
 
@@ -37,8 +33,7 @@ class OpenSite:
         self.watched = Watched()
         source = DeployedSite(folder, config, kit, dataset_for=gate.dataset_for, floors=lambda: gate.floors)
         app = make_client_app(source)
-        answer = _with_newest_list(GatedApp(app, gate, source), gate, folder)
-        self._runner = Runner(config.server, self._connect, answer, self.watched)
+        self._runner = Runner(config.server, self._connect, GatedApp(app, gate, source), self.watched)
 
     def run(self, stop: threading.Event) -> None:
         """Answer the coordinator until ``stop`` is set."""
@@ -67,26 +62,3 @@ def open_site(folder: Path) -> OpenSite:
             code="kit-file",
         )
     return OpenSite(folder, config, kit, open_gate(folder, config, kit))
-
-
-def _with_newest_list(answer: Answerer, gate: Gate, folder: Path) -> Callable[[Message, Context], Message]:
-    """Read the list of revoked certificates again when the file changes, before a message is looked at."""
-    path = folder / REVOKED
-    seen = [_stamp(path)]
-
-    def answered(message: Message, context: Context) -> Message:
-        now = _stamp(path)
-        if now != seen[0]:
-            gate.consortium = load_consortium(folder)
-            seen[0] = now
-        return answer(message, context)
-
-    return answered
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        found = path.stat()
-    except OSError:
-        return (0, 0)
-    return (found.st_mtime_ns, found.st_size)
