@@ -182,12 +182,9 @@ def test_a_stranger_to_the_sites_cannot_be_heard_whatever_it_pushes(consortium: 
         nodes = list(grid.keys())
         assert len(nodes) == len(HOSPITALS)
         job = ConfigRecord({"protocol": 3, "run": "hostile", "round": 1, "federation": "{}", "layout": "x"})
-        content = {protocol.JOB: job, protocol.MODEL: ArrayRecord({"vector": Array(np.zeros(3, np.float32))})}
-        messages = [
-            Message(RecordDict(content), node, kind, ttl=60)
-            for node in nodes[:1]
-            for kind in ("train", "query")
-        ]
+        model = ArrayRecord({"vector": Array(np.zeros(3, np.float32))})
+        content = RecordDict({protocol.JOB: job, protocol.MODEL: model})
+        messages = [Message(content, node, kind, ttl=60) for node in nodes[:1] for kind in ("train", "query")]
         for answer in exchange(grid, messages, wait_s=60):
             assert answer.reply is not None
             assert answer.reply.content.config_records[protocol.REFUSAL]["code"] == "request"
