@@ -33,6 +33,7 @@ from cloister.core.metrics import Measurement, measure
 from cloister.core.randomness import Randomness
 from cloister.core.resolve import check_data
 from cloister.core.spec import FederationSpec
+from cloister.core.tasks.statistics import bare_statistic
 from cloister.core.update import Vector
 from cloister.privacy.plan import plan_from
 from cloister.strategies.scaffold import client_control, correction
@@ -300,6 +301,11 @@ def _start(message: Message, context: Context, source: SiteSource) -> tuple[Job,
             "this site keeps a ledger, and takes part under differential privacy only",
             remedy="give the federation file a [privacy] table",
             code="budget",
+        )
+    bare = bare_statistic(bench.spec, bench.trainer.task)
+    if bare:
+        raise PolicyError(
+            bare, remedy="ask with 'cloister statistics', which writes a sound file", code="statistic-bare"
         )
     if not 1 <= job.round_number <= bench.spec.federation.rounds:
         raise IntegrityError(

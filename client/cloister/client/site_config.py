@@ -71,11 +71,15 @@ class DataTable(Settings):
         task: the task that it is for, as ``task.use`` names it.
         owner: whose records, where the task hands over several owners'; the only one's if left out.
         options: the task's options that say where the data lie; they win over the federation file's.
+        quasi_identifiers: columns that together may tell who somebody is, for the check of the data; guessed if left out.
+        smallest_group: k: the check of the data tells of groups with fewer records.
     """
 
     task: str = Field(min_length=1)
     owner: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    quasi_identifiers: list[str] | None = None
+    smallest_group: int = Field(default=5, ge=2, le=1000)
 
 
 class SiteConfig(Settings):

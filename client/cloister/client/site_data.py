@@ -11,21 +11,21 @@ Formal guarantees:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 from cloister.client.site_config import DataTable
 from cloister.core.data import Split
 from cloister.core.errors import DataError, PolicyError, TaskError
-from cloister.core.finding import find_maker, holds_path, made_class, parameters_of, places_of
+from cloister.core.finding import find_maker, holds_path, innermost, made_class, parameters_of, places_of
 from cloister.core.guarding import guarded
 from cloister.core.resolve import POOLED, load_task, owners
 from cloister.core.spec.refusals import nearest
 from cloister.core.spec.tables import TaskTable
 from cloister.core.task import Task
 
-__all__ = ["load_dataset", "site_task"]
+__all__ = ["load_dataset", "own_split", "site_task"]
 
 
 def load_dataset(table: DataTable, federation_task: TaskTable, base: Path) -> tuple[Task, Split]:
@@ -42,7 +42,7 @@ def load_dataset(table: DataTable, federation_task: TaskTable, base: Path) -> tu
         DataError: the records cannot be read or trained on, or ``owner`` names none of theirs.
     """
     task = load_task(site_task(table, federation_task, base), base)
-    return task, _owned(owners(task), table.owner)
+    return task, own_split(task, table)
 
 
 def site_task(table: DataTable, federation_task: TaskTable, base: Path) -> TaskTable:
@@ -52,6 +52,10 @@ def site_task(table: DataTable, federation_task: TaskTable, base: Path) -> TaskT
         PolicyError: (task-differs) the data set is for another task.
         TaskError: (task-place) an option says something that is not its file's to say, or the place is missing.
     """
+    inner = innermost(federation_task)
+    if inner is not federation_task:
+        own = site_task(table, inner, base).model_dump()
+        return TaskTable.model_validate({"use": federation_task.use, **federation_task.options, "of": own})
     if table.task != federation_task.use:
         raise PolicyError(
             f"this data set is for the task '{table.task}', and the federation's is '{federation_task.use}'",
@@ -80,7 +84,14 @@ def site_task(table: DataTable, federation_task: TaskTable, base: Path) -> TaskT
     return TaskTable.model_validate({"use": table.task, **common, **table.options})
 
 
-def _owned(splits: Mapping[str, Split], owner: str | None) -> Split:
+def own_split(task: Task, table: DataTable) -> Split:
+    """Return the site's records among those that ``task`` hands over.
+
+    Raises:
+        TaskError: the task raised.
+        DataError: the records cannot be read or trained on, or ``owner`` names none of theirs.
+    """
+    splits, owner = owners(task), table.owner
     alone = len(splits) == 1
     if owner is None and alone:
         return next(iter(splits.values()))

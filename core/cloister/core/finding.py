@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -19,9 +19,22 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from cloister.core.errors import TaskError
 from cloister.core.guarding import guarded
 from cloister.core.spec.refusals import nearest
+from cloister.core.spec.tables import TaskTable
 from cloister.core.task import Task
 
-__all__ = ["find_maker", "holds_path", "made_class", "parameters_of", "places_of", "task_names"]
+__all__ = [
+    "STATISTICS",
+    "find_maker",
+    "holds_path",
+    "innermost",
+    "made_class",
+    "parameters_of",
+    "places_of",
+    "task_names",
+]
+
+#: The installed task that counts the records of another one (`cloister.core.tasks.statistics`).
+STATISTICS = "statistics"
 
 
 def task_names() -> list[str]:
@@ -150,3 +163,11 @@ def _leaves(hint: Any) -> set[Any]:
         return {str}
     inner = [found for argument in get_args(hint) for found in _leaves(argument)]
     return set(inner) if get_args(hint) else {hint} - {type(None), Ellipsis}
+
+
+def innermost(table: TaskTable) -> TaskTable:
+    """Return the task whose records are used: the one that a statistic asks of, or ``table`` itself."""
+    of = table.options.get("of")
+    if table.use != STATISTICS or not isinstance(of, Mapping) or not isinstance(of.get("use"), str):
+        return table
+    return TaskTable.model_validate(dict(of))

@@ -32,6 +32,7 @@ __all__ = [
     "build_model",
     "check_data",
     "described",
+    "from_base",
     "guarded",
     "load_task",
     "notes_of",
@@ -266,14 +267,17 @@ def _options(table: TaskTable, attribute: Callable[..., Any], base: Path) -> dic
     """
     parameters = guarded(table.use, "the annotations of its constructor", lambda: parameters_of(attribute))
     # Fields go by number and an alias, so that an option may have any name (``schema``, ``copy``, ``model_config``).
+    plain = {name: parameter for name, parameter in parameters.items() if parameter[0] is not Task}
     fields: dict[str, Any] = {
         f"option{number}": (hint, Field(... if default is inspect.Parameter.empty else default, alias=name))
-        for number, (name, (hint, default)) in enumerate(parameters.items())
+        for number, (name, (hint, default)) in enumerate(plain.items())
     }
+    inner = {name: _inner(table, name, base) for name in parameters if name not in plain}
+    given = {name: value for name, value in table.options.items() if name not in inner}
     config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
     model: type[BaseModel] = create_model("TaskOptions", __config__=config, **fields)
     try:
-        checked = model.model_validate_json(json.dumps(table.options))
+        checked = model.model_validate_json(json.dumps(given))
     except ValidationError as error:
         lines = "\n".join(f"  {line}" for line in refusals(error, model, "task"))
         raise TaskError(
@@ -281,16 +285,32 @@ def _options(table: TaskTable, attribute: Callable[..., Any], base: Path) -> dic
             remedy="change these keys and try again",
             code="task-option",
         ) from None
-    names = dict(zip(fields, parameters, strict=True))
-    return {names[field]: _from_base(getattr(checked, field), base) for field in checked.model_fields_set}
+    names = dict(zip(fields, plain, strict=True))
+    return inner | {
+        names[field]: from_base(getattr(checked, field), base) for field in checked.model_fields_set
+    }
 
 
-def _from_base(value: Any, base: Path) -> Any:
+def _inner(table: TaskTable, name: str, base: Path) -> Task:
+    """Make the task that an option annotated `Task` asks for: a table like ``[task]`` itself."""
+    given = table.options.get(name)
+    try:
+        asked = TaskTable.model_validate(given)
+    except ValidationError:
+        raise TaskError(
+            f"[task] was refused by '{table.use}': '{name}' is missing, or is no table that names a task",
+            remedy=f'write for example {name} = {{ use = "heart" }}',
+            code="task-option",
+        ) from None
+    return load_task(asked, base)
+
+
+def from_base(value: Any, base: Path) -> Any:
     """Take relative paths, also those in lists and tables, from the federation file's folder."""
     if isinstance(value, Path):
         return base / value
     if isinstance(value, BaseModel):
         return value.model_copy(
-            update={name: _from_base(getattr(value, name), base) for name in value.model_fields_set}
+            update={name: from_base(getattr(value, name), base) for name in value.model_fields_set}
         )
-    return type(value)(_from_base(inner, base) for inner in value) if type(value) in (list, tuple) else value
+    return type(value)(from_base(inner, base) for inner in value) if type(value) in (list, tuple) else value

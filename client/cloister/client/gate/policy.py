@@ -25,6 +25,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from cloister.client.gate.hours import read_window
 from cloister.client.site_config import SiteConfig
 from cloister.core.errors import SpecError
+from cloister.core.finding import STATISTICS
 from cloister.core.spec.base import Count, Fraction, NonNegative, Positive, Table, Whole
 from cloister.core.spec.refusals import nearest, refusals
 from cloister.privacy.ledger.budget import Cap, Rate
@@ -312,7 +313,7 @@ def check_datasets(policy: Policy, config: SiteConfig) -> None:
         if name not in config.data:
             raise _unfit(POLICY, f"site.toml has no data set '{name}'{nearest(name, config.data)}")
     for rule in policy.allow:
-        if rule.task != config.data[rule.dataset].task:
+        if rule.task not in (config.data[rule.dataset].task, STATISTICS):
             raise _unfit(
                 POLICY,
                 f"the data set '{rule.dataset}' is for the task '{config.data[rule.dataset].task}', not '{rule.task}'",
