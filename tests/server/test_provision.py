@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
+from cloister.client.gate.policy import read_policy
 from cloister.client.site_config import load_site
 from cloister.core.command import run
 from cloister.core.errors import IntegrityError
@@ -19,6 +20,7 @@ from cloister.privacy.authority.tls import AUTHORITY, SERVER, Credentials
 from cloister.privacy.homomorphic.vault import Vault
 from cloister.privacy.identity import Purpose, Role
 from cloister.privacy.identity.kit import load_kit
+from cloister.server.deployment.settings import load_server
 from consortia import FILE, client_context, make_consortium, server_context
 
 KITS = {
@@ -69,6 +71,8 @@ def test_a_site_s_kit_is_what_its_config_and_flower_read(made: Path) -> None:
     assert (config.site.name, config.server.address) == ("cleveland", "localhost:8443")
     assert config.data["heart"].owner == "cleveland"
     assert config.data["heart"].options == {"data": "/srv/heart"}
+    policy = read_policy(folder / "policy.toml").policy
+    assert (policy.who.users, policy.allow) == ((), ())
     key = load_ssh_private_key((folder / "node.key").read_bytes(), password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     from flwr.supercore.primitives.asymmetric import public_key_to_bytes
@@ -76,6 +80,18 @@ def test_a_site_s_kit_is_what_its_config_and_flower_read(made: Path) -> None:
     server = load_kit(made / "kits" / "server", Role.SERVER)
     known = server.members().of(Role.SITE)["cleveland"].node_key
     assert known == public_key_to_bytes(key.public_key())
+
+
+def test_the_server_s_kit_is_what_its_config_reads(made: Path) -> None:
+    config = load_server(made / "kits" / "server")
+    users = load_kit(made / "kits" / "server", Role.SERVER).members().of(Role.USER)
+    assert {name: entry.roles for name, entry in users.items()} == {
+        "ada": ["submit", "watch"],
+        "bob": ["admin"],
+    }
+    assert config.server.superlink == "127.0.0.1:9092"
+    assert config.authority is not None
+    assert config.authority.address == "127.0.0.1:9443"
 
 
 def test_the_authority_s_kit_is_one_that_its_command_runs_with(made: Path) -> None:

@@ -30,10 +30,15 @@ from typing import Any, Self
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
-from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.common.serde import (
+    message_from_proto,
+    message_to_proto,
+    recorddict_from_proto,
+    recorddict_to_proto,
+)
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
@@ -42,6 +47,7 @@ from flwr.proto.fleet_pb2 import (
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -62,11 +68,13 @@ from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpI
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from google.protobuf.message import DecodeError
 
 from cloister.core.errors import IntegrityError, PolicyError
+from cloister.core.protocol import MOST_PACKED, PACKED
 from cloister.privacy.identity.kit import Kit, read_secret
 
-__all__ = ["FleetLink", "LinkLostError", "MessageLostError"]
+__all__ = ["FleetLink", "LinkLostError", "MessageLostError", "tls_context"]
 
 _CALL_S = 30.0
 _BEATS_APART_S = 10.0
@@ -104,7 +112,7 @@ class FleetLink:
                 RuntimeVersionHttpInterceptor(component_name="SuperNode"),
                 NodeAuthHttpInterceptor(key, key.public_key()),
             ],
-            verify=_tls(kit),
+            verify=tls_context(kit),
             timeout=call_s,
         )
         self._closed = threading.Event()
@@ -175,6 +183,8 @@ class FleetLink:
         if not isinstance(message, Message):
             raise MessageLostError(type(message).__name__)
         message.metadata.__dict__["_message_id"] = tree.object_id
+        if message.has_content():
+            message.content = _unpacked(message.content)
         return message
 
     def send(self, reply: Message, seconds: float) -> int:
@@ -187,6 +197,8 @@ class FleetLink:
         Raises:
             LinkLostError: it could not be sent; it may be sent again.
         """
+        if reply.has_content():
+            reply.content = _packed(reply.content)
         reply.metadata.__dict__["_message_id"] = reply.object_id
         run = reply.metadata.run_id
         sent = 0
@@ -274,7 +286,36 @@ class FleetLink:
                 continue  # the next call tells the caller
 
 
-def _tls(kit: Kit) -> ssl.SSLContext:
+def _packed(content: RecordDict) -> RecordDict:
+    """Return ``content`` as one record where it is small: each record is an object of its own, and costs two calls at either side."""
+    if (
+        PACKED in content
+        or sum(record.count_bytes() for record in content.array_records.values()) > MOST_PACKED
+    ):
+        return content
+    return RecordDict({PACKED: ConfigRecord({PACKED: recorddict_to_proto(content).SerializeToString()})})
+
+
+def _unpacked(content: RecordDict) -> RecordDict:
+    record = content.config_records.get(PACKED)
+    if record is None:
+        return content
+    found = record[PACKED]
+    if not isinstance(found, bytes):
+        raise MessageLostError("not packed")
+    try:
+        return recorddict_from_proto(ProtoRecordDict.FromString(found))
+    except (DecodeError, ValueError, TypeError, KeyError) as error:
+        raise MessageLostError(type(error).__name__) from None
+
+
+def tls_context(kit: Kit) -> ssl.SSLContext:
+    """Return how this site speaks TLS: it believes the consortium's root only, and shows its own certificate.
+
+    Raises:
+        LinkLostError: the certificates cannot be used.
+        IntegrityError: (kit-key) others may read the key.
+    """
     read_secret(kit.key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2

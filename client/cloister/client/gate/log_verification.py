@@ -26,6 +26,7 @@ from cloister.client.gate.log_entry import LogEntry, follow, read_entry
 from cloister.client.gate.site_log import read_head, vouched_key
 from cloister.core.errors import IntegrityError, UsageError
 from cloister.privacy.identity import Consortium, Purpose, Role
+from cloister.privacy.ledger.heads import Head
 
 __all__ = ["LogVerification", "read_log", "verify_log"]
 
@@ -90,19 +91,7 @@ def verify_log(
         UsageError: there is no such file.
     """
     found = LogVerification()
-    try:
-        head = read_head(path)
-    except IntegrityError as error:
-        found.note(error)
-        head = None
-    else:
-        if head is None:
-            found.problems.append(
-                (
-                    "log-head",
-                    f"the head file beside '{path}' is missing: whether lines were cut off cannot be told",
-                )
-            )
+    head = _head(path, found)
     try:
         for entry in read_log(path, warnings=found.warnings):
             if entry.seq == 0:
@@ -116,20 +105,45 @@ def verify_log(
         found.note(error)
         return found
     if head is not None:
-        if head.seq >= found.entries:
-            found.problems.append(
-                (
-                    "log-rollback",
-                    f"the log has {found.entries} lines, and its head file names line {head.seq + 1}: lines were cut off",
-                )
-            )
-        elif head.public_key != found.public_key:
-            found.problems.append(("log-head", "the head file is signed by another key than the log"))
-        elif head.seq + 1 < found.entries:
-            found.warnings.append(
-                f"{found.entries - head.seq - 1} lines are newer than the head file: a writer was interrupted, or is writing now"
-            )
+        _check_end(head, found)
     return found
+
+
+def _head(path: Path, found: LogVerification) -> Head | None:
+    try:
+        head = read_head(path)
+    except IntegrityError as error:
+        found.note(error)
+        return None
+    if head is None:
+        found.problems.append(
+            (
+                "log-head",
+                f"the head file beside '{path}' is missing: whether lines were cut off cannot be told",
+            )
+        )
+    return head
+
+
+def _check_end(head: Head, found: LogVerification) -> None:
+    newer = found.entries - head.seq - 1
+    if newer < 0:
+        found.problems.append(
+            (
+                "log-rollback",
+                f"the log has {found.entries} lines, and its head file names line {head.seq + 1}: lines were cut off",
+            )
+        )
+    elif head.public_key != found.public_key:
+        found.problems.append(("log-head", "the head file is signed by another key than the log"))
+    elif newer > 1:
+        found.problems.append(
+            ("log-head", f"the log has {newer} lines more than its head file says: that is an older one")
+        )
+    elif newer:
+        found.warnings.append(
+            "the last line is newer than the head file: a writer was interrupted, or is writing now"
+        )
 
 
 def read_log(path: Path, *, warnings: list[str] | None = None) -> Iterator[LogEntry]:

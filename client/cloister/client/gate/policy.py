@@ -230,7 +230,8 @@ class Limits(Table):
     gpu: bool = Field(default=True, description="whether a GPU may be used")
     runs: Count = Field(default=1, description="how many runs may be under way at once")
     idle_minutes: Annotated[float, Field(gt=0, le=10**6)] = Field(
-        default=30.0, description="a run that nothing was heard of for so long is no longer under way"
+        default=15.0,
+        description="a run that nothing was heard of for so long, or whose last round has come, is no longer under way",
     )
 
 

@@ -37,9 +37,9 @@ from cloister.core.files import write_whole
 from cloister.privacy.identity import Identity, Purpose
 from cloister.privacy.ledger.entry import canonical_json
 from cloister.privacy.ledger.heads import Head, head_of
-from cloister.privacy.ledger.keys import public_key_of
+from cloister.privacy.ledger.keys import load_key, load_or_create_key, public_key_of
 
-__all__ = ["LOG", "SiteLog", "head_path", "read_head", "utc_now", "vouched_key"]
+__all__ = ["LOG", "SiteLog", "head_path", "log_key", "read_head", "utc_now", "vouched_key"]
 
 #: The log's name in a site's state folder.
 LOG = "log.jsonl"
@@ -58,9 +58,8 @@ class SiteLog:
 
     Args:
         path: the file; beside it lie ``log.head`` and ``log.lock``.
-        site: whose it is.
         key: signs every line.
-        identity: vouches for the key in the first line.
+        identity: whose log it is to be, which vouches for the key in the first line; ``None``: only one that was begun is opened.
         took: is given every line, the first time that it is read or written here.
         durable: whether a line survives a power cut.
         now: the time.
@@ -73,15 +72,14 @@ class SiteLog:
         self,
         path: Path,
         *,
-        site: str,
         key: Ed25519PrivateKey,
-        identity: Identity,
+        identity: Identity | None = None,
         took: Callable[[LogEntry], None] = lambda _: None,
         durable: bool = True,
         now: Clock = utc_now,
     ) -> None:
         self.path = path
-        self._site = site
+        self._site = "" if identity is None else identity.name
         self._key = key
         self._took = took
         self._durable = durable
@@ -90,8 +88,16 @@ class SiteLog:
         self._offset = 0
         self._file: tuple[int, int] | None = None
         with self._alone():
-            if self._last is None:
+            if self._last is not None:
+                self._site = self._last.site
+            elif identity is not None:
                 self._write("opened", {"format": 1, **_vouched(key, identity)})
+            else:
+                raise IntegrityError(
+                    f"there is no log '{path}'",
+                    remedy="it is begun when the site first runs: cloister site run",
+                    code="log-absent",
+                )
 
     @property
     def last(self) -> LogEntry:
@@ -136,7 +142,7 @@ class SiteLog:
         if self._file not in {None, (status.st_dev, status.st_ino)} or status.st_size < self._offset:
             raise _gone(self.path)
         self._file = (status.st_dev, status.st_ino)
-        if status.st_size == self._offset:
+        if status.st_size == self._offset and self._last is not None:
             return
         head = read_head(self.path)
         torn = self._read(head)
@@ -211,6 +217,16 @@ class SiteLog:
                 remedy="make room on the disk or give the right to write there; nothing leaves that is not in the log",
                 code="log-unwritable",
             ) from None
+
+
+def log_key(log: Path) -> Ed25519PrivateKey:
+    """Return the key that signs ``log``: made with the log, and never replaced, while certificates are.
+
+    Raises:
+        IntegrityError: (ledger-key) it is gone, or is none.
+    """
+    path = log.with_suffix(".pem")
+    return load_key(path) if log.exists() or head_path(log).exists() else load_or_create_key(path)
 
 
 def head_path(log: Path) -> Path:

@@ -30,7 +30,7 @@ def site_status(state: Path, log: LogState, policy: Policy) -> dict[str, Any]:
         "runs": [_run(run) for run in list(log.runs.values())[-_SHOWN:]],
         "left": [_left(entry) for entry in list(log.left)[-_SHOWN:]],
         "refused": [{"time": entry.time, **entry.said} for entry in list(log.refused)[-_SHOWN:]],
-        "budgets": {name: _budgets(state / f"{name}.sqlite") for name in datasets},
+        "budgets": {name: _budgets(state / "ledgers" / f"{name}.sqlite") for name in datasets},
         "policy": log.policy,
     }
 

@@ -1,7 +1,6 @@
-"""Models that copy records into an update, found by their weights: before a run by those that the task builds, and in every round by those that
-the server sends.
+"""Models that copy records into an update, found by their weights.
 
-A layer whose rows all measure the same thing of a record, each against a threshold of its own, sorts the records of a batch into bins; the
+Those that the task builds are looked at before a run, those that the server sends in every round. A layer whose rows all measure the same thing of a record, each against a threshold of its own, sorts the records of a batch into bins; the
 differences between the rows' gradients are then the records themselves, also in a sum over many sites (Fowl, Geiping, Czaja, Goldblum &
 Goldstein 2022, "Robbing the Fed", Sec. 4; Zhao, Sharma, Elkordy, Ezzeldin, Avestimehr & Bagchi 2023, "LOKI"). A layer of which one row is far longer
 than the others makes one class or one feature of one record outweigh a whole batch (Wen, Geiping, Fowl, Goldblum & Goldstein 2022, "Fishing for

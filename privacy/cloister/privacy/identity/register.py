@@ -38,6 +38,7 @@ __all__ = [
     "Register",
     "Revoked",
     "UserRole",
+    "check_newer",
     "read_register",
     "read_revoked",
     "take_document",
@@ -48,7 +49,7 @@ __all__ = [
 #: The files' names in a kit.
 MEMBERS, REVOKED = "members.json", "revoked.json"
 
-UserRole = Literal["submit", "admin", "watch"]
+UserRole = Literal["submit", "watch", "admin"]
 _Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
 _Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 
@@ -206,6 +207,17 @@ def take_document(folder: Path, raw: bytes, consortium: Consortium) -> Register 
         IntegrityError: (document, signature, document-old) see the table.
         StorageError: it cannot be written.
     """
+    found, name = check_newer(folder, raw, consortium)
+    write_whole(folder / name, raw)
+    return found
+
+
+def check_newer(folder: Path, raw: bytes, consortium: Consortium) -> tuple[Register | Revoked, str]:
+    """Return a register or a list of revoked certificates and its file's name, if it is no older than the one in ``folder``.
+
+    Raises:
+        IntegrityError: (document, signature, document-old) see the table.
+    """
     name = REVOKED if _is_revoked(raw) else MEMBERS
     read: Callable[[bytes, Consortium], Register | Revoked]
     read = unseal_revoked if name == REVOKED else unseal_register
@@ -217,8 +229,7 @@ def take_document(folder: Path, raw: bytes, consortium: Consortium) -> Register 
             remedy="ask the consortium for its newest one; whoever handed you this may want a member back",
             code="document-old",
         )
-    write_whole(folder / name, raw)
-    return found
+    return found, name
 
 
 def _of(found: _List, consortium: Consortium) -> _List:

@@ -153,7 +153,7 @@ class Daemon:
         _LOG.info("job %s: %s", job.run, code or f"its process ended with status {status}")
         if status == 0:
             self.store.end(job.run, "done", code)
-        elif code == "held":
+        elif code.startswith("wait-"):  # a site wants to be asked again later
             self.store.wait(job.run, _HELD_S, code, message, counted=False)
         elif status in _KILLED or said.get("kind") == "PeersMissing" or not said:
             code, message = code or "killed", message or f"its process ended with status {status}"

@@ -15,6 +15,14 @@ from cloister.core.outcome import JsonOption, outcome, visible
 __all__ = ["register"]
 
 _DEFAULT = "new"
+_REASONS = ("unspecified", "key-compromise", "affiliation-changed", "superseded", "left")
+FolderArgument = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The consortium's folder.", show_default=False)
+]
+MemberArgument = Annotated[
+    str,
+    typer.Argument(metavar="MEMBER", help="Its name, or ROLE:NAME, as site:cleveland.", show_default=False),
+]
 
 
 class _Group(TyperGroup):
@@ -36,6 +44,10 @@ def register(app: typer.Typer) -> None:
         cls=_Group,
     )
     group.command(_DEFAULT)(new_command)
+    group.command("add")(add_command)
+    group.command("renew")(renew_command)
+    group.command("revoke")(revoke_command)
+    group.command("list")(list_command)
     app.add_typer(group, name="provision")
 
 
@@ -74,3 +86,126 @@ def new_command(
                 f"\nnext: hand each kit to its member and remove it here; take {out / 'authority-offline'} off the network"
             )
         )
+
+
+def add_command(
+    folder: FolderArgument,
+    request: Annotated[
+        Path, typer.Argument(metavar="REQUEST", help="request.json of the member.", show_default=False)
+    ],
+    fingerprint: Annotated[
+        str | None,
+        typer.Option(
+            "--fingerprint",
+            metavar="HEX",
+            help="The request's, as the member told you: any other request is refused.",
+            show_default=False,
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Where the grant goes; DIR/grants.", show_default=False),
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Answer a member that made its keys itself: check its request, and write its grant.json."""
+    with outcome(json_output) as out:
+        from cloister.server.provision.membership import add
+
+        made = add(folder, request, fingerprint=fingerprint, to=to)
+        out.result = made.as_dict()
+        out.say(visible(f"{made.member} is a member until {made.expires:.10}"))
+        if fingerprint is None:
+            out.say("compare the request's fingerprint with the member before you hand the grant over:")
+        out.say(f"fingerprint {made.fingerprint}")
+        out.say(visible(f"\nnext: send {made.grant} to the member; {_spread(folder)}"))
+
+
+def renew_command(
+    folder: FolderArgument,
+    member: MemberArgument,
+    new_keys: Annotated[
+        bool, typer.Option("--new-keys", help="Make new keys in a new kit, and take the old ones back.")
+    ] = False,
+    days: Annotated[
+        int | None,
+        typer.Option(
+            "--days", min=1, max=3650, help="How long; as consortium.toml says.", show_default=False
+        ),
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Certify a member again before its certificates end: the same keys, so that a site stays the same Flower node."""
+    with outcome(json_output) as out:
+        from cloister.server.provision.membership import renew
+
+        made = renew(folder, member, new_keys=new_keys, days=days)
+        out.result = made.as_dict()
+        out.say(visible(f"{made.member} is a member until {made.expires:.10}"))
+        if made.grant is not None:
+            out.say(
+                visible(
+                    f"\nnext: send {made.grant} to the member: cloister kit update FOLDER {made.grant.name}"
+                )
+            )
+        else:
+            out.say(visible(f"\nnext: hand {made.kit} to the member; {_spread(folder)}"))
+
+
+def revoke_command(
+    folder: FolderArgument,
+    member: MemberArgument,
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="WHY", help=", ".join(_REASONS) + ".")
+    ] = "unspecified",
+    json_output: JsonOption = False,
+) -> None:
+    """Take back all certificates of a member, and sign the lists that tell everybody."""
+    with outcome(json_output) as out:
+        from cloister.core.errors import UsageError
+        from cloister.core.spec.refusals import nearest
+        from cloister.server.provision.issued import REASONS
+        from cloister.server.provision.membership import revoke
+
+        why = next((one for one in REASONS if one == reason), None)
+        if why is None:
+            raise UsageError(
+                f"no reason is called '{reason}'{nearest(reason, REASONS)}", remedy="give one of these"
+            )
+        made = revoke(folder, member, why)
+        out.result = made.as_dict()
+        out.say(visible(f"{made.member} is a member no more"))
+        out.say(
+            visible(f"\nnext: {_spread(folder)}; until a member has the new lists, it believes the old ones")
+        )
+
+
+def list_command(folder: FolderArgument, json_output: JsonOption = False) -> None:
+    """Show all members: until when they hold, who is due, who is awaited, who was struck off."""
+    with outcome(json_output) as out:
+        from rich.table import Table
+
+        from cloister.server.provision.membership import members_table
+
+        rows = members_table(folder)
+        out.result = {"members": rows}
+        table = Table(
+            "role", "name", "state", "expires", "days", "keys made", "may", box=None, pad_edge=False
+        )
+        for row in rows:
+            cells = (
+                row["role"],
+                row["name"],
+                row["state"],
+                row.get("expires", "")[:10],
+                str(row.get("days_left", "")),
+                row.get("keys_made", ""),
+                ", ".join(row.get("roles", [])),
+            )
+            table.add_row(*(visible(cell) for cell in cells))
+        out.say(table)
+
+
+def _spread(folder: Path) -> str:
+    public = folder / "public"
+    return f"put members.json and revoked.json of {public} into every kit, and crl.pem into the server's (cloister kit update)"

@@ -181,9 +181,14 @@ class IssuedBook:
                     del found[member_key(line)]
         return dict(sorted(found.items()))
 
-    def of(self, role: str, name: str) -> list[IssuedLine]:
-        """Return all that was issued to a member."""
-        return [line for line in self._issued() if member_key(line) == (role, name)]
+    def standing(self, role: str, name: str) -> list[IssuedLine]:
+        """Return all that was issued to a member and not taken back."""
+        gone = {serial for line in self.revoked() for serial in line.identities}
+        return [
+            line
+            for line in self._issued()
+            if member_key(line) == (role, name) and line.identity_serial not in gone
+        ]
 
     def revoked(self) -> list[RevokedLine]:
         """Return all that was taken back."""

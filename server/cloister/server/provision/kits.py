@@ -7,12 +7,9 @@ authority needs to renew it is in its own book.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import tomli_w
 
 from cloister.core.errors import UsageError
 from cloister.core.files import write_whole
@@ -21,9 +18,9 @@ from cloister.privacy.homomorphic.vault import Vault
 from cloister.privacy.identity import Role
 from cloister.privacy.identity.keys import MemberKeys, private_folder
 from cloister.privacy.identity.register import MEMBERS, REVOKED
+from cloister.privacy.identity.texts import rendered, site_files, toml, user_files
 from cloister.server.provision.consortium_file import ConsortiumFile, SiteTable
 from cloister.server.provision.offline import Lists, Offline, Papers
-from cloister.server.provision.texts import rendered
 
 __all__ = ["KITS", "Kits"]
 
@@ -31,7 +28,12 @@ __all__ = ["KITS", "Kits"]
 KITS = "kits"
 #: Where SuperLink and the job service listen, behind nginx on the server's own machine.
 _SUPERLINK, _JOBS = "127.0.0.1:9092", "127.0.0.1:9095"
+#: Where the server tells its own operator how it is.
+_METRICS = "127.0.0.1:9465"
 _CHANNEL = "authority"
+#: Folders in which a member keeps what it must not lose; they are there so that a container can mount them and nothing else writable.
+_STATE = {Role.SERVER: ("run", "state", "runs"), Role.SITE: ("state",), Role.AUTHORITY: (), Role.USER: ()}
+_TEMPLATES = Path(__file__).with_name("templates")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,28 +144,33 @@ class Kits:
 
     def _write_files(self, folder: Path, name: str, role: Role) -> None:
         file = self.offline.file
-        about: dict[str, Any] = {"name": name, "consortium": file.consortium.name, "file": file}
+        consortium, address = file.consortium.name, file.server.address
+        files: dict[str, str]
         if role is Role.SITE:
             table = next((site for site in file.sites if site.name == name), SiteTable(name=name))
-            write_whole(folder / "site.toml", site_toml(table, file.server.address))
-            write_whole(folder / "policy.toml", rendered("policy.toml", about))
+            data = {key: one.model_dump(exclude_none=True) for key, one in table.data.items()}
+            files = site_files(name, consortium, address, data)
         elif role is Role.USER:
-            write_whole(
-                folder / "user.toml", _toml("user.toml", {"server": {"address": file.server.address}})
-            )
-        elif role is Role.SERVER:
+            files = user_files(name, consortium, address)
+        else:
+            about = {"name": name, "consortium": consortium, "file": file}
+            files = {
+                "compose.yaml": rendered(f"compose.{role}.yaml", about, _TEMPLATES),
+                "README.md": rendered(f"README.{role}.md", about, _TEMPLATES),
+            }
+        for one, text in files.items():
+            write_whole(folder / one, text)
+        if role is Role.SERVER:
             self.write_server_files(folder)
-            private_folder(folder / "run", there=True)
-        if role is not Role.USER:
-            write_whole(folder / "compose.yaml", rendered(f"compose.{role.value}.yaml", about))
-        write_whole(folder / "README.md", rendered(f"README.{role.value}.md", about))
+        for one in _STATE[role]:
+            private_folder(folder / one, there=True)
 
     def write_server_files(self, folder: Path | None = None) -> None:
         """Write what of the server's kit depends on who is a member and on its addresses."""
         folder, file = folder or self.path(Role.SERVER, ""), self.offline.file
         about = {"server": file.server, "superlink": _SUPERLINK, "jobs": _JOBS}
-        write_whole(folder / "server.toml", _toml("server.toml", _server(file)))
-        write_whole(folder / "nginx.conf", rendered("nginx.conf", about))
+        write_whole(folder / "server.toml", toml("server.toml", _server(file), _TEMPLATES))
+        write_whole(folder / "nginx.conf", rendered("nginx.conf", about, _TEMPLATES))
 
 
 def write_lists(folder: Path, role: Role, lists: Lists) -> None:
@@ -188,30 +195,12 @@ def hosts_of(file: ConsortiumFile, role: Role) -> list[str]:
     return [file.server.host, *file.server.aliases, "127.0.0.1", "localhost"]
 
 
-def site_toml(site: SiteTable, address: str) -> str:
-    """Return a site's ``site.toml``."""
-    tables: dict[str, Any] = {
-        "site": {"name": site.name, "state": "state"},
-        "server": {"address": address},
-        "data": {name: table.model_dump(exclude_none=True) for name, table in site.data.items()},
-        "health": {"listen": "127.0.0.1:9464"},
-    }
-    if not site.data:
-        del tables["data"]
-    return _toml("site.toml", tables)
-
-
 def _server(file: ConsortiumFile) -> dict[str, Any]:
     tables: dict[str, Any] = {
-        "server": {"name": file.server.name, "address": _SUPERLINK, "state": "state", "runs": "runs"},
+        "server": {"name": file.server.name, "superlink": _SUPERLINK, "state": "state", "runs": "runs"},
         "jobs": {"listen": _JOBS},
-        "users": {user.name: user.roles for user in file.users},
+        "metrics": {"listen": _METRICS},
     }
     if file.authority is not None:
         tables["authority"] = {"address": file.authority.address}
     return tables
-
-
-def _toml(name: str, tables: Mapping[str, Any]) -> str:
-    """Return a file: the comments that its template holds, then the tables."""
-    return rendered(name, {"tables": tables}) + tomli_w.dumps(tables)

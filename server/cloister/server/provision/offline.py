@@ -50,7 +50,7 @@ from cloister.privacy.identity.documents import sealed
 from cloister.privacy.identity.keys import PublicKeys, private_folder
 from cloister.privacy.identity.kit import read_secret
 from cloister.privacy.identity.register import Entry, Register, Revoked, UserRole
-from cloister.server.provision.certificates import TlsAuthority
+from cloister.server.provision.certificates import CLOCKS_APART, TlsAuthority
 from cloister.server.provision.consortium_file import ConsortiumFile, parse_consortium_file
 from cloister.server.provision.issued import IssuedBook, IssuedLine, Reason, RevokedLine
 
@@ -151,7 +151,7 @@ class Offline:
         self.book.refuse_known_keys(role, name, keys)
         now = datetime.now(UTC).replace(microsecond=0)
         days = days or self.file.consortium.days
-        end = now + timedelta(days=days)
+        end = now - CLOCKS_APART + timedelta(days=days)  # as the identity's authority counts
         own = min(self.tls.ends, x509.load_der_x509_certificate(self.certificate).not_valid_after_utc)
         if end > own:
             raise UsageError(
