@@ -6,7 +6,8 @@ cohort (under a rule that needs no rows).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,9 @@ class Collected:
         gathering: what the replies that were used add up to.
         bytes_down: payload sent to the cohort.
         bytes_up: payload of the replies that were used.
+        groups: what became of each group, where there are groups, for the round's event.
+        short: why the round does not count, however many answered; empty: it may.
+        suspects: who is likely to be why it does not.
     """
 
     asked: int
@@ -51,10 +55,15 @@ class Collected:
     gathering: Gathering
     bytes_down: int
     bytes_up: int
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    short: str = ""
+    suspects: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Say who did not answer, by name, and why replies were refused; at most five of each."""
         parts = [f"{self.answered} of {self.asked} answered"]
+        if self.short:
+            parts.append(self.short)
         if self.missing:
             parts.append("missing: " + _some(self.missing))
         if self.refused:

@@ -22,7 +22,8 @@ from cloister.server.cohort import choose_cohort
 from cloister.server.collecting import Collected
 from cloister.server.courier import Courier
 from cloister.server.directory import Directory
-from cloister.server.gathering import gatherer_from
+from cloister.server.gathering import Gatherer, gatherer_from, group_gatherer_from
+from cloister.server.grouping import placed_groups
 from cloister.server.leave import ends_run, refusal_of
 from cloister.server.plan import RunPlan
 from cloister.server.secure.choosing import collector_for
@@ -66,8 +67,19 @@ class Coordinator:
         self._plan = plan
         self._spec = plan.loaded.spec
         self._sites = len(directory)
-        self._gatherer = gatherer_from(self._spec, size=plan.layout.size, randomness=plan.randomness)
-        self._collector = collector_for(plan, Courier(plan, grid, directory), self._gatherer)
+        groups = placed_groups(plan, directory)
+        self._gatherer: Gatherer = (
+            gatherer_from(self._spec, size=plan.layout.size, randomness=plan.randomness)
+            if groups is None
+            else group_gatherer_from(
+                self._spec,
+                size=plan.layout.size,
+                randomness=plan.randomness,
+                members=[len(members) for members in groups],
+            )
+        )
+        self._collector = collector_for(plan, Courier(plan, grid, directory), self._gatherer, groups)
+        self._grouped = groups is not None
         self._optimiser = optimiser_from(self._spec.aggregation.optimizer)
         self._spending = Spending(
             self._spec,
@@ -172,6 +184,7 @@ class Coordinator:
             loss=float(np.mean(collected.losses)) if collected.losses else None,
             update_norm=_norm(direction),
             **gathered.facts,
+            **({"groups": collected.groups} if collected.groups else {}),
             bytes_down=collected.bytes_down,
             bytes_up=collected.bytes_up,
             seconds=clock.seconds,
@@ -198,8 +211,9 @@ class Coordinator:
                 continue
             self._spending.ask(cohort)
             collected = self._collector.train(number, cohort, vectors)
-            if collected.answered >= least:
-                self._spending.settle(cohort, collected.answered)
+            if collected.answered >= least and not collected.short:
+                if not self._grouped:  # of a group's own noise shares nothing is known here: charged as if the fewest answered
+                    self._spending.settle(cohort, collected.answered)
                 return cohort, collected
             final = [one for one in collected.refused if ends_run(one["reason"])]
             if final:

@@ -19,7 +19,8 @@ n and n·B are the plan's public divisors, never the number of sites that answer
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,21 +31,23 @@ from cloister.core import protocol
 from cloister.core.randomness import Randomness
 from cloister.core.schedule import learning_rate
 from cloister.core.spec import FederationSpec
+from cloister.core.spec.robustness import UNDEFENDED
 from cloister.privacy.noise import gaussian_source
-from cloister.privacy.plan import plan_from
-from cloister.privacy.record_plans import DistributedRecordPlan
+from cloister.privacy.plan import Plan, plan_from
+from cloister.privacy.record_plans import DistributedRecordPlan, RecordPlan
 from cloister.privacy.site_plans import DistributedPlan, LocalPlan, SitePlan
 from cloister.privacy.sums import CUT, WEIGHT
 from cloister.privacy.updates import MODULUS, SHARE_BITS, ModularSum, exceeds_clip, rotation_signs
 from cloister.server.checkpoints import Arrays
 from cloister.server.gathered import Gathered, Sums
+from cloister.server.group_gathering import GroupGatherer, Keyed
 from cloister.server.replies import CheckedUpdate, Refused, Wanted
 from cloister.server.row_gathering import RowGatherer
 from cloister.strategies.mean import Direction
 from cloister.strategies.robust.rule import RobustRule
 from cloister.strategies.rules import Rule, rule_from
 
-__all__ = ["Gathered", "Gatherer", "Gathering", "gatherer_from"]
+__all__ = ["Gathered", "Gatherer", "Gathering", "gatherer_from", "group_gatherer_from"]
 
 
 class Gathering(Protocol):
@@ -94,14 +97,47 @@ class Gatherer(Protocol):
 
 
 def gatherer_from(spec: FederationSpec, *, size: int, randomness: Randomness) -> Gatherer:
-    """Return what gathers the replies of ``spec``.
+    """Return what gathers the replies of ``spec``, all of them together.
 
     Args:
         spec: the federation.
         size: length of the model's vector.
         randomness: where the server's noise comes from.
     """
-    plan = plan_from(spec, size)
+    return _gatherer(spec, plan_from(spec, size), size=size, randomness=randomness)
+
+
+def group_gatherer_from(
+    spec: FederationSpec, *, size: int, randomness: Randomness, members: Sequence[int]
+) -> GroupGatherer:
+    """Return what gathers the groups of ``spec`` and joins their means.
+
+    Args:
+        spec: the federation.
+        size: length of the model's vector.
+        randomness: where noise and the rule's draws come from.
+        members: how many sites each group has: its public divisor.
+    """
+    plan, table = plan_from(spec, size), spec.aggregation
+    averaged = spec.model_copy(update={"aggregation": table.model_copy(update={"rule": UNDEFENDED})})
+
+    def alone(group: int, number: int) -> Gathering:
+        """Start a group's own gathering: the plan is the federation's, with the group's size for its sites."""
+        own = plan if plan is None or isinstance(plan, RecordPlan) else replace(plan, sites=float(members[group]))
+        keyed = Keyed(randomness, "group", group)
+        return _gatherer(averaged, own, size=size, randomness=keyed).start(number, (protocol.VECTOR,))
+
+    return GroupGatherer(
+        rule=table.rule,
+        byzantine=table.byzantine,
+        groups=len(members),
+        size=size,
+        randomness=randomness,
+        alone=alone,
+    )
+
+
+def _gatherer(spec: FederationSpec, plan: Plan | None, *, size: int, randomness: Randomness) -> Gatherer:
     if isinstance(plan, SitePlan):
         return _TrustedServer(plan, size, randomness)
     if isinstance(plan, LocalPlan):

@@ -52,12 +52,14 @@ class Summed:
         count: how many sites are in them.
         heard: who is not.
         why: why there is no sum, where there is none.
+        suspects: whose secret alone could not be rebuilt, so that there is none: it has shared garbage, or those that hold its shares lie.
     """
 
     values: dict[str, npt.NDArray[Any]]
     count: int
     heard: Heard
     why: str = ""
+    suspects: tuple[str, ...] = ()
 
 
 class Summing(Protocol):
