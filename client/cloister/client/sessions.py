@@ -29,7 +29,7 @@ from cloister.core.errors import IntegrityError, PolicyError
 from cloister.core.spec import FederationSpec
 from cloister.core.spec.grouping import least_in_sum
 from cloister.privacy.grouping import Groups
-from cloister.privacy.manifest import Manifest, SignedManifest, cohort_digest
+from cloister.privacy.manifest import Manifest, SignedManifest
 from cloister.privacy.masking import (
     Confirmations,
     Deliveries,
@@ -140,7 +140,7 @@ def _step(step: object, fields: Mapping[str, Any], turn: Turn, job: Job, setting
         answer = session.share(Roster.from_fields(fields)).to_fields()
     elif step == protocol.CONFIRM:
         survivors = Survivors.from_fields(fields)
-        turn.check_sites(session.manifest, cohort_digest(survivors.names))
+        turn.check_sites(session.manifest, survivors.names)
         answer = session.confirm(survivors).to_fields()
     elif step == protocol.REVEAL:
         turn.opened(session.manifest)

@@ -45,6 +45,7 @@ class Collected:
         groups: what became of each group, where there are groups, for the round's event.
         short: why the round does not count, however many answered; empty: it may.
         suspects: who is likely to be why it does not.
+        tried: who was asked to open a sum that did not open: they open no other of this round, but one that leaves enough of them out.
     """
 
     asked: int
@@ -58,6 +59,7 @@ class Collected:
     groups: list[dict[str, Any]] = field(default_factory=list)
     short: str = ""
     suspects: tuple[str, ...] = ()
+    tried: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Say who did not answer, by name, and why replies were refused; at most five of each."""

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 
 from cloister.core import protocol
 from cloister.core.errors import PeersMissing, PolicyError
+from cloister.core.spec.grouping import LEAST_PROTECTED
 from cloister.core.update import Vector
 from cloister.server.checkpoints import Arrays, Best, Checkpoint
 from cloister.server.cohort import choose_cohort
@@ -80,6 +81,9 @@ class Coordinator:
         )
         self._collector = collector_for(plan, Courier(plan, grid, directory), self._gatherer, groups)
         self._grouped = groups is not None
+        self._directory = directory
+        #: Sites whose secrets could not be rebuilt: they are not asked again while the run lasts.
+        self._left_out: set[int] = set()
         self._optimiser = optimiser_from(self._spec.aggregation.optimizer)
         self._spending = Spending(
             self._spec,
@@ -204,9 +208,11 @@ class Coordinator:
         if state.scaffold is not None:
             vectors[protocol.CONTROL] = state.scaffold.sent()
         attempts, why = 0, ""
+        again: list[int] | None = None
         for draw in range(1, _DRAWS + 1):
             generator = self._plan.randomness.generator("cohort", number, draw)
-            cohort = choose_cohort(self._spec.cohort, self._sites, generator)
+            cohort = again or choose_cohort(self._spec.cohort, self._sites, generator)
+            cohort = [position for position in cohort if position not in self._left_out]
             if len(cohort) < least:  # a small draw is nobody's fault: draw again
                 continue
             self._spending.ask(cohort)
@@ -223,6 +229,7 @@ class Coordinator:
             attempts, why = attempts + 1, collected.summary()
             text = f"round {number} was not aggregated (attempt {attempts} of {_ATTEMPTS}): {why}"
             self._plan.bus.emit("warning", number, text=text)
+            again = self._repeated(number, attempts, cohort, collected)
             if attempts == _ATTEMPTS:
                 raise PeersMissing(
                     f"round {number} stayed below min_sites = {least} in {_ATTEMPTS} attempts: {why}",
@@ -232,6 +239,34 @@ class Coordinator:
             f"round {number}: cohort.per_round did not draw min_sites = {least} of {self._sites} sites in {_DRAWS} draws",
             remedy="raise cohort.per_round, or lower cohort.min_sites",
         )
+
+    def _repeated(
+        self, number: int, attempt: int, cohort: list[int], collected: Collected
+    ) -> list[int] | None:
+        """Return who is asked when a sum could not be opened, or ``None``: whoever is drawn.
+
+        The sites that were asked to open it open no sum of others in this round, so that no difference shows one of them. Where one of them has
+        shared garbage, they can be asked again without it and without as many others as make that difference one of `LEAST_PROTECTED` sites.
+        """
+        named = {self._directory.name(position): position for position in cohort}
+        tried = [named[name] for name in collected.tried]
+        if self._grouped or not tried:
+            return None
+        suspects = {named[name] for name in collected.suspects}
+        others = [position for position in tried if position not in suspects]
+        generator = self._plan.randomness.generator("left out", number, attempt)
+        more = generator.permutation(others)[: max(0, LEAST_PROTECTED - len(suspects))].tolist()
+        left = sorted(set(others) - set(more))
+        if not suspects or len(left) < max(LEAST_PROTECTED, self._spec.cohort.min_sites):
+            return sorted(tried)
+        self._left_out |= suspects
+        names = ", ".join(f"'{name}'" for name in collected.suspects)
+        text = (
+            f"round {number}: the shares of {names} do not give what was signed: it has shared garbage, or sites that hold its shares lie. The round is "
+            f"tried again without it and {len(more)} others, so that the two sums differ by at least {LEAST_PROTECTED} sites; in later rounds it is not asked"
+        )
+        self._plan.bus.emit("warning", number, text=text)
+        return left
 
     def _measure(self, number: int, model: Vector, cohort: list[int]) -> tuple[str, float] | None:
         """Measure the model where it is due, centrally and at the sites; return what the best round is judged by."""
@@ -245,6 +280,8 @@ class Coordinator:
             score = _score(found.metrics, found.loss)
         if evaluation.sites:
             everyone = list(range(self._sites)) if last and self._sites <= _ALL_SITES else cohort
+            if not self._grouped:
+                everyone = [position for position in everyone if position not in self._left_out]
             mean = self._collector.measure(number, everyone, model)
             if score is None and mean is not None:
                 score = _score(mean.metrics, mean.loss)

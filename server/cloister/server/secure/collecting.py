@@ -73,6 +73,7 @@ class SecureCollector(Collector):
             bytes_up=heard.bytes_up,
             short="" if summed.values else summed.why,
             suspects=summed.suspects,
+            tried=summed.tried,
         )
 
     def plausible(self, number: int, summed: Summed) -> Summed:
@@ -81,7 +82,7 @@ class SecureCollector(Collector):
         if not wrong:
             return summed
         self._plan.bus.emit("warning", number, text=f"round {number}: a sum was thrown away: {wrong}")
-        return Summed(values={}, count=0, heard=summed.heard, why=wrong)
+        return Summed(values={}, count=0, heard=summed.heard, why=wrong, tried=summed.tried)
 
     def tell_cut(self, number: int, summed: Summed) -> None:
         """Warn where updates were cut to the reach."""

@@ -112,10 +112,19 @@ class MaskedSums:
     def _opened(self, one: _Session, clip: float | None) -> Summed:
         total = one.total()
         if total is None:
-            return Summed(values={}, count=0, heard=one.heard, why=one.why, suspects=one.session.suspects)
+            return Summed(
+                values={},
+                count=0,
+                heard=one.heard,
+                why=one.why,
+                suspects=one.session.suspects,
+                tried=one.tried,
+            )
         manifest, count = one.manifest, len(one.session.survivors().names)
         code = self._manifests.code(manifest.kind, most=manifest.cohort_size, clip=clip)
-        return Summed(values=code.decode(total, count=count), count=count, heard=one.heard)
+        return Summed(
+            values=code.decode(total, count=count), count=count, heard=one.heard, tried=one.tried
+        )
 
 
 class _Session:
@@ -129,6 +138,7 @@ class _Session:
         self.heard = Heard()
         self.over = False
         self.why = ""
+        self.tried: tuple[str, ...] = ()
 
     def going_on(self, end: Callable[[ServerSession], tuple[str, ...]]) -> tuple[str, ...]:
         """End a phase and return who goes on; nobody where too few are left."""
@@ -144,6 +154,7 @@ class _Session:
         """Return the centred sum, or ``None``."""
         if self.over:
             return None
+        self.tried = self.session.survivors().names
         try:
             return centred(self.session.result(), self.manifest.modulus_bits)
         except (PeersMissing, IntegrityError) as error:
