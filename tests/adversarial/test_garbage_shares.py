@@ -16,6 +16,7 @@ from cloister.core.spec import parse_federation
 from cloister.privacy.identity import Identity
 from cloister.privacy.ledger.inspection import inspect
 from cloister.privacy.manifest import Floors, Manifest
+from cloister.privacy.masking import sharing
 from cloister.privacy.masking import site as masking_site
 from cloister.privacy.masking.rehearsal import Stage
 from cloister.simulation.engines import LocalEngine
@@ -44,7 +45,7 @@ def liar(monkeypatch: pytest.MonkeyPatch) -> None:
         if self._identity.name != LIAR:
             return honest(self, roster)
         with monkeypatch.context() as patch:
-            real = masking_site.shares_of
+            real = sharing.shares_of
             patch.setattr(
                 masking_site, "shares_of", lambda seed, key, **rest: real(bytes(32), bytes(32), **rest)
             )
@@ -138,7 +139,9 @@ class TestWhatASiteOpensTwice:
             turn.check_sites(manifest, names)
             turn.opened(manifest)
 
-    def test_the_same_set_and_a_part_that_leaves_out_three(self, book: SessionBook, manifest: Manifest) -> None:
+    def test_the_same_set_and_a_part_that_leaves_out_three(
+        self, book: SessionBook, manifest: Manifest
+    ) -> None:
         for names in (self.NAMES, self.NAMES, self.NAMES[:5], self.NAMES[:5], self.NAMES):
             self.open(book, manifest, names)
 

@@ -18,11 +18,11 @@ from cloister.core.spec.pipelines import fewest_rows, read_pipeline
 RULE = "arc | nnm | trimmed-mean"
 
 
-def parsed(sites: int | None = 24, **tables: dict[str, Any]) -> FederationSpec:
+def parsed(**tables: dict[str, Any]) -> FederationSpec:
     document: dict[str, Any] = {
         "federation": {"name": "t", "rounds": 3},
         "task": {"use": "digits"},
-        "cohort": {} if sites is None else {"sites": sites},
+        "cohort": {"sites": 24},
         "aggregation": {"rule": RULE, "byzantine": 2, "group_size": 3},
     }
     for name, table in tables.items():
@@ -67,7 +67,7 @@ def test_groups_are_masked_and_their_sums_have_three_sites_at_least() -> None:
         ({"aggregation": {"group_size": 30, "byzantine": 0}}, "more than cohort.sites = 24"),
         ({"aggregation": {"protection": "bfv"}}, "the key authority opens one sum a round"),
         ({"aggregation": {"protection": "ckks"}}, "the key authority opens one sum a round"),
-        ({"aggregation": {"protection": "plain"}}, "who sees every update needs no groups"),
+        ({"aggregation": {"protection": "plain"}}, "whoever sees every update"),
         ({"cohort": {"per_round": 20}}, "fixed for the run"),
         ({"cohort": {"per_round": {"poisson": 0.9}}}, "fixed for the run"),
         ({"aggregation": {"weighting": {"records_cap": 9}}}, "use 'uniform'"),

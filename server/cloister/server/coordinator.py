@@ -218,7 +218,9 @@ class Coordinator:
             self._spending.ask(cohort)
             collected = self._collector.train(number, cohort, vectors)
             if collected.answered >= least and not collected.short:
-                if not self._grouped:  # of a group's own noise shares nothing is known here: charged as if the fewest answered
+                if (
+                    not self._grouped
+                ):  # of a group's own noise shares nothing is known here: charged as if the fewest answered
                     self._spending.settle(cohort, collected.answered)
                 return cohort, collected
             final = [one for one in collected.refused if ends_run(one["reason"])]

@@ -34,7 +34,7 @@ from cloister.core.spec import FederationSpec
 from cloister.core.spec.robustness import UNDEFENDED
 from cloister.privacy.noise import gaussian_source
 from cloister.privacy.plan import Plan, plan_from
-from cloister.privacy.record_plans import DistributedRecordPlan, RecordPlan
+from cloister.privacy.record_plans import DistributedRecordPlan
 from cloister.privacy.site_plans import DistributedPlan, LocalPlan, SitePlan
 from cloister.privacy.sums import CUT, WEIGHT
 from cloister.privacy.updates import MODULUS, SHARE_BITS, ModularSum, exceeds_clip, rotation_signs
@@ -123,7 +123,9 @@ def group_gatherer_from(
 
     def alone(group: int, number: int) -> Gathering:
         """Start a group's own gathering: the plan is the federation's, with the group's size for its sites."""
-        own = plan if plan is None or isinstance(plan, RecordPlan) else replace(plan, sites=float(members[group]))
+        own = plan
+        if isinstance(plan, SitePlan | LocalPlan | DistributedPlan | DistributedRecordPlan):
+            own = replace(plan, sites=float(members[group]))
         keyed = Keyed(randomness, "group", group)
         return _gatherer(averaged, own, size=size, randomness=keyed).start(number, (protocol.VECTOR,))
 

@@ -134,9 +134,7 @@ class _OpenedLocal:
         if attack is not None and liars:
             nodes = frozenset(position + 1 for position in liars)
             groups = [[position + 1 for position in of] for of in placed_groups(plan, directory) or ()]
-            lying = AttackedGrid(
-                grid, self._sites.spec, attack, nodes, self._sites.randomness, groups=groups
-            )
+            lying = AttackedGrid(grid, self._sites.spec, attack, nodes, self._sites.randomness, groups=groups)
             grid, memory = lying, LiarsMemory(memory, lying)
         plan = replace(plan, memory=memory, make_array=LiveArray)
         app = make_server_app(plan, lambda _: directory, models.append)

@@ -52,43 +52,46 @@ def tolerated(stages: tuple[Stage, ...], rows: int) -> int:
 
 def unsound_groups(spec: FederationSpec) -> Iterator[str]:
     """Yield why groups cannot be had with the rest of the file; nothing where it has none."""
-    aggregation, cohort, size = spec.aggregation, spec.cohort, spec.aggregation.group_size
+    size, cohort = spec.aggregation.group_size, spec.cohort
     if size is None:
         return
     asks = f"aggregation.group_size = {size}"
-    if size < LEAST_PROTECTED:
-        yield (
-            f"{asks}: the server would see sums of {size}, and a sum protects from {LEAST_PROTECTED} sites on: in a smaller one a single "
-            "site that tells the server its share gives the other's away; raise it"
-        )
-    if aggregation.protection in ("bfv", "ckks"):
-        yield (
-            f"{asks} with protection = '{aggregation.protection}': the key authority opens one sum a round, and groups need one each; use "
-            "protection = 'masked'"
-        )
-    if aggregation.protection == "plain" and spec.attack is None:
-        yield (
-            f"{asks} with protection = 'plain': who sees every update needs no groups; set protection = 'masked', or remove group_size "
-            "(a simulation with an [attack] runs groups in clear, to rehearse them)"
-        )
-    if cohort.per_round != "all":
-        yield (
-            f"{asks} with cohort.per_round: groups are fixed for the run, since the sums of two groupings that overlap could be subtracted; "
-            "ask all sites each round (per_round = 'all')"
-        )
-    if aggregation.weighting != "uniform":
-        yield f"{asks}: group means weigh alike, and weighting = {{ records_cap }} would weigh sites within them; use 'uniform'"
-    if spec.training.scaffold:
-        yield f"{asks}: training.scaffold sends a second array that no robust rule covers; remove it"
-    if spec.privacy.adaptive_clip is not None:
-        yield f"{asks}: privacy.adaptive_clip follows a count over all sites, and there is one a group; remove it"
-    if spec.privacy.unit == "record-distributed" and (spec.privacy.max_records_per_person or 1) > 1:
-        yield (
-            f"{asks}: with privacy.max_records_per_person a person's records may lie in several groups, and no bound over several noisy sums is "
-            "known here; remove it, or use unit = 'record'"
-        )
+    yield from (f"{asks}{reason}" for reason, holds in (_unsafe(spec, size) | _unfit(spec)).items() if holds)
     if cohort.sites is not None and size >= LEAST_PROTECTED:
         yield from _too_few(spec, cohort.sites, size)
+
+
+def _unsafe(spec: FederationSpec, size: int) -> dict[str, bool]:
+    """What would show more than the sums of fixed groups, by reason."""
+    protection = spec.aggregation.protection
+    return {
+        f": the server would see sums of {size}, and a sum protects from {LEAST_PROTECTED} sites on: in a smaller one a single "
+        "site that tells the server its share gives the other's away; raise it": size < LEAST_PROTECTED,
+        f" with protection = '{protection}': the key authority opens one sum a round, and groups need one each; use "
+        "protection = 'masked'": protection in ("bfv", "ckks"),
+        " with protection = 'plain': whoever sees every update needs no groups; set protection = 'masked', or leave group_size out (a simulation "
+        "with an [attack] runs groups in clear, to rehearse them)": protection == "plain"
+        and spec.attack is None,
+        " with cohort.per_round: groups are fixed for the run, since the sums of two groupings that overlap could be subtracted; "
+        "ask all sites each round (per_round = 'all')": spec.cohort.per_round != "all",
+    }
+
+
+def _unfit(spec: FederationSpec) -> dict[str, bool]:
+    """What has no meaning over group means, by reason."""
+    privacy = spec.privacy
+    persons = privacy.unit == "record-distributed" and (privacy.max_records_per_person or 1) > 1
+    return {
+        ": group means weigh alike, and weighting = { records_cap } would weigh sites within them; use 'uniform'": (
+            spec.aggregation.weighting != "uniform"
+        ),
+        ": training.scaffold sends a second array that no robust rule covers; remove it": spec.training.scaffold,
+        ": privacy.adaptive_clip follows a count over all sites, and there is one a group; remove it": (
+            privacy.adaptive_clip is not None
+        ),
+        ": with privacy.max_records_per_person a person's records may lie in several groups, and no bound over several noisy sums is "
+        "known here; remove it, or use unit = 'record'": persons,
+    }
 
 
 def _too_few(spec: FederationSpec, sites: int, size: int) -> Iterator[str]:

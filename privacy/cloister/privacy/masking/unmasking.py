@@ -72,7 +72,9 @@ class Unmasking:
             seeds.append(secret)
         for owner, beside in dropped.items():
             if beside:
-                private[owner] = self._secret("mask key", owner, self._keys, partial(self._is_key, owner), broken)
+                private[owner] = self._secret(
+                    "mask key", owner, self._keys, partial(self._is_key, owner), broken
+                )
         if broken:
             alone = 2 * len(broken) < len(seeds) + len(private)
             self.suspects = tuple(sorted(broken)) if alone else ()

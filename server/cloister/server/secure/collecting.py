@@ -123,6 +123,7 @@ class Given:
     def __call__(
         self, name: str, answer: Answer, checked: CheckedUpdate | Refused
     ) -> CheckedUpdate | Refused:
+        """Look at the ledger that came with it, and tell; see `cloister.server.secure.summing.Given`."""
         if self._kind == "train":
             checked = self._collector.witnessed(name, checked)
         self._collector.tell(

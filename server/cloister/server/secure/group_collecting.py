@@ -92,7 +92,9 @@ class ClearGroupCollector(Collector):
         """Have the cohort train on ``vectors`` and add up each group's updates."""
         nbytes, size = sum(vector.nbytes for vector in vectors.values()), self._grouped.size
         wanted = self._grouped.start(number, tuple(vectors)).wanted
-        names = {name: group for group, of in enumerate(self._groups) for name in self._courier.names(list(of))}
+        names = {
+            name: group for group, of in enumerate(self._groups) for name in self._courier.names(list(of))
+        }
         heard = Heard(bytes_down=len(cohort) * (nbytes + len(self._courier.federation)))
         totals: dict[int, Any] = {}
         losses: dict[int, list[float]] = {}

@@ -122,9 +122,7 @@ class MaskedSums:
             )
         manifest, count = one.manifest, len(one.session.survivors().names)
         code = self._manifests.code(manifest.kind, most=manifest.cohort_size, clip=clip)
-        return Summed(
-            values=code.decode(total, count=count), count=count, heard=one.heard, tried=one.tried
-        )
+        return Summed(values=code.decode(total, count=count), count=count, heard=one.heard, tried=one.tried)
 
 
 class _Session:
@@ -239,9 +237,7 @@ class _Exchanges:
             ServerSession.take_reveal,
         )
 
-    def _left(
-        self, end: Callable[[ServerSession], tuple[str, ...]]
-    ) -> dict[_Session, tuple[str, ...]]:
+    def _left(self, end: Callable[[ServerSession], tuple[str, ...]]) -> dict[_Session, tuple[str, ...]]:
         """End a phase of every session and return who goes on in each."""
         return {one: names for one in self._sessions if (names := one.going_on(end))}
 

@@ -220,7 +220,7 @@ def _rows_of(
     for number, members in enumerate(groups):
         there = [vector for node in members if (vector := honest.get(node, own.get(node))) is not None]
         if there:
-            mean = np.mean(there, axis=0, dtype=np.float64).astype(np.float32)
+            mean: Vector = np.asarray(np.mean(there, axis=0, dtype=np.float64), dtype=np.float32)
             (found.own if any(node in own for node in members) else found.honest)[number] = mean
     return found
 
@@ -235,7 +235,7 @@ def _filled_up(
     """Return what each liar sends so that the rows become ``lies``: the liars of one group share the change."""
     if not groups:
         return dict(lies)
-    found = {}
+    found: dict[int, Vector] = {}
     for number, lie in lies.items():
         liars = [node for node in groups[number] if node in own]
         there = sum(node in honest or node in own for node in groups[number])

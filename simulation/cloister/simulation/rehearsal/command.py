@@ -135,9 +135,7 @@ def _rehearse(
                 f"'{resume}' is a sweep and no rehearsal", remedy=f"cloister sweep --resume {resume}"
             )
     elif grid is not None:
-        made = running.sweep(
-            grid, out=out, engine=engine, watch=watch, on_start=started, past_stops=True
-        )
+        made = running.sweep(grid, out=out, engine=engine, watch=watch, on_start=started, past_stops=True)
     figures = judged(made.figures, notes)
     page = made.sweep / "rehearsal.html"
     write_whole(made.sweep / "rehearsal.json", json.dumps(figures, allow_nan=False, indent=1) + "\n")

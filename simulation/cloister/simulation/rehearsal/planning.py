@@ -126,10 +126,10 @@ def _in_clear(
     document: Mapping[str, Any], base: Path, settings: Sequence[str]
 ) -> tuple[Sequence[str], list[str]]:
     """Return the settings under which groups are rehearsed in clear, and say so: liars there see what masks hide."""
-    tried = parse_federation(document, base=base, overrides=[*settings, f"{ATTACK}=label-flip"]).spec.aggregation
+    tried = parse_federation(
+        document, base=base, overrides=[*settings, f"{ATTACK}=label-flip"]
+    ).spec.aggregation
     if tried.group_size is None:
         return settings, []
-    note = (
-        f"in groups of {tried.group_size}, rehearsed in clear: a liar makes its group's mean what it likes; masks would change nothing but the rounding"
-    )
+    note = f"in groups of {tried.group_size}, rehearsed in clear: a liar makes its group's mean what it likes; masks would change nothing but the rounding"
     return [*settings, f"{PROTECTION}=plain"], [note]

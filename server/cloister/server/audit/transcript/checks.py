@@ -176,7 +176,9 @@ def check_fresh(looked: Sequence[Looked], *, grouped: bool = False, least: int =
         if grouped and manifest.kind == "train":
             cohort = tuple(sorted(one.session.names))
             moved = [site for site in cohort if together.setdefault(site, cohort) != cohort]
-            wrong += [f"{title}: '{site}' was summed with other sites before: groups are fixed" for site in moved]
+            wrong += [
+                f"{title}: '{site}' was summed with other sites before: groups are fixed" for site in moved
+            ]
     wrong += [
         f"round {number} ({kind}): {len(sets)} sums of different sites were opened; the difference of two is a sum of fewer than {least}"
         for (number, kind), sets in sums.items()
