@@ -193,6 +193,10 @@ def _outsider(spec: FederationSpec) -> tuple[str, ...]:
     report = "From the report, if it is published: the sites' names, who took part in which round, the federation file"
     if spec.evaluation.sites and spec.aggregation.protection == "plain":
         report += ", each site's metrics"
+    if spec.aggregation.group_size is not None:
+        report += ", size and direction of each group's mean"
+    elif spec.aggregation.protection == "plain" and spec.privacy.unit in ("none", "record"):
+        report += ", size and direction of each site's updates"
     said.append(report + ".")
     said.append("Nothing of a site's updates from a simulation, which sends nothing over a network.")
     return tuple(said)

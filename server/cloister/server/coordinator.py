@@ -28,6 +28,7 @@ from cloister.server.grouping import placed_groups
 from cloister.server.leave import ends_run, refusal_of
 from cloister.server.plan import RunPlan
 from cloister.server.secure.choosing import collector_for
+from cloister.server.signals import Signals
 from cloister.server.spending import Spending
 from cloister.strategies.averaging import RunningMean
 from cloister.strategies.mean import Direction
@@ -93,6 +94,7 @@ class Coordinator:
             seeded=plan.randomness.reproducible,
             witnesses=plan.witnesses,
         )
+        self._signals = Signals(plan.layout, plan.bus)
         self._digest = plan.loaded.digest()
         self._saved = -1 if plan.resume is None else plan.resume.round_number
 
@@ -132,6 +134,7 @@ class Coordinator:
                 plan.memory.restore(_under(arrays, "site."))
             self._spending.restore(_under(arrays, "asked."))
             self._gatherer.restore(_under(arrays, "gathering."))
+            self._signals.restore(_under(arrays, "signals."))
             return _State(
                 round_number=plan.resume.round_number,
                 model=arrays["iterate"] if averaged else arrays["model"],
@@ -194,6 +197,7 @@ class Coordinator:
             seconds=clock.seconds,
             **({} if self._plan.transcript is None else {"transcript": self._plan.transcript.head()}),
         )
+        self._signals.tell(number, direction, gathered.seen, collected.names)
         if self._plan.witnesses is not None:
             self._plan.witnesses.save()
         every, last = self._spec.federation.checkpoint_every, number == self._spec.federation.rounds
@@ -306,6 +310,7 @@ class Coordinator:
             arrays |= {f"scaffold.{name}": array for name, array in state.scaffold.arrays().items()}
         arrays |= {f"asked.{name}": array for name, array in self._spending.arrays().items()}
         arrays |= {f"gathering.{name}": array for name, array in self._gatherer.arrays().items()}
+        arrays |= {f"signals.{name}": array for name, array in self._signals.arrays().items()}
         if self._plan.memory is not None:
             arrays |= {f"site.{name}": array for name, array in self._plan.memory.arrays().items()}
         if self._plan.transcript is not None:

@@ -28,10 +28,11 @@ from cloister.core.randomness import Key, Randomness
 from cloister.core.spec.pipelines import fewest_rows
 from cloister.core.spec.robustness import UNDEFENDED
 from cloister.server.checkpoints import Arrays
-from cloister.server.gathered import Gathered, Sums
+from cloister.server.gathered import Gathered, Seen, Sums
 from cloister.server.replies import CheckedUpdate, Wanted
 from cloister.strategies.mean import Direction
 from cloister.strategies.robust.pipeline import Pipeline
+from cloister.strategies.signals import row_signals
 
 __all__ = ["GroupGatherer", "GroupRows", "Keyed"]
 
@@ -164,12 +165,22 @@ class GroupRows:
     def finish(self) -> Gathered:
         """Return the round's direction."""
         owner = self._owner
-        direction = owner.pipeline.aggregate(
-            [self.rows[group] for group in sorted(self.rows)],
+        groups = sorted(self.rows)
+        rows = [self.rows[group] for group in groups]
+        joined = owner.pipeline.joined(
+            rows,
             f=owner.byzantine,
             generator=owner.randomness.generator("rule", self._number) if owner.pipeline.draws else None,
             start=owner.last,
         )
         if owner.pipeline.remembers:
-            owner.last = direction
-        return Gathered(directions={protocol.VECTOR: direction}, facts={"rows": float(len(self.rows))})
+            owner.last = joined.direction
+        seen = Seen(
+            signals=row_signals(rows),
+            toward="median",
+            shares=joined.shares,
+            names=tuple(f"group {group}" for group in groups),
+        )
+        return Gathered(
+            directions={protocol.VECTOR: joined.direction}, facts={"rows": float(len(rows))}, seen=seen
+        )
