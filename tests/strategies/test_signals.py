@@ -97,7 +97,7 @@ class TestShares:
 Lie = Callable[[Rows, Rows], Rows]
 
 
-def flip(own: Rows, honest: Rows) -> Rows:  # noqa: ARG001
+def flip(own: Rows, honest: Rows) -> Rows:
     return -own
 
 
@@ -106,7 +106,7 @@ def alie(own: Rows, honest: Rows) -> Rows:
     return found
 
 
-def scaled(own: Rows, honest: Rows) -> Rows:  # noqa: ARG001
+def scaled(own: Rows, honest: Rows) -> Rows:
     return 20 * own
 
 
