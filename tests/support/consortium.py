@@ -142,6 +142,7 @@ class Deployment:
     def start(self, *names: str) -> None:
         """Start ``server``, ``nginx`` or sites."""
         for name in names:
+            cloister = str(Path(sys.executable).parent / "cloister")
             if name == "nginx":
                 (self.server / "run").mkdir(exist_ok=True)
                 command = [
@@ -155,13 +156,12 @@ class Deployment:
                     "-g",
                     "daemon off;",
                 ]
+            elif name == "server":
+                command = [cloister, "server", "run", str(self.server)]
+            elif name == "superlink":
+                command = [cloister, "server", "superlink", str(self.server)]
             else:
-                part = (
-                    ["server", "run", str(self.server)]
-                    if name == "server"
-                    else ["site", "run", str(self.site(name))]
-                )
-                command = [str(Path(sys.executable).parent / "cloister"), *part]
+                command = [cloister, "site", "run", str(self.site(name))]
             with (self.folder / f"{name}.log").open("ab") as log:
                 self._processes[name] = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment()
