@@ -31,7 +31,7 @@ from cloister.server.deployment.running import open_office
 from cloister.server.exchange import exchange
 from consortium import Deployment, deployed, has_nginx
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_nginx(), reason="nginx is not installed")]
+pytestmark = pytest.mark.slow
 
 HOSPITALS = ("cleveland", "hungarian", "long-beach-va", "switzerland")
 
@@ -134,7 +134,7 @@ def test_a_request_is_queued_once_and_only_for_whom_may_ask(consortium: Deployme
     kit = load_kit(consortium.user(), Role.USER)
     signed = JobRequest.new("heart-private", loaded.digest()).signed(kit.identity)
     effective = json.dumps(loaded.effective())
-    with JobsClient(f"127.0.0.1:{consortium.door}", kit) as client:
+    with JobsClient(f"127.0.0.1:{consortium.jobs}", kit) as client:
         run = client.submit(signed, effective).run
         with pytest.raises(PolicyError) as refused:
             client.submit(signed, effective)
@@ -143,7 +143,7 @@ def test_a_request_is_queued_once_and_only_for_whom_may_ask(consortium: Deployme
         assert consortium.ended(run)["state"] == "stopped"
     eve = load_kit(consortium.user("eve"), Role.USER)
     with (
-        JobsClient(f"127.0.0.1:{consortium.door}", eve) as client,
+        JobsClient(f"127.0.0.1:{consortium.jobs}", eve) as client,
         pytest.raises(PolicyError) as refused,
     ):
         client.submit(JobRequest.new("heart-private", loaded.digest()).signed(eve.identity), effective)
@@ -196,6 +196,7 @@ def test_a_stranger_to_the_sites_cannot_be_heard_whatever_it_pushes(consortium: 
     assert not marker.exists()
 
 
+@pytest.mark.skipif(not has_nginx(), reason="nginx is not installed")
 def test_the_door_lets_nobody_to_the_control_and_runtime_paths(consortium: Deployment) -> None:
     for kit in (load_kit(consortium.user(), Role.USER), load_kit(consortium.site("cleveland"), Role.SITE)):
         with httpx.Client(verify=tls_context(kit), timeout=10) as client:
@@ -215,7 +216,7 @@ def test_a_key_that_the_consortium_does_not_know_is_not_let_in(consortium: Deplo
     (stranger / "node.key").write_bytes(raw)
     (stranger / "node.key").chmod(0o600)
     with pytest.raises(PolicyError) as refused:
-        FleetLink(f"127.0.0.1:{consortium.door}", replace(kit, folder=stranger))
+        FleetLink(f"127.0.0.1:{consortium.fleet}", replace(kit, folder=stranger))
     assert refused.value.code == "link-refused"
 
 
