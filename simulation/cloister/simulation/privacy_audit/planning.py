@@ -96,6 +96,7 @@ def designed(
     _lighten(tables)
     if seen == "update" or sites:
         tables["aggregation"]["protection"] = "plain"
+        tables["aggregation"].pop("group_size", None)
     tables["audit"]["transcript"] = "off"
     tables["cohort"]["per_round"] = "all"
     if sites:
