@@ -224,7 +224,7 @@ def _run(
         else None,
         facts=lambda: _facts(loaded, sites, prepared, engine),
         witnesses=sites.ledgers.witnesses(loaded.spec) if sites.ledgers else None,
-        before=lambda bus: _tell(bus, 0, audited and audited.sealed(prepared.layout)),
+        before=lambda bus: _tell(bus, 0, None if audited is None else audited.sealed(prepared.layout)),
         after=partial(_compare, sites, prepared, audited),
     )
 
@@ -248,7 +248,7 @@ def _tell(bus: EventBus, number: int, found: Mapping[str, Any] | None) -> None:
 def _compare(sites: SimulatedSites, prepared: _Prepared, audited: Audited | None, bus: EventBus) -> None:
     """Train what the federation is compared with, and open an audit's coins."""
     rounds = sites.spec.federation.rounds
-    _tell(bus, rounds, audited and audited.opened())
+    _tell(bus, rounds, None if audited is None else audited.opened())
     for baseline in baselines(sites, prepared.initial, prepared.measure):
         try:
             found = baseline.train()
