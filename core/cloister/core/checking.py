@@ -22,6 +22,7 @@ from cloister.core.spec.grouping import unsound_groups
 from cloister.core.spec.pipelines import read_pipeline
 from cloister.core.spec.robustness import UNDEFENDED, fewest_updates
 from cloister.core.task import Task
+from cloister.core.tasks.statistics import bare_statistic
 
 __all__ = ["MOST_LOCAL_BASELINES", "check_federation", "check_records", "expected_cohort", "population"]
 
@@ -42,7 +43,8 @@ def check_federation(loaded: Loaded, task: Task) -> list[str]:
     Raises:
         SpecError: they do not go together; the message holds every reason.
     """
-    _refuse(_unsound(loaded.spec, task))
+    bare = bare_statistic(loaded.spec, task)
+    _refuse(iter([bare] if bare else _unsound(loaded.spec, task)))
     return [*_poor_training(loaded), *_poor_rounds(loaded.spec)]
 
 

@@ -18,6 +18,7 @@ from cloister.server.exchange import Answer
 from cloister.server.gathering import Gatherer, Gathering
 from cloister.server.plan import RunPlan
 from cloister.server.replies import (
+    LOST,
     CheckedEvaluation,
     CheckedUpdate,
     Refused,
@@ -129,12 +130,17 @@ class Collector:
         )
 
     def allowed(self, number: int) -> list[dict[str, str]]:
-        """Ask all sites whether they allow what is left of the run after round ``number``; return who does not, and why."""
+        """Ask all sites whether they allow what is left of the run after round ``number``; return who does not, and why.
+
+        A site that is away has said nothing: it is asked again with each round.
+        """
         everyone = self._courier.everyone()
         return [
             {"site": name, "reason": str(refused)}
             for name, answer in self._courier.ask("query", number, everyone)
-            if answer.reply is not None and isinstance(refused := check_introduction(answer, name), Refused)
+            if answer.reply is not None
+            and isinstance(refused := check_introduction(answer, name), Refused)
+            and refused.reason != LOST
         ]
 
     def measure(self, number: int, cohort: list[int], model: Vector) -> CheckedEvaluation | None:

@@ -118,8 +118,11 @@ class Coordinator:
         return state.released
 
     def _ask_leave(self, done: int) -> None:
-        """Ask the sites that keep ledgers whether they allow the rounds after ``done``; refuse the run before any training."""
-        if self._plan.witnesses is None:
+        """Ask the sites whether they allow the rounds after ``done``; refuse the run before any training.
+
+        In a simulation only those that keep ledgers have a say.
+        """
+        if self._plan.witnesses is None and self._plan.request is None:
             return
         refused = self._collector.allowed(done)
         if refused:

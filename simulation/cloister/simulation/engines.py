@@ -23,6 +23,7 @@ from cloister.core.errors import IntegrityError, UsageError
 from cloister.core.update import Vector
 from cloister.server.app import make_server_app
 from cloister.server.checkpoints import Arrays
+from cloister.server.conduct import Opened
 from cloister.server.directory import ComputedDirectory
 from cloister.server.grouping import placed_groups
 from cloister.server.plan import RunPlan, SiteMemory
@@ -32,18 +33,10 @@ from cloister.simulation.local_grid import LocalGrid, client_runner
 from cloister.simulation.sites import POSITION, SimulatedSites
 from cloister.simulation.workers import Inline, Runner, WorkerPool
 
-__all__ = ["Engine", "LocalEngine", "Opened", "make_engine"]
+__all__ = ["Engine", "LocalEngine", "make_engine"]
 
 #: The name of an array that a site keeps: node, record, key.
 _KEPT = re.compile(r"([1-9][0-9]{0,17})\.([^.]+)\.(.+)", re.ASCII | re.DOTALL)
-
-
-class Opened(Protocol):
-    """An engine that is ready: its workers stand by."""
-
-    def run(self, plan: RunPlan) -> Vector:
-        """Run a plan to its end and return the model."""
-        ...
 
 
 class Engine(Protocol):
