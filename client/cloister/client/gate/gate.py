@@ -55,6 +55,7 @@ from cloister.core._version import __version__
 from cloister.core.digests import federation_digest
 from cloister.core.errors import IntegrityError, SpecError
 from cloister.core.spec import FederationSpec, parse_federation
+from cloister.core.spec.grouping import least_in_sum
 from cloister.privacy.identity.kit import Kit
 from cloister.privacy.manifest import Floors
 from cloister.privacy.request import JobRequest, SignedRequest
@@ -405,7 +406,7 @@ def _asked(run: str, user: str, request: JobRequest, spec: FederationSpec) -> di
         "protection": spec.aggregation.protection,
         "unit": spec.privacy.unit,
         "rounds": spec.federation.rounds,
-        "min_sites": spec.cohort.min_sites,
+        "min_sites": least_in_sum(spec),
     }
 
 
