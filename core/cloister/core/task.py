@@ -54,6 +54,9 @@ class Task(ABC):
             adversary makes of a record stays within them. ``None``: nothing is known, and nothing bounds it but its norm.
         features: for records of named columns, the place of each numeric column among a record's (d,) inputs: what an adversary
             can change by a little. ``None``: an adversary can change every input.
+        inputs: for records of named columns, the name of each of a record's (d,) inputs (``column=value`` for one of a column's values):
+            what explanations are told by. ``None``: the inputs have no names.
+        groups: names of columns by whose values a model's fairness is looked at, for example ``("age", "sex")``.
     """
 
     kind: Literal["classification", "regression"] = "classification"
@@ -61,6 +64,8 @@ class Task(ABC):
     allows_single_class: bool = True
     bounds: Bounds | None = None
     features: Mapping[str, int] | None = None
+    inputs: tuple[str, ...] | None = None
+    groups: tuple[str, ...] = ()
 
     @abstractmethod
     def model(self) -> nn.Module:
