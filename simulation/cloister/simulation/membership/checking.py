@@ -85,7 +85,7 @@ def _section(found: Finding) -> Section:
             continue
         attacks = figures[part]["attacks"]
 
-        def draw(figure: Figure, attacks: Any = attacks, part: str = part) -> None:
+        def draw(figure: Figure, attacks: Any = attacks) -> None:
             axes = figure.subplots()
             for color, (name, one) in zip(CATEGORIES, attacks.items(), strict=False):
                 axes.plot(one["curve"][0], np.maximum(one["curve"][1], 1e-5), color=color, label=name)

@@ -292,7 +292,7 @@ def _batches(
 
 def _padded(rows: Sequence[npt.NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
     """Return rows of equal number, and weights of 0 for those that were added."""
-    most = max(1, max(len(own) for own in rows))
+    most = max(1, *(len(own) for own in rows))
     batch = np.zeros((len(rows), most), dtype=np.int64)
     weight = np.zeros((len(rows), most), dtype=np.float32)
     for place, own in enumerate(rows):

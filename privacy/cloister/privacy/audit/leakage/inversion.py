@@ -89,7 +89,7 @@ def invert(
     return best
 
 
-def _distance(
+def _distance(  # noqa: PLR0917 - eq. 4 has so many
     model: nn.Module,
     loss: Callable[[Tensor, Tensor], Tensor],
     x: Tensor,
