@@ -168,7 +168,7 @@ class TestUnknownKeys:
 
     def test_a_key_that_resembles_nothing_lists_what_is_known(self) -> None:
         assert refused("aggregation.qqq=1").endswith(
-            "unknown key 'aggregation.qqq'; known here: average_rounds, byzantine, optimizer, protection, reach, rule, weighting"
+            "unknown key 'aggregation.qqq'; known here: average_rounds, byzantine, group_size, optimizer, protection, reach, rule, weighting"
         )
 
     def test_keys_of_the_task_are_the_task_s_business(self) -> None:
@@ -424,7 +424,6 @@ class TestNotYetOffered:
         [
             "audit.checks=['privacy']",
             "aggregation.protection=threshold-bfv",
-            "aggregation.group_size=0",
         ],
     )
     def test_a_documented_setting_that_does_not_exist_yet_says_so(self, override: str) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from flwr.clientapp import ClientApp
 from cloister.client.book import ContextShelf, Credentials, FileShelf, SessionBook, Shelf
 from cloister.client.charging import Charge, SiteLedger, afford, release
 from cloister.client.incoming import Job, read_job
+from cloister.client.peers import groups_for
 from cloister.client.protecting import MakeArray, measured_values, outgoing_for, training_values
 from cloister.client.releasing import releasable
 from cloister.client.sessions import Setting, answer_step
@@ -32,11 +34,12 @@ from cloister.core.metrics import Measurement, measure
 from cloister.core.randomness import Randomness
 from cloister.core.resolve import check_data
 from cloister.core.spec import FederationSpec
+from cloister.core.tasks.statistics import bare_statistic
 from cloister.core.update import Vector
 from cloister.privacy.plan import plan_from
 from cloister.strategies.scaffold import client_control, correction
 
-__all__ = ["Site", "SiteSource", "Workbench", "make_client_app"]
+__all__ = ["Site", "SiteSource", "Workbench", "make_client_app", "refusal", "refusal_of"]
 
 _log = logging.getLogger("cloister.client")
 
@@ -50,8 +53,8 @@ class Workbench:
     randomness: Randomness
     code_hash: str = "unknown"
 
-    def setting(self, site: Site) -> Setting:
-        """Return what ``site`` knows for itself of the federation."""
+    def setting(self, site: Site, job: Job, message: Message) -> Setting:
+        """Return what ``site`` knows for itself of the federation, and of the run that ``message`` is of."""
         task = self.trainer.task
         classes = len(task.classes) if task.kind == "classification" else 0
         return Setting(
@@ -59,17 +62,37 @@ class Workbench:
             size=self.trainer.layout.size,
             classes=classes,
             tested=len(site.split.test) > 0,
+            name=site.name,
+            groups=groups_for(
+                message,
+                job,
+                self.spec,
+                consortium=None if site.credentials is None else site.credentials.consortium,
+                peers=site.peers,
+                randomness=self.randomness,
+            ),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """Who this is, what it holds, where it keeps the account of it (``None``: nowhere, in a simulation), and what it proves to others."""
+    """Who this is, what it holds, and what it keeps.
+
+    Attributes:
+        name: as the consortium knows it.
+        split: its records.
+        ledger: the account of what they have cost; ``None``: none is kept.
+        credentials: what it proves to others; ``None``: it has no identity in a consortium.
+        sessions: a file beside which it keeps its secure sessions; ``None``: beside the ledger, or with Flower's context where there is none.
+        peers: all sites of a simulation, itself among them; a real site reads them in the user's request.
+    """
 
     name: str
     split: Split
     ledger: SiteLedger | None = None
     credentials: Credentials | None = None
+    sessions: Path | None = None
+    peers: tuple[str, ...] = ()
 
 
 class SiteSource(Protocol):
@@ -118,7 +141,7 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
     given = {protocol.VECTOR: job.array(protocol.VECTOR, size)}
     if bench.spec.training.scaffold:
         given[protocol.CONTROL] = job.array(protocol.CONTROL, size)
-    setting = bench.setting(site)
+    setting = bench.setting(site, job, message)
     outgoing = outgoing_for(
         "train",
         message,
@@ -209,7 +232,7 @@ def _evaluate(message: Message, context: Context, source: SiteSource, make_array
             code="withheld",
         )
     given = {protocol.VECTOR: job.array(protocol.VECTOR, bench.trainer.layout.size)}
-    setting = bench.setting(site)
+    setting = bench.setting(site, job, message)
     outgoing = outgoing_for(
         "evaluate",
         message,
@@ -264,18 +287,18 @@ def _secure(message: Message, context: Context, source: SiteSource) -> RecordDic
             remedy="enrol the site",
             code="session-none",
         )
-    return answer_step(said, book, job, bench.setting(site))
+    return answer_step(said, book, job, bench.setting(site, job, message))
 
 
 def _book(site: Site, job: Job, context: Context) -> SessionBook | None:
-    """Return where ``site`` keeps what it must remember: beside its ledger, where it has one."""
+    """Return where ``site`` keeps what it must remember."""
     if site.credentials is None:
         return None
     ledger = site.ledger
+    durable = ledger is None or ledger.durable
+    place = site.sessions or (None if ledger is None else ledger.path)
     shelf: Shelf = (
-        ContextShelf(context.state)
-        if ledger is None
-        else FileShelf(ledger.path, job.run, durable=ledger.durable)
+        ContextShelf(context.state) if place is None else FileShelf(place, job.run, durable=durable)
     )
     return SessionBook(shelf, site.credentials)
 
@@ -290,6 +313,11 @@ def _start(message: Message, context: Context, source: SiteSource) -> tuple[Job,
             "this site keeps a ledger, and takes part under differential privacy only",
             remedy="give the federation file a [privacy] table",
             code="budget",
+        )
+    bare = bare_statistic(bench.spec, bench.trainer.task)
+    if bare:
+        raise PolicyError(
+            bare, remedy="ask with 'cloister statistics', which writes a sound file", code="statistic-bare"
         )
     if not 1 <= job.round_number <= bench.spec.federation.rounds:
         raise IntegrityError(
@@ -311,24 +339,24 @@ def _answer(message: Message, work: Callable[[], RecordDict]) -> Message:
     """Reply with what ``work`` returns, or with a refusal that holds no data."""
     try:
         content = work()
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - nothing of it may leave but what `_told` lets through
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - nothing of it may leave but what `refusal_of` lets through
         own = isinstance(error, CloisterError) and error.code.startswith("ledger")
         _log.error(
             "message refused: %s",
             error if own else _kind(error),
             exc_info=bool(os.environ.get("CLOISTER_DEBUG")),
         )
-        content = _told(error)
+        content = refusal_of(error)
     return Message(content, reply_to=message)
 
 
-def _told(error: BaseException) -> RecordDict:
+def refusal_of(error: BaseException) -> RecordDict:
     """Return a refusal that quotes Cloister's own messages, which hold no data, and never those of a task or a library."""
     if isinstance(error, CloisterError) and error.code.startswith("ledger"):
-        return _refusal(error.code, "the site's ledger does not allow it; the site's own log says more")
+        return refusal(error.code, "the site's ledger does not allow it; the site's own log says more")
     if isinstance(error, CloisterError) and _raised_by_us(error):
-        return _refusal(error.code, error.message)
-    return _refusal("site-failed", f"the site's code raised {_kind(error)}")
+        return refusal(error.code, error.message)
+    return refusal("site-failed", f"the site's code raised {_kind(error)}")
 
 
 def _raised_by_us(error: BaseException) -> bool:
@@ -348,5 +376,6 @@ def _kind(error: BaseException) -> str:
     return kind.__name__ if known else "an error of its own"
 
 
-def _refusal(code: str, message: str) -> RecordDict:
+def refusal(code: str, message: str) -> RecordDict:
+    """Return the content of a reply that refuses: a stable code, and words without data."""
     return RecordDict({protocol.REFUSAL: ConfigRecord({"code": code, "message": message})})

@@ -22,71 +22,67 @@ Credentials lie beside the file under fixed names (`cloister.privacy.identity.ki
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from cloister.core.errors import SpecError
-from cloister.core.spec.refusals import refusals
+from cloister.core.settings import Address, Settings, load_settings
 
 __all__ = ["CONFIG", "DataTable", "SiteConfig", "load_site"]
 
 #: The file's name in a site's folder.
 CONFIG = "site.toml"
-_LONGEST = 1 << 20
-_ADDRESS = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$"
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class SiteTable(_Table):
+class SiteTable(Settings):
     """``[site]``: who it is, and where it keeps its state."""
 
     name: str = Field(min_length=1, max_length=64)
     state: str = "state"
 
 
-class ServerTable(_Table):
+class ServerTable(Settings):
     """``[server]``: where the coordinator is reached.
 
     Attributes:
         address: ``host:port`` of the fleet.
         busy_poll_s: seconds between two questions for work while a run is under way.
         idle_poll_s: the same when there has been none for a while.
+        most_bytes: of one message; a longer one is not taken.
     """
 
-    address: str = Field(pattern=_ADDRESS)
+    address: Address
     busy_poll_s: float = Field(default=0.05, ge=0.01, le=10)
     idle_poll_s: float = Field(default=1.0, ge=0.05, le=60)
+    most_bytes: int = Field(default=1 << 30, ge=1 << 20)
 
 
-class HealthTable(_Table):
+class HealthTable(Settings):
     """``[health]``: where ``/health`` and ``/metrics`` are served."""
 
-    listen: str = Field(pattern=_ADDRESS)
+    listen: Address
 
 
-class DataTable(_Table):
+class DataTable(Settings):
     """``[data.NAME]``: one data set.
 
     Attributes:
         task: the task that it is for, as ``task.use`` names it.
         owner: whose records, where the task hands over several owners'; the only one's if left out.
         options: the task's options that say where the data lie; they win over the federation file's.
+        quasi_identifiers: columns that together may tell who somebody is, for the check of the data; guessed if left out.
+        smallest_group: k: the check of the data tells of groups with fewer records.
     """
 
     task: str = Field(min_length=1)
     owner: str | None = None
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
+    quasi_identifiers: list[str] | None = None
+    smallest_group: int = Field(default=5, ge=2, le=1000)
 
 
-class SiteConfig(_Table):
+class SiteConfig(Settings):
     """The whole file."""
 
     site: SiteTable
@@ -101,22 +97,6 @@ def load_site(folder: Path) -> SiteConfig:
     Raises:
         SpecError: it is not there, is no TOML, or a key of it is wrong.
     """
-    path = folder / CONFIG
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise SpecError(
-            f"cannot read '{path}': {error.strerror}",
-            remedy="name a site's folder: the start-up kit that the consortium made for it",
-        ) from None
-    if len(raw) > _LONGEST:
-        raise SpecError(f"'{path}' is longer than {_LONGEST} bytes", remedy="check the file")
-    try:
-        tables: Mapping[str, Any] = tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SpecError(f"'{path}' is not TOML: {error}", remedy="mend the file") from None
-    try:
-        return SiteConfig.model_validate(tables)
-    except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in refusals(error, SiteConfig))
-        raise SpecError(f"'{path}' was refused:\n{lines}", remedy="change these keys and try again") from None
+    return load_settings(
+        folder / CONFIG, SiteConfig, "name a site's folder: the start-up kit that the consortium made for it"
+    )

@@ -39,6 +39,8 @@ __all__ = [
     "LEDGER",
     "METRIC",
     "MODEL",
+    "MOST_PACKED",
+    "PACKED",
     "PROTOCOL",
     "REFUSAL",
     "REPORT",
@@ -82,6 +84,10 @@ KEY, COMMITMENT, TOGETHER = "key", "commitment", "together"
 SECURE_QUERY = "query.secure"
 #: The one array of a protected reply.
 SUM = "sum"
+
+#: Over a SuperLink a message's records travel as one where they have at most so many bytes: under this name, as Flower's protobuf.
+PACKED = "packed"
+MOST_PACKED = 4 << 20
 
 VECTOR = "vector"
 CONTROL = "control"

@@ -6,18 +6,12 @@ since that may hold a value of the data. ``CLOISTER_DEBUG=1`` shows the whole tr
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 import inspect
 import json
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -26,9 +20,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cloister.core.data import Data, Split
 from cloister.core.errors import DataError, TaskError
+from cloister.core.finding import find_maker, made_class, parameters_of, task_names
 from cloister.core.guarding import guarded
 from cloister.core.randomness import SeededRandomness
-from cloister.core.spec.refusals import nearest, refusals
+from cloister.core.spec.refusals import refusals
 from cloister.core.spec.tables import TaskTable
 from cloister.core.task import Task
 
@@ -37,6 +32,7 @@ __all__ = [
     "build_model",
     "check_data",
     "described",
+    "from_base",
     "guarded",
     "load_task",
     "notes_of",
@@ -46,11 +42,6 @@ __all__ = [
 
 #: The owner's name when a task hands over one `Split` for all.
 POOLED = "pooled"
-
-
-def task_names() -> list[str]:
-    """Return the names of the installed tasks."""
-    return sorted(point.name for point in entry_points(group="cloister.tasks"))
 
 
 def load_task(table: TaskTable, base: Path) -> Task:
@@ -63,7 +54,7 @@ def load_task(table: TaskTable, base: Path) -> Task:
     Raises:
         TaskError: no such task, an unknown or wrong option, or the task raised.
     """
-    attribute = _find(table.use, base)
+    attribute = find_maker(table.use, base)
     if isinstance(attribute, Task):
         if table.options:
             raise TaskError(
@@ -71,7 +62,7 @@ def load_task(table: TaskTable, base: Path) -> Task:
                 remedy="name its class instead",
             )
         return _checked(attribute, table.use)
-    if not _makes_task(attribute):
+    if made_class(attribute) is None:
         raise TaskError(
             f"task.use = '{table.use}' is neither a Task nor something that makes one",
             remedy="name a subclass of cloister.core.Task, or a function that is annotated to return one",
@@ -269,101 +260,24 @@ def notes_of(task: Task) -> list[str]:
     return [str(note) for note in found]
 
 
-def _makes_task(attribute: Any) -> bool:
-    """Whether this is a Task's class or says that it returns a Task.
-
-    Nothing else is called: a federation file must not be able to run ``os:system`` with an argument of its own.
-    """
-    if inspect.isclass(attribute):
-        return issubclass(attribute, Task)
-    if not inspect.isfunction(attribute):
-        return False
-    made = guarded(attribute.__name__, "its annotations", lambda: get_type_hints(attribute)).get("return")
-    return inspect.isclass(made) and issubclass(made, Task)
-
-
-def _find(use: str, base: Path) -> Any:
-    if ":" not in use:
-        for point in entry_points(group="cloister.tasks"):
-            if point.name == use:
-                return guarded(use, "its module", point.load)
-        raise TaskError(
-            f"there is no task '{use}'{nearest(use, task_names())}",
-            remedy="name an installed task, 'module:attribute', or 'file.py:attribute'",
-            code="task-unknown",
-        )
-    where, _, name = use.rpartition(":")
-    if not where or not name:
-        raise TaskError(
-            f"task.use = '{use}' lacks a part",
-            remedy="write 'module:attribute' or 'file.py:attribute'",
-            code="task-unknown",
-        )
-    module = _from_file(base / where) if where.endswith(".py") else _from_module(where, use)
-    if not hasattr(module, name):
-        public = [key for key in vars(module) if not key.startswith("_")]
-        raise TaskError(
-            f"'{where}' has no '{name}'{nearest(name, public)}", remedy="check task.use", code="task-unknown"
-        )
-    return getattr(module, name)
-
-
-def _from_module(where: str, use: str) -> ModuleType:
-    try:
-        return guarded(use, "its module", lambda: importlib.import_module(where))
-    except TaskError as error:
-        missing = error.__cause__.name if isinstance(error.__cause__, ModuleNotFoundError) else None
-        if missing is None or not f"{where}.".startswith(f"{missing}."):
-            raise
-        raise TaskError(
-            f"task.use = '{use}': there is no module '{missing}'",
-            remedy="install it, or give 'file.py:attribute'",
-            code="task-unknown",
-        ) from None
-
-
-def _from_file(path: Path) -> ModuleType:
-    path = path.resolve()
-    try:
-        source = path.read_bytes()
-    except OSError as error:
-        raise TaskError(
-            f"task.use: cannot read the file '{path}': {error.strerror}",
-            remedy="paths are taken from the federation file's folder",
-            code="task-unknown",
-        ) from None
-    # The name goes with the path and what the file says: an edited file is a new module in a process that lives on.
-    name = f"cloister_task_{path.stem}_{hashlib.sha256(str(path).encode() + source).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise TaskError(f"task.use: '{path}' cannot be loaded as a module", code="task-unknown")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        guarded(path.name, "its module", lambda: spec.loader.exec_module(module) if spec.loader else None)
-    except TaskError:
-        del sys.modules[name]
-        raise
-    return module
-
-
 def _options(table: TaskTable, attribute: Callable[..., Any], base: Path) -> dict[str, Any]:
     """Check the task's options against the annotations of what makes it.
 
     Strict in the way of JSON: ``"12"`` is no whole number, and text is a ``Path`` or a list a ``tuple`` where that is asked for.
     """
-    parameters = guarded(table.use, "the annotations of its constructor", lambda: _parameters(attribute))
+    parameters = guarded(table.use, "the annotations of its constructor", lambda: parameters_of(attribute))
     # Fields go by number and an alias, so that an option may have any name (``schema``, ``copy``, ``model_config``).
+    plain = {name: parameter for name, parameter in parameters.items() if parameter[0] is not Task}
     fields: dict[str, Any] = {
         f"option{number}": (hint, Field(... if default is inspect.Parameter.empty else default, alias=name))
-        for number, (name, (hint, default)) in enumerate(parameters.items())
+        for number, (name, (hint, default)) in enumerate(plain.items())
     }
+    inner = {name: _inner(table, name, base) for name in parameters if name not in plain}
+    given = {name: value for name, value in table.options.items() if name not in inner}
     config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
     model: type[BaseModel] = create_model("TaskOptions", __config__=config, **fields)
     try:
-        checked = model.model_validate_json(json.dumps(table.options))
+        checked = model.model_validate_json(json.dumps(given))
     except ValidationError as error:
         lines = "\n".join(f"  {line}" for line in refusals(error, model, "task"))
         raise TaskError(
@@ -371,23 +285,32 @@ def _options(table: TaskTable, attribute: Callable[..., Any], base: Path) -> dic
             remedy="change these keys and try again",
             code="task-option",
         ) from None
-    names = dict(zip(fields, parameters, strict=True))
-    return {names[field]: _from_base(getattr(checked, field), base) for field in checked.model_fields_set}
-
-
-def _parameters(attribute: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the annotation and the default of each named parameter."""
-    function = attribute.__init__ if inspect.isclass(attribute) else attribute
-    hints = get_type_hints(function, include_extras=True)
-    return {
-        name: (hints.get(name, Any), parameter.default)
-        for name, parameter in inspect.signature(attribute).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    names = dict(zip(fields, plain, strict=True))
+    return inner | {
+        names[field]: from_base(getattr(checked, field), base) for field in checked.model_fields_set
     }
 
 
-def _from_base(value: Any, base: Path) -> Any:
-    """Take relative paths, also those in lists, from the federation file's folder."""
+def _inner(table: TaskTable, name: str, base: Path) -> Task:
+    """Make the task that an option annotated `Task` asks for: a table like ``[task]`` itself."""
+    given = table.options.get(name)
+    try:
+        asked = TaskTable.model_validate(given)
+    except ValidationError:
+        raise TaskError(
+            f"[task] was refused by '{table.use}': '{name}' is missing, or is no table that names a task",
+            remedy=f'write for example {name} = {{ use = "heart" }}',
+            code="task-option",
+        ) from None
+    return load_task(asked, base)
+
+
+def from_base(value: Any, base: Path) -> Any:
+    """Take relative paths, also those in lists and tables, from the federation file's folder."""
     if isinstance(value, Path):
         return base / value
-    return type(value)(_from_base(inner, base) for inner in value) if type(value) in (list, tuple) else value
+    if isinstance(value, BaseModel):
+        return value.model_copy(
+            update={name: from_base(getattr(value, name), base) for name in value.model_fields_set}
+        )
+    return type(value)(from_base(inner, base) for inner in value) if type(value) in (list, tuple) else value

@@ -30,12 +30,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cloister.core.data import Split
+
+if TYPE_CHECKING:
+    from cloister.core.tasks.columns import Column
 
 __all__ = ["Bounds", "Task"]
 
@@ -54,8 +57,12 @@ class Task(ABC):
             adversary makes of a record stays within them. ``None``: nothing is known, and nothing bounds it but its norm.
         features: for records of named columns, the place of each numeric column among a record's (d,) inputs: what an adversary
             can change by a little. ``None``: an adversary can change every input.
-        inputs: for records of named columns, the name of each of a record's (d,) inputs (``column=value`` for one of a column's values):
-            what explanations are told by. ``None``: the inputs have no names.
+        columns: for records of named columns, what each means, in the order of the inputs (`cloister.core.tasks.columns`);
+            ``None``: records have none, or nobody declared them.
+        statistic: whether the round's sum is an answer about the records and no step of a model: then it is released under noise
+            and protection only (`cloister.core.tasks.statistics.bare_statistic`).
+        places: the options that say where the data lie: at a real site these, and no others, come from the site's own
+            ``site.toml``, and never from the federation file. ``None``: those annotated as nothing but paths.
         groups: names of columns by whose values a model's fairness is looked at, for example ``("age", "sex")``.
     """
 
@@ -64,8 +71,10 @@ class Task(ABC):
     allows_single_class: bool = True
     bounds: Bounds | None = None
     features: Mapping[str, int] | None = None
-    inputs: tuple[str, ...] | None = None
-    groups: tuple[str, ...] = ()
+    columns: Mapping[str, Column] | None = None
+    statistic: ClassVar[bool] = False
+    places: ClassVar[tuple[str, ...] | None] = None
+        groups: names of columns by whose values a model's fairness is looked at, for example ``("age", "sex")``.
 
     @abstractmethod
     def model(self) -> nn.Module:

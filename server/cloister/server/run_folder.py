@@ -47,12 +47,31 @@ class RunFolder:
             UsageError: the folder cannot be made there.
         """
         path = new_folder(parent, loaded.spec.federation.name, "a run folder")
+        return cls._begun(path, loaded, run=f"{path.name}-{secrets.token_hex(4)}", ledgers=ledgers)
+
+    @classmethod
+    def create_at(cls, path: Path, loaded: Loaded, *, run: str) -> RunFolder:
+        """Make the folder ``path`` for the run ``run``; what a crash left of an earlier attempt to make it is taken over.
+
+        Raises:
+            UsageError: the folder cannot be made there.
+        """
         try:
-            (path / "checkpoints").mkdir()
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"cannot make the run folder '{path}': {error.strerror}", remedy="look at its parent folder"
+            ) from None
+        return cls._begun(path, loaded, run=run, ledgers=None)
+
+    @classmethod
+    def _begun(cls, path: Path, loaded: Loaded, *, run: str, ledgers: Path | None) -> RunFolder:
+        try:
+            (path / "checkpoints").mkdir(exist_ok=True)
             write_whole(path / "origins.json", json.dumps(dict(loaded.origins), indent=1, sort_keys=True))
             write_whole(path / "base.txt", os.fsencode(loaded.base))
             write_whole(path / "ledgers.txt", b"" if ledgers is None else os.fsencode(ledgers.absolute()))
-            write_whole(path / "run-id.txt", f"{path.name}-{secrets.token_hex(4)}")
+            write_whole(path / "run-id.txt", run)
             # Last: a folder with this file is a run that can be resumed.
             write_whole(path / "federation.toml", loaded.effective_toml())
         except StorageError:

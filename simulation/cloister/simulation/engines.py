@@ -23,7 +23,9 @@ from cloister.core.errors import IntegrityError, UsageError
 from cloister.core.update import Vector
 from cloister.server.app import make_server_app
 from cloister.server.checkpoints import Arrays
+from cloister.server.conduct import Opened
 from cloister.server.directory import ComputedDirectory
+from cloister.server.grouping import placed_groups
 from cloister.server.plan import RunPlan, SiteMemory
 from cloister.simulation.attacks.grid import AttackedGrid, LiarsMemory
 from cloister.simulation.live_array import LiveArray
@@ -31,18 +33,10 @@ from cloister.simulation.local_grid import LocalGrid, client_runner
 from cloister.simulation.sites import POSITION, SimulatedSites
 from cloister.simulation.workers import Inline, Runner, WorkerPool
 
-__all__ = ["Engine", "LocalEngine", "Opened", "make_engine"]
+__all__ = ["Engine", "LocalEngine", "make_engine"]
 
 #: The name of an array that a site keeps: node, record, key.
 _KEPT = re.compile(r"([1-9][0-9]{0,17})\.([^.]+)\.(.+)", re.ASCII | re.DOTALL)
-
-
-class Opened(Protocol):
-    """An engine that is ready: its workers stand by."""
-
-    def run(self, plan: RunPlan) -> Vector:
-        """Run a plan to its end and return the model."""
-        ...
 
 
 class Engine(Protocol):
@@ -132,7 +126,8 @@ class _OpenedLocal:
         attack, liars = self._sites.spec.attack, self._sites.liars
         if attack is not None and liars:
             nodes = frozenset(position + 1 for position in liars)
-            lying = AttackedGrid(grid, self._sites.spec, attack, nodes, self._sites.randomness)
+            groups = [[position + 1 for position in of] for of in placed_groups(plan, directory) or ()]
+            lying = AttackedGrid(grid, self._sites.spec, attack, nodes, self._sites.randomness, groups=groups)
             grid, memory = lying, LiarsMemory(memory, lying)
         plan = replace(plan, memory=memory, make_array=LiveArray)
         app = make_server_app(plan, lambda _: directory, models.append)

@@ -1,20 +1,17 @@
-"""What a run computes with, as digests: a resumed run whose data or code changed would end elsewhere without a word."""
+"""What a run computes on, as a digest: a resumed run whose data changed would end elsewhere without a word."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from cloister.core.data import Data, Split
-from cloister.core.task import Task
 
-__all__ = ["data_digest", "source_digest"]
+__all__ = ["data_digest"]
 
 _DEPTH = 8
 
@@ -37,27 +34,6 @@ def data_digest(owners: Mapping[str, Split]) -> str:
                     known[place] = _digest(tensor)
                     kept.append(tensor)
                 total.update(known[place])
-    return total.hexdigest()
-
-
-def source_digest(task: Task, use: str, base: Path) -> str:
-    """Return a SHA-256 (hex) over the source files of the task's class and its bases, and the file that ``use`` names."""
-    files: dict[Path, None] = {}
-    if (where := use.rpartition(":")[0]).endswith(".py"):
-        files[(base / where).resolve()] = None
-    for kind in type(task).__mro__[:-1]:
-        try:
-            source = inspect.getsourcefile(kind)
-        except TypeError:  # built in
-            continue
-        if source is not None:
-            files[Path(source).resolve()] = None
-    total = hashlib.sha256()
-    for path in files:
-        try:
-            total.update(hashlib.sha256(path.read_bytes()).digest())
-        except OSError:  # no file: a class made at run time
-            total.update(path.name.encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
 

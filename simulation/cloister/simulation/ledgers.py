@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cloister.client.charging import SiteLedger
 from cloister.core.errors import UsageError
+from cloister.core.finding import innermost
 from cloister.core.spec import FederationSpec
 from cloister.privacy.ledger import load_or_create_key
 from cloister.server.witnessing import Witnesses
@@ -72,9 +73,10 @@ class SimulatedLedgers:
 
 
 def dataset_of(spec: FederationSpec) -> str:
-    """Return the name of the data's lineage: the task, and the name of its data where the file gives a path."""
-    use = spec.task.use.rpartition("/")[2]
-    extra = spec.task.model_extra or {}
+    """Return the name of the data's lineage: the task whose records are used, and the name of its data where the file gives a path."""
+    task = innermost(spec.task)
+    use = task.use.rpartition("/")[2]
+    extra = task.model_extra or {}
     data = extra.get("data") or extra.get("dataset")
     return f"{use} {Path(data).name}" if isinstance(data, str) and Path(data).name else use
 

@@ -14,9 +14,9 @@ from cloister.core import protocol
 from cloister.core.errors import SpecError
 from cloister.core.update import Vector
 from cloister.server.app import make_server_app
+from cloister.server.conduct import Opened
 from cloister.server.directory import Directory, discover
 from cloister.server.plan import RunPlan
-from cloister.simulation.engines import Opened
 from cloister.simulation.sites import SimulatedSites
 
 __all__ = ["RayEngine"]

@@ -6,14 +6,11 @@ Everything that can be refused is refused before the run folder is made; after t
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import json
-import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +19,8 @@ import torch
 
 from cloister.client.adversarial import adversary_source
 from cloister.client.private_steps import RecordLoss
-from cloister.core._version import __version__
 from cloister.core.checking import check_federation, check_records, expected_cohort, population
-from cloister.core.errors import CloisterError, DataError, PolicyError, TaskError
+from cloister.core.errors import DataError, TaskError
 from cloister.core.metrics import Measurement, measure
 from cloister.core.preflight import try_task
 from cloister.core.resolve import build_model, described, notes_of
@@ -34,17 +30,14 @@ from cloister.privacy.adversarial import check_attack_for_dp
 from cloister.privacy.plan import predict
 from cloister.privacy.protection import predict as predict_protection
 from cloister.privacy.refusals import check_on_records
-from cloister.server.checkpoints import CheckpointStore
-from cloister.server.events import EventBus, EventLog, Sink, read_events
-from cloister.server.plan import RunPlan
-from cloister.server.release import try_model, write_model
-from cloister.server.report import write_report
+from cloister.server.conduct import Conduct, Opened, RunResult, conduct
+from cloister.server.events import EventBus, Sink
+from cloister.server.plan import SecureSeat
+from cloister.server.release import try_model
 from cloister.server.run_folder import RunFolder
-from cloister.server.tracking import tracking_sinks
-from cloister.server.transcript import LIMITS, Transcript
 from cloister.simulation.attacks.data import triggered
 from cloister.simulation.baselines import baselines
-from cloister.simulation.engines import Engine, Opened
+from cloister.simulation.engines import Engine
 from cloister.simulation.ledgers import SimulatedLedgers
 from cloister.simulation.sites import SimulatedSites
 from cloister.simulation.threads import one_thread
@@ -53,17 +46,6 @@ __all__ = ["RunResult", "check", "resume", "simulate"]
 
 #: Sites that are named one by one in the first event, and those whose records are counted for the partition's plot.
 _NAMED, _COUNTED = 1000, 200
-_MODEL = "model.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """What a simulation made: its folder, its report and the figures in it."""
-
-    run: Path
-    report: Path
-    model: Path
-    figures: dict[str, Any]
 
 
 def check(loaded: Loaded) -> str:
@@ -206,111 +188,37 @@ def _run(
     engine: Engine,
     sinks: tuple[Sink, ...],
 ) -> RunResult:
-    spec = loaded.spec
-    try:
-        store = CheckpointStore(folder.checkpoints)
-        checkpoint = store.newest(
-            digest=loaded.digest(),
-            layout=prepared.layout.digest,
-            size=prepared.layout.size,
-            fingerprint=prepared.fingerprint,
-        )
-        with (
-            one_thread(),
-            engine.open(sites) as opened,
-            sites.consortium.seated(spec.aggregation.protection) as seat,
-        ):  # first: workers are forked before any sink starts a thread
-            log = EventLog(folder.events)
-            log.truncate(checkpoint.events_offset if checkpoint else 0)
-            bus = EventBus(log, [*sinks, *tracking_sinks(spec.tracking, folder.path)])
-            transcript = _transcript(folder, loaded, sites)
-            try:
-                if checkpoint is not None:
-                    bus.recall(read_events(folder.events))
-                if checkpoint is None:
-                    bus.emit("run", 0, **_facts(loaded, sites, prepared, engine))
-                plan = RunPlan(
-                    loaded=loaded,
-                    layout=prepared.layout,
-                    initial=prepared.initial,
-                    classes=len(sites.task.classes),
-                    randomness=sites.randomness,
-                    bus=bus,
-                    store=store,
-                    central=prepared.measure
-                    if spec.evaluation.central and len(sites.roster.central_test)
-                    else None,
-                    resume=checkpoint,
-                    fingerprint=prepared.fingerprint,
-                    run=folder.run,
-                    witnesses=sites.ledgers.witnesses(spec) if sites.ledgers else None,
-                    secure=seat,
-                    transcript=transcript,
-                )
-                release = partial(_release, folder, sites, prepared)
-                _finish(folder, sites, prepared, _rounds(opened, plan, bus, release), bus)
-            finally:
-                if transcript is not None:
-                    transcript.close()
-                bus.close()
-        paths = write_report(folder.path)
-    except (CloisterError, KeyboardInterrupt):
-        with contextlib.suppress(CloisterError, OSError):
-            write_report(folder.path)  # what there is so far
-        raise
-    finally:
-        folder.close()
-    figures: dict[str, Any] = json.loads(paths.json.read_text())
-    return RunResult(run=folder.path, report=paths.html, model=folder.model, figures=figures)
-
-
-def _transcript(folder: RunFolder, loaded: Loaded, sites: SimulatedSites) -> Transcript | None:
-    spec = loaded.spec
-    if spec.audit.transcript == "off":
-        return None
-    protected = spec.aggregation.protection != "plain"
-    authority = base64.b64encode(sites.consortium.consortium.certificate).decode() if protected else None
-    return Transcript(
-        folder.transcript,
-        limit=LIMITS[spec.audit.transcript],
-        protected=protected,
-        about={"run": folder.run, "federation": loaded.digest(), "authority": authority},
+    one = Conduct(
+        folder=folder,
+        loaded=loaded,
+        task=sites.task,
+        layout=prepared.layout,
+        initial=prepared.initial,
+        randomness=sites.randomness,
+        fingerprint=prepared.fingerprint,
+        central=prepared.measure
+        if loaded.spec.evaluation.central and len(sites.roster.central_test)
+        else None,
+        facts=lambda: _facts(loaded, sites, prepared, engine),
+        witnesses=sites.ledgers.witnesses(loaded.spec) if sites.ledgers else None,
+        after=partial(_compare, sites, prepared),
     )
 
+    @contextmanager
+    def opened() -> Iterator[tuple[Opened, SecureSeat | None]]:
+        with (
+            one_thread(),
+            engine.open(sites) as carrier,
+            sites.consortium.seated(loaded.spec.aggregation.protection) as seat,
+        ):
+            yield carrier, seat
 
-def _rounds(opened: Opened, plan: RunPlan, bus: EventBus, release: Callable[[Vector, int], None]) -> Vector:
-    try:
-        return opened.run(plan)
-    except KeyboardInterrupt:
-        bus.emit(
-            "end",
-            0,
-            status="interrupted",
-            code="interrupted",
-            message="interrupted; go on with --resume",
-            model=None,
-        )
-        raise
-    except PolicyError as error:
-        # A cap was reached in the middle of the run: what was spent has bought a model, the best so far.
-        best = plan.store.best()
-        if best is None or not best.round_number:
-            bus.emit("end", 0, status="failed", code=error.code, message=error.message, model=None)
-            raise
-        release(best.arrays["model"], best.round_number)
-        text = f"{error.message}; the model of round {best.round_number} is released"
-        bus.emit("end", best.round_number, status="failed", code=error.code, message=text, model=_MODEL)
-        raise PolicyError(text, remedy=error.remedy, code=error.code) from None
-    except CloisterError as error:
-        bus.emit("end", 0, status="failed", code=error.code, message=error.message, model=None)
-        raise
+    return conduct(one, opened, sinks=sinks)
 
 
-def _finish(
-    folder: RunFolder, sites: SimulatedSites, prepared: _Prepared, vector: Vector, bus: EventBus
-) -> None:
+def _compare(sites: SimulatedSites, prepared: _Prepared, bus: EventBus) -> None:
+    """Train what the federation is compared with."""
     rounds = sites.spec.federation.rounds
-    _release(folder, sites, prepared, vector, rounds)
     for baseline in baselines(sites, prepared.initial, prepared.measure):
         try:
             found = baseline.train()
@@ -318,20 +226,6 @@ def _finish(
             bus.emit("warning", rounds, text=f"{baseline.where} could not be trained: {error.message}")
         else:
             bus.emit("evaluation", rounds, where=baseline.where, **vars(found))
-    bus.emit("end", rounds, status="done", code="done", message="", model=_MODEL)
-
-
-def _release(
-    folder: RunFolder, sites: SimulatedSites, prepared: _Prepared, vector: Vector, rounds: int
-) -> None:
-    model = build_model(sites.task, sites.spec.federation.seed)
-    about = {
-        "federation": sites.spec.federation.name,
-        "rounds": rounds,
-        "layout": prepared.layout.digest,
-        "cloister": __version__,
-    }
-    write_model(folder.model, model, prepared.layout, vector, about)
 
 
 def _facts(loaded: Loaded, sites: SimulatedSites, prepared: _Prepared, engine: Engine) -> dict[str, Any]:
@@ -340,30 +234,15 @@ def _facts(loaded: Loaded, sites: SimulatedSites, prepared: _Prepared, engine: E
     told = size <= _COUNTED and spec.privacy.unit == "none"  # a private run tells no number of records
     counted = {roster.name(i): roster.counts(i) for i in range(size)} if told else None
     return {
-        "name": spec.federation.name,
-        "digest": loaded.digest(),
-        "layout": prepared.layout.digest,
-        "parameters": prepared.layout.size,
-        "seed": spec.federation.seed,
-        "reproducible": sites.randomness.reproducible,
         "sites": size,
         "site_names": [roster.name(i) for i in range(min(size, _NAMED))],
         "engine": engine.name,
         "workers": engine.workers,
-        "versions": {name: version(name) for name in ("flwr", "torch", "numpy", "opacus")}
-        | {"cloister": __version__, "python": platform.python_version()},
-        "rounds": spec.federation.rounds,
         "task": prepared.card,
-        "classes": list(task.classes),
         "partition": {"by": spec.cohort.partition.by, "classes": list(task.classes), "sites": counted}
         if counted
         else None,
         "notes": prepared.notes,
-        "protection": spec.aggregation.protection,
-        "rule": spec.aggregation.rule,
-        "optimizer": spec.aggregation.optimizer.name,
-        "byzantine": spec.aggregation.byzantine,
         "attack": spec.attack.name if spec.attack else None,
         "liars": sorted(roster.name(position) for position in sites.liars),
-        "resumed_from": None,
     }

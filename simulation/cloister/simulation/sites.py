@@ -24,13 +24,14 @@ from cloister.core.data import Split
 from cloister.core.errors import IntegrityError
 from cloister.core.randomness import SeededRandomness
 from cloister.core.resolve import build_model, load_task, owners
+from cloister.core.source import source_digest
 from cloister.core.spec import FederationSpec, parse_federation
 from cloister.core.task import Task
 from cloister.core.update import Layout
 from cloister.simulation.attacks.data import Trigger, flipped, poisoned, trigger_of
 from cloister.simulation.attacks.knowing import draw_liars
 from cloister.simulation.consortium import SimulatedConsortium
-from cloister.simulation.fingerprint import data_digest, source_digest
+from cloister.simulation.fingerprint import data_digest
 from cloister.simulation.ledgers import SimulatedLedgers
 from cloister.simulation.partition import Roster, make_roster
 
@@ -104,7 +105,7 @@ class SimulatedSites:
         `LazyData`, whose inputs lie elsewhere, only counts and targets); ``code`` one over the source files of the task's class
         and its bases and the file that ``task.use`` names, but not what they import; ``versions`` names Cloister and torch.
         """
-        code = source_digest(self.task, self.spec.task.use, self.base)
+        code = source_digest(type(self.task), self.spec.task.use, self.base)
         return f"data={data_digest(self.owners)} code={code} versions=cloister-{__version__},torch-{torch.__version__}"
 
     @cached_property
@@ -112,7 +113,7 @@ class SimulatedSites:
         """The workbench of this process."""
         model = build_model(self.task, self.spec.federation.seed)
         trainer = Trainer(self.spec, self.task, model, Layout.of(model))
-        code = source_digest(self.task, self.spec.task.use, self.base)
+        code = source_digest(type(self.task), self.spec.task.use, self.base)
         return Workbench(
             spec=self.spec,
             trainer=trainer,
@@ -148,7 +149,12 @@ class SimulatedSites:
             split=self.records(position),
             ledger=ledger,
             credentials=self._credentials(name) if protected else None,
+            peers=self._peers if protected and self.spec.aggregation.group_size is not None else (),
         )
+
+    @cached_property
+    def _peers(self) -> tuple[str, ...]:
+        return tuple(self.roster.name(position) for position in range(len(self.roster)))
 
     def _credentials(self, name: str) -> Credentials:
         found = self._made.get(name)

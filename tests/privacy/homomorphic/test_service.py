@@ -337,7 +337,7 @@ def test_the_generated_code_is_that_of_the_proto(repository: Path) -> None:
     import subprocess
     import sys
 
-    script = repository / "scripts" / "authority_proto.py"
+    script = repository / "scripts" / "protos.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -207,6 +207,8 @@ def _entry(annotation: Any) -> Any:
 
 
 def _field(annotation: Any, name: str) -> Any:
+    if get_origin(annotation) is dict:  # a table of tables with names of their own
+        return get_args(annotation)[1]
     for table in _tables(annotation):
         for known, info in table.model_fields.items():
             if name == (info.alias or known):
@@ -234,7 +236,7 @@ def _hint(model: type[BaseModel], keys: Sequence[str]) -> str:
     *above, word = keys
     annotation: Any = model
     for key in above:
-        annotation = _field(annotation, key)
+        annotation = _entry(annotation) if key.startswith("[") else _field(annotation, key)
     known = [info.alias or name for table in _tables(annotation) for name, info in table.model_fields.items()]
     if _close(word, known):
         return _close(word, known)

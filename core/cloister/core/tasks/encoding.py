@@ -14,7 +14,7 @@ from cloister.core.task import Bounds
 from cloister.core.tasks.columns import BooleanColumn, CategoricalColumn, Column, NumericColumn
 from cloister.core.tasks.tables import RawTable
 
-__all__ = ["Encoded", "bounds", "encode", "input_names", "numeric_places", "scaled", "width"]
+__all__ = ["Encoded", "bounds", "encode", "input_names", "numeric_places", "places", "scaled", "width"]
 
 Values = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -38,14 +38,20 @@ def width(columns: Mapping[str, Column]) -> int:
     return sum(_width(column) for column in columns.values())
 
 
-def numeric_places(columns: Mapping[str, Column]) -> dict[str, int]:
-    """Return the place of each numeric column among a record's inputs."""
+def places(columns: Mapping[str, Column]) -> dict[str, int]:
+    """Return the place of each column's first input among a record's."""
     found, place = {}, 0
     for name, column in columns.items():
-        if isinstance(column, NumericColumn):
-            found[name] = place
+        found[name] = place
         place += _width(column)
     return found
+
+
+def numeric_places(columns: Mapping[str, Column]) -> dict[str, int]:
+    """Return the place of each numeric column among a record's inputs."""
+    return {
+        name: place for name, place in places(columns).items() if isinstance(columns[name], NumericColumn)
+    }
 
 
 def input_names(columns: Mapping[str, Column]) -> tuple[str, ...]:
@@ -118,7 +124,7 @@ def _one_hot(table: RawTable, name: str, column: CategoricalColumn) -> tuple[Val
         return np.concatenate([known, strange.astype(np.float64)[:, None]], axis=1), absent
     if strange.any():
         raise DataError(
-            f"'{table.path}', column '{name}', row {int(strange.argmax()) + 1}: not one of the schema's {len(column.values)} values",
+            f"'{table.where}', column '{name}', row {int(strange.argmax()) + 1}: not one of the schema's {len(column.values)} values",
             remedy="mend the value, add it to the column's values, or set other = true",
             code="data-unknown-category",
         )

@@ -21,9 +21,10 @@ from cloister.core.errors import DataError
 from cloister.core.models import ModelChoice, build, read_model
 from cloister.core.task import Task
 from cloister.core.tasks.columns import BooleanColumn, CategoricalColumn, Column, NumericColumn
-from cloister.core.tasks.encoding import bounds, encode, input_names, numeric_places, width
+from cloister.core.tasks.encoding import bounds, encode, numeric_places, width
+from cloister.core.tasks.sources import Source, may_have_owners, read_source
 from cloister.core.tasks.splitting import split_rows
-from cloister.core.tasks.tables import read_table
+from cloister.core.tasks.tables import RawTable, read_table
 
 __all__ = ["HOSPITALS", "Heart", "heart_data"]
 
@@ -58,18 +59,22 @@ class Heart(Task):
     """Heart disease from ten findings of an examination, at four hospitals.
 
     Args:
-        data: a folder with the four files, in place of the ones that come with Cloister.
+        data: a folder with the hospitals' files, in place of the ones that come with Cloister; a hospital whose file is not
+            in it is no owner, so that each may hold its own alone. Or one table: a file, or a query of a database
+            (`SqlSource`), named like the hospital.
         model: a model's name, or a table with its name and options.
     """
 
     classes = ("no disease", "disease")
     groups = ("age", "sex")
+    places = ("data",)
+    columns = _COLUMNS
+    target = "num"
 
-    def __init__(self, *, data: Path | None = None, model: ModelChoice = "logistic") -> None:
+    def __init__(self, *, data: Source | None = None, model: ModelChoice = "logistic") -> None:
         read_model(model)
-        self._folder, self._model = data, model
+        self._source, self._model = data, model
         self.bounds, self.features = bounds(_COLUMNS), numeric_places(_COLUMNS)
-        self.inputs = input_names(_COLUMNS)
 
     def model(self) -> nn.Module:
         """Return a new model from (n, 15) inputs to (n, 2) scores."""
@@ -79,10 +84,28 @@ class Heart(Task):
         """Return each hospital's records: 66% to train on, 34% to test on, the same ones in every run.
 
         Raises:
-            DataError: a file is missing, or is not what it should be.
+            DataError: no hospital's file is there, or one is not what it should be.
         """
-        folder = self._folder or heart_data()
-        return {name: _hospital(folder / f"{name}.csv", name) for name in HOSPITALS}
+        return {name: _hospital(table, name) for name, table in self.tables().items()}
+
+    def tables(self) -> dict[str, RawTable]:
+        """Return each hospital's table as it was read.
+
+        Raises:
+            DataError: no hospital's file is there, or one is no table.
+        """
+        source = self._source or heart_data()
+        if not isinstance(source, Path) or not may_have_owners(source):
+            return read_source(source).by_owner
+        files = {name: source / f"{name}.csv" for name in HOSPITALS}
+        there = {name: path for name, path in files.items() if path.is_file()}
+        if not there:
+            raise DataError(
+                f"the folder '{source}' holds none of {', '.join(path.name for path in files.values())}",
+                remedy="put at least one of them in it",
+                code="data-missing-file",
+            )
+        return {name: read_table(path) for name, path in there.items()}
 
     def describe(self) -> dict[str, Any]:
         """Return what a model card says of the task."""
@@ -115,13 +138,12 @@ def heart_data() -> Path:
     )
 
 
-def _hospital(path: Path, name: str) -> Split:
-    table = read_table(path)
+def _hospital(table: RawTable, name: str) -> Split:
     encoded = encode(table, _COLUMNS)
     diagnosis = table.numbers("num")
     kept = encoded.complete & ~np.isnan(diagnosis)
     if not kept.any():
-        raise DataError(f"'{path}' has no complete record", remedy="check the file", code="data-empty")
+        raise DataError(f"'{table.where}' has no complete record", remedy="check the file", code="data-empty")
     inputs, targets = encoded.inputs[kept], (diagnosis[kept] > 0).astype(np.int64)
     train, test = split_rows(targets, test_fraction=_TEST_FRACTION, seed=_SPLIT_SEED, owner=name)
     return Split(

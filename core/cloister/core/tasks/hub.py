@@ -69,6 +69,8 @@ class Hub(Task):
         split_seed: seed of both divisions; a federation's own seed does not change them.
     """
 
+    places = ("dataset", "subset", "revision", "data_files", "cache", "owners")
+
     def __init__(
         self,
         *,

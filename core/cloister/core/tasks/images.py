@@ -54,6 +54,8 @@ class Images(Task):
         split_seed: seed of that split; a federation's own seed does not change it.
     """
 
+    places = ("data",)
+
     def __init__(
         self,
         *,

@@ -45,7 +45,7 @@ def infer_schema(tables: Sequence[RawTable]) -> Schema:
         if set(table.names) != set(names):
             odd = min(set(table.names) ^ set(names))
             raise DataError(
-                f"'{table.path}' and '{tables[0].path}' differ: column '{odd}' stands in one of them only",
+                f"'{table.where}' and '{tables[0].where}' differ: column '{odd}' stands in one of them only",
                 remedy="declare a schema of the columns that all of them have",
                 code="data-missing-column",
             )
@@ -91,7 +91,7 @@ def _refuse_stray_text(tables: Sequence[RawTable], name: str) -> None:
         strange = is_there & ~is_number
         if strange.any():
             raise DataError(
-                f"'{table.path}', column '{name}', row {int(strange.argmax()) + 1}: text in a column of numbers",
+                f"'{table.where}', column '{name}', row {int(strange.argmax()) + 1}: text in a column of numbers",
                 remedy="mend the cell or leave it empty, or declare the column as categorical in a schema",
                 code="data-not-a-number",
             )

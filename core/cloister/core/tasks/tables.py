@@ -1,4 +1,4 @@
-"""Tables from CSV and Parquet files. Messages name the file, the column and the row, never what stands there.
+"""Tables, and how CSV and Parquet files become some. Messages name the file, the column and the row, never what stands there.
 
 Rows are counted from 1 at the first record, below the header.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import csv
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from cloister.core.errors import DataError
 from cloister.core.spec.refusals import nearest
 from cloister.core.tasks.columns import MISSING, canonical
 
-__all__ = ["SUFFIXES", "RawTable", "read_table"]
+__all__ = ["SUFFIXES", "OverTables", "RawTable", "read_table"]
 
 #: The endings of the files that `read_table` reads.
 SUFFIXES = (".csv", ".parquet", ".tsv")
@@ -30,17 +31,31 @@ Numbers = npt.NDArray[np.float64]
 Texts = npt.NDArray[np.object_]
 
 
+@runtime_checkable
+class OverTables(Protocol):
+    """A task whose records are rows of tables: what a check of the data looks at beside the records themselves."""
+
+    @property
+    def target(self) -> str:
+        """The column that is predicted."""
+        ...
+
+    def tables(self) -> Mapping[str, RawTable]:
+        """Return each owner's table as it was read, with the columns that no model reads."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class RawTable:
-    """A file's columns before anybody says what they mean.
+    """A table's columns before anybody says what they mean.
 
     Attributes:
-        path: the file, for messages.
+        where: the file or the query, for messages.
         frame: its rows; a column is text, numbers or truth values.
         missing_values: texts that stand for a missing value.
     """
 
-    path: Path
+    where: str
     frame: pd.DataFrame
     missing_values: tuple[str, ...] = MISSING
 
@@ -81,7 +96,7 @@ class RawTable:
             wrong = ~np.isfinite(found) & (texts != "")
         if wrong.any():
             raise DataError(
-                f"'{self.path}', column '{column}', row {int(wrong.argmax()) + 1}: not a finite number",
+                f"'{self.where}', column '{column}', row {int(wrong.argmax()) + 1}: not a finite number",
                 remedy="mend the value, leave it empty, or declare the column categorical in the schema",
                 code="data-not-a-number",
             )
@@ -98,7 +113,7 @@ class RawTable:
         wrong = np.isnan(found) & (texts != "")
         if wrong.any():
             raise DataError(
-                f"'{self.path}', column '{column}', row {int(wrong.argmax()) + 1}: neither yes nor no",
+                f"'{self.where}', column '{column}', row {int(wrong.argmax()) + 1}: neither yes nor no",
                 remedy="write 1/0, true/false or yes/no, or declare the column categorical in the schema",
                 code="data-not-a-boolean",
             )
@@ -107,7 +122,7 @@ class RawTable:
     def _series(self, column: str) -> pd.Series[Any]:
         if column not in self.frame.columns:
             raise DataError(
-                f"'{self.path}' has no column '{column}'{nearest(column, self.names)}",
+                f"'{self.where}' has no column '{column}'{nearest(column, self.names)}",
                 remedy="check the file's header against the schema and task.target",
                 code="data-missing-column",
             )
@@ -154,7 +169,7 @@ def read_table(path: Path, missing_values: tuple[str, ...] = MISSING) -> RawTabl
             remedy="give every row as many fields as the header",
             code="data-unreadable",
         ) from None
-    return RawTable(path=path, frame=frame.reset_index(drop=True), missing_values=missing_values)
+    return RawTable(where=str(path), frame=frame.reset_index(drop=True), missing_values=missing_values)
 
 
 def _read_text(path: Path) -> pd.DataFrame:

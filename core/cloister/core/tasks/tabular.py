@@ -1,4 +1,4 @@
-"""Any table with a target column: CSV or Parquet, one file, or a folder with one file for each owner."""
+"""Any table with a target column: CSV or Parquet, one file or one for each owner, or a query of a database."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ from cloister.core.tasks.columns import (
     canonical,
     read_schema,
 )
-from cloister.core.tasks.encoding import bounds, encode, input_names, numeric_places, scaled, width
+from cloister.core.tasks.encoding import bounds, encode, numeric_places, scaled, width
 from cloister.core.tasks.inference import MOST_CLASSES, infer_column, infer_schema
+from cloister.core.tasks.sources import Source, may_have_owners, read_source, where_is
 from cloister.core.tasks.splitting import split_rows
-from cloister.core.tasks.tables import SUFFIXES, RawTable, Texts, read_table
+from cloister.core.tasks.tables import RawTable, Texts
 
 __all__ = ["INFERRED", "Tabular"]
 
@@ -53,8 +54,8 @@ class Tabular(Task):
     they are guessed from the data and `notes` says so.
 
     Args:
-        data: a CSV, TSV or Parquet file, or a folder of them: then each file is one owner's, named like the
-            file.
+        data: a CSV, TSV or Parquet file; or a folder of them: then each file is one owner's, named like the
+            file; or a table that describes a query of a database (`SqlSource`).
         target: the column to predict.
         model: a model's name, or a table with its name and options.
         kind: what the target is; ``auto`` follows its declaration in the schema, then `classes`, then the
@@ -68,10 +69,12 @@ class Tabular(Task):
         allow_single_class: whether a site may train on records of one class only.
     """
 
+    places = ("data",)
+
     def __init__(
         self,
         *,
-        data: Path,
+        data: Source,
         target: str,
         model: ModelChoice = "mlp",
         kind: Literal["auto", "classification", "regression"] = "auto",
@@ -98,6 +101,8 @@ class Tabular(Task):
         self._target = self._read_target(
             target, kind, None if classes is None else [canonical(name) for name in classes], declared
         )
+        self._columns = self._schema.inputs(self._target.name)
+        self.columns = self._columns
         if not self._columns:
             raise TaskError(
                 f"there is no column to predict '{target}' from",
@@ -105,7 +110,6 @@ class Tabular(Task):
                 code="task-schema",
             )
         self.bounds, self.features = bounds(self._columns), numeric_places(self._columns)
-        self.inputs = input_names(self._columns)
         self.kind = self._target.kind
         self.classes = self._target.classes
 
@@ -121,7 +125,7 @@ class Tabular(Task):
                 kind, or no row is left.
         """
         splits = {owner: self._split(owner, table) for owner, table in self._tables.items()}
-        return splits if self._data.is_dir() else next(iter(splits.values()))
+        return splits if may_have_owners(self._data) else next(iter(splits.values()))
 
     def inferred_schema(self, out: Path | None = None) -> dict[str, Any]:
         """Return a schema guessed from the data; write it to ``out`` (TOML) as a start for a public one."""
@@ -130,6 +134,15 @@ class Tabular(Task):
             head = "# Guessed from data: its ranges and values are statistics of it. Replace them by public ones before use over real sites.\n\n"
             out.write_text(head + tomli_w.dumps(document), encoding="utf-8")
         return document
+
+    @property
+    def target(self) -> str:
+        """The column that is predicted."""
+        return self._target.name
+
+    def tables(self) -> dict[str, RawTable]:
+        """Return each owner's table as it was read."""
+        return self._tables
 
     def describe(self) -> dict[str, Any]:
         """Return what a model card says of the task."""
@@ -144,12 +157,8 @@ class Tabular(Task):
         }
 
     @cached_property
-    def _columns(self) -> dict[str, Column]:
-        return self._schema.inputs(self._target.name)
-
-    @cached_property
     def _tables(self) -> dict[str, RawTable]:
-        return {path.stem: read_table(path, self._missing_values) for path in _files(self._data)}
+        return read_source(self._data, self._missing_values).by_owner
 
     def _read_target(
         self, name: str, kind: str, classes: list[str] | None, declared: Schema | None
@@ -202,7 +211,7 @@ class Tabular(Task):
             return CategoricalColumn(values=tuple(values))
         if column is None:
             raise DataError(
-                f"'{self._data}': the target column '{name}' has fewer than two values, or none but names",
+                f"'{where_is(self._data)}': the target column '{name}' has fewer than two values, or none but names",
                 remedy="check task.target",
                 code="data-target",
             )
@@ -216,7 +225,7 @@ class Tabular(Task):
         if not kept.any():
             why = "has no record" if len(table) == 0 else "has no row with every value that is needed"
             raise DataError(
-                f"'{table.path}' {why}",
+                f"'{table.where}' {why}",
                 remedy='give it records, leave it out, or set missing = "indicator" for columns with gaps',
                 code="data-empty",
             )
@@ -262,32 +271,11 @@ class _Target:
         strange = labelled & ~matches.any(axis=1)
         if strange.any():
             raise DataError(
-                f"'{table.path}', column '{self.name}', row {int(strange.argmax()) + 1}: not one of the {len(self.classes)} classes of the task",
+                f"'{table.where}', column '{self.name}', row {int(strange.argmax()) + 1}: not one of the {len(self.classes)} classes of the task",
                 remedy="declare every class in task.classes or in the schema, or mend the value",
                 code="data-target",
             )
         return matches.argmax(axis=1).astype(np.int64), labelled
-
-
-def _files(data: Path) -> list[Path]:
-    if not data.is_dir():
-        return [data]
-    found = sorted(
-        path for path in data.iterdir() if path.suffix in SUFFIXES and not path.name.startswith(".")
-    )
-    if not found:
-        raise DataError(
-            f"the folder '{data}' holds no table ({', '.join(SUFFIXES)})",
-            remedy="put one file for each owner in it",
-            code="data-missing-file",
-        )
-    if len({path.stem for path in found}) < len(found):
-        raise DataError(
-            f"the folder '{data}' has two files of one name: each names an owner",
-            remedy="rename one of them",
-            code="data-unreadable",
-        )
-    return found
 
 
 def _by_number(text: str) -> tuple[float, str]:

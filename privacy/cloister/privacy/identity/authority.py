@@ -6,13 +6,23 @@ It never sees a member's private key: a member hands over its public key and get
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from cloister.privacy.identity.members import Consortium, Identity, Member, Role, member_uri
+from cloister.core.errors import IntegrityError
+from cloister.privacy.identity.members import (
+    Consortium,
+    Identity,
+    Member,
+    Purpose,
+    Role,
+    bound,
+    member_uri,
+)
 
 __all__ = ["ConsortiumAuthority"]
 
@@ -43,7 +53,40 @@ class ConsortiumAuthority:
             .public_bytes(Encoding.DER)
         )
 
-    def certify(self, name: str, role: Role, public_key: bytes, *, days: int | None = None) -> bytes:
+    @classmethod
+    def resume(cls, certificate: bytes, key: Ed25519PrivateKey) -> Self:
+        """Return the authority that ``certificate`` (DER) is of.
+
+        Raises:
+            IntegrityError: (identity) it is no authority's, or another key's.
+        """
+        Consortium(certificate)
+        parsed = x509.load_der_x509_certificate(certificate)
+        if parsed.public_key() != key.public_key():
+            raise IntegrityError(
+                "the consortium's certificate is not of the key beside it",
+                remedy="restore both from the same backup",
+                code="identity",
+            )
+        made = cls.__new__(cls)
+        made._name, made._key, made._begin = parsed.subject, key, parsed.not_valid_before_utc  # noqa: SLF001
+        made._days = (parsed.not_valid_after_utc - parsed.not_valid_before_utc).days  # noqa: SLF001
+        made.certificate = certificate
+        return made
+
+    def sign(self, purpose: Purpose, message: bytes) -> bytes:
+        """Return the authority's own signature (64 bytes) of ``message``: `Consortium.check` accepts it."""
+        return self._key.sign(bound(purpose, message))
+
+    def certify(
+        self,
+        name: str,
+        role: Role,
+        public_key: bytes,
+        *,
+        days: int | None = None,
+        now: datetime | None = None,
+    ) -> bytes:
         """Return a certificate (DER) that says: this key is that of ``name`` as ``role``.
 
         Args:
@@ -51,11 +94,12 @@ class ConsortiumAuthority:
             role: what it may be.
             public_key: 32 bytes, Ed25519.
             days: how long it holds; as long as the authority's own if left out.
+            now: when it begins; with the authority's own if left out.
         """
         key = Ed25519PublicKey.from_public_bytes(public_key)
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(member_uri(name, role))])
         return (
-            self._builder(key, _common_name(name), days=days or self._days)
+            self._builder(key, _common_name(name), days=days or self._days, now=now)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(names, critical=False)
             .sign(self._key, None)
@@ -72,15 +116,18 @@ class ConsortiumAuthority:
         """Return what members know."""
         return Consortium(self.certificate)
 
-    def _builder(self, key: Ed25519PublicKey, subject: x509.Name, *, days: int) -> x509.CertificateBuilder:
+    def _builder(
+        self, key: Ed25519PublicKey, subject: x509.Name, *, days: int, now: datetime | None = None
+    ) -> x509.CertificateBuilder:
+        begin = self._begin if now is None else now - _CLOCKS_APART
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(self._name)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(self._begin)
-            .not_valid_after(self._begin + timedelta(days=days))
+            .not_valid_before(begin)
+            .not_valid_after(begin + timedelta(days=days))
         )
 
 

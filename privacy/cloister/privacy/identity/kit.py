@@ -9,6 +9,8 @@
     tls/own.pem      its TLS certificate, EC P-256
     tls/own.key      the key of that                                                  (0600)
     node.key         a site's: its key as a Flower node, EC P-384, OpenSSH            (0600)
+    members.json     who is a member now, signed by the consortium's authority
+    revoked.json     whose certificates it took back, signed; none where it is missing
 
 A key that others than its owner may read is refused: somebody may have it.
 
@@ -18,7 +20,9 @@ case                                        outcome
 a key that others may read, or is none      ``IntegrityError`` (kit-key)
 a file is missing                           ``IntegrityError`` (kit-file)
 the certificate is of another key           ``IntegrityError`` (kit-file)
-of another role, revoked, expired           ``IntegrityError`` (identity)
+of another role, expired                    ``IntegrityError`` (identity)
+revoked                                     ``IntegrityError`` (identity-revoked)
+``revoked.json`` changed, another's         ``IntegrityError`` (document, signature)
 ==========================================  =====================================
 """
 
@@ -34,8 +38,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from cloister.core.errors import IntegrityError
 from cloister.privacy.identity.members import Consortium, Identity, Role
+from cloister.privacy.identity.register import Register, read_register, read_revoked
 
-__all__ = ["Kit", "load_kit", "read_secret"]
+__all__ = ["Kit", "load_consortium", "load_kit", "read_secret"]
 
 _LONGEST = 1 << 16
 
@@ -69,6 +74,14 @@ class Kit:
         """The key of that, PEM."""
         return self.folder / "tls" / "own.key"
 
+    def members(self) -> Register:
+        """Return who is a member now.
+
+        Raises:
+            IntegrityError: (document, signature) the register is missing, or does not hold.
+        """
+        return read_register(self.folder, self.consortium)
+
     @property
     def node_key(self) -> Path:
         """A site's key as a Flower node, OpenSSH."""
@@ -76,12 +89,12 @@ class Kit:
 
 
 def load_kit(folder: Path, role: Role) -> Kit:
-    """Read the kit in ``folder``.
+    """Read the kit in ``folder``; its consortium refuses whom ``revoked.json`` beside it names.
 
     Raises:
-        IntegrityError: (kit-key, kit-file, identity) see the table.
+        IntegrityError: (kit-key, kit-file, identity, …) see the table.
     """
-    consortium = Consortium(_read(folder / "consortium.der"))
+    consortium = load_consortium(folder)
     certificate = _read(folder / "identity.der")
     member = consortium.member(certificate, role=role)
     key = _key(folder / "identity.key")
@@ -92,6 +105,17 @@ def load_kit(folder: Path, role: Role) -> Kit:
         identity=Identity(member=member, certificate=certificate, key=key),
         consortium=consortium,
     )
+
+
+def load_consortium(folder: Path) -> Consortium:
+    """Return whom a kit believes, less those who were revoked.
+
+    Raises:
+        IntegrityError: (kit-file, identity, document, signature) see the table.
+    """
+    certificate = _read(folder / "consortium.der")
+    revoked = read_revoked(folder, Consortium(certificate))
+    return Consortium(certificate, revoked=frozenset() if revoked is None else revoked.serials)
 
 
 def read_secret(path: Path, *, most: int = _LONGEST) -> bytes:

@@ -19,6 +19,7 @@ a signature that does not hold              ``IntegrityError`` (signature)
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -28,10 +29,11 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from cloister.core.errors import IntegrityError
 
-__all__ = ["LONGEST", "Consortium", "Identity", "Member", "Purpose", "Role", "member_uri"]
+__all__ = ["LONGEST", "Consortium", "Identity", "Member", "Purpose", "Role", "bound", "member_uri"]
 
 #: Most bytes of a certificate that is looked at.
 LONGEST = 4096
@@ -57,6 +59,12 @@ class Purpose(StrEnum):
     DECRYPTION = "decryption"
     KEY = "key"
     JOB = "job"
+    LOG = "log"
+    CALL = "call"
+    ENROLMENT = "enrolment"
+    GRANT = "grant"
+    REGISTER = "register"
+    REVOKED = "revoked"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +88,7 @@ class Member:
             IntegrityError: (signature) it did not.
         """
         try:
-            Ed25519PublicKey.from_public_bytes(self.public_key).verify(signature, _bound(purpose, message))
+            Ed25519PublicKey.from_public_bytes(self.public_key).verify(signature, bound(purpose, message))
         except (InvalidSignature, ValueError, TypeError):
             raise IntegrityError(
                 f"a signature of {self.role} '{self.name}' ({purpose}) does not hold",
@@ -110,7 +118,7 @@ class Identity:
 
     def sign(self, purpose: Purpose, message: bytes) -> bytes:
         """Return a signature (64 bytes) of ``message`` for ``purpose``."""
-        return self.key.sign(_bound(purpose, message))
+        return self.key.sign(bound(purpose, message))
 
     def __repr__(self) -> str:
         return f"Identity({self.member.role} {self.name!r})"
@@ -144,6 +152,32 @@ class Consortium:
     def certificate(self) -> bytes:
         """The authority's certificate, DER."""
         return self._authority.public_bytes(Encoding.DER)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the authority's certificate: what two people compare over the telephone."""
+        return hashlib.sha256(self.certificate).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """The consortium's, for readers."""
+        (attribute,) = self._authority.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        return str(attribute.value)
+
+    def check(self, purpose: Purpose, message: bytes, signature: bytes) -> None:
+        """Check that the authority itself signed ``message`` for ``purpose``.
+
+        Raises:
+            IntegrityError: (signature) it did not.
+        """
+        try:
+            _key_of(self._authority).verify(signature, bound(purpose, message))
+        except (InvalidSignature, ValueError, TypeError):
+            raise IntegrityError(
+                f"a signature of the consortium's authority ({purpose}) does not hold",
+                remedy="find out who sent it: it is not of this consortium, or was changed on the way",
+                code="signature",
+            ) from None
 
     def member(self, certificate: bytes, *, role: Role, now: datetime | None = None) -> Member:
         """Return whom ``certificate`` (DER) is of.
@@ -228,7 +262,8 @@ def _key_of(parsed: x509.Certificate) -> Ed25519PublicKey:
     return key
 
 
-def _bound(purpose: Purpose, message: bytes) -> bytes:
+def bound(purpose: Purpose, message: bytes) -> bytes:
+    """Return what is signed: never the beginning of a certificate, nor of what is signed for another purpose."""
     return f"cloister/{purpose}".encode() + b"\0" + message
 
 

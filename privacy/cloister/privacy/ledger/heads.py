@@ -34,6 +34,7 @@ __all__ = [
     "Anchor",
     "Head",
     "anchor_path",
+    "head_of",
     "read_anchor",
     "sign_head",
     "sign_witness",
@@ -147,11 +148,18 @@ class Anchor:
 
 def sign_head(entry: Entry, key: Ed25519PrivateKey) -> Head:
     """Return ``entry`` as a head, signed with the ledger's key."""
+    return head_of(
+        site=entry.site, dataset=entry.dataset, seq=entry.seq, entry_hash=entry.entry_hash, key=key
+    )
+
+
+def head_of(*, site: str, dataset: str, seq: int, entry_hash: str, key: Ed25519PrivateKey) -> Head:
+    """Return the head of a chain of entries, signed with the chain's key."""
     head = Head(
-        site=entry.site,
-        dataset=entry.dataset,
-        seq=entry.seq,
-        entry_hash=entry.entry_hash,
+        site=site,
+        dataset=dataset,
+        seq=seq,
+        entry_hash=entry_hash,
         public_key=public_key_of(key),
         signature="",
     )

@@ -132,11 +132,13 @@ def public_key_of(key: Ed25519PrivateKey) -> str:
 
 
 def signature_holds(public_key: str, signature: str, message: bytes) -> bool:
-    """Return whether ``signature`` (hex) over ``message`` was made by the owner of ``public_key`` (hex); never raises."""
+    """Return whether ``signature`` over ``message`` was made by the owner of ``public_key``; never raises.
+
+    Both are hex in its one form, small letters without spaces: whoever changes a byte of what was written is found.
+    """
     try:
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key)).verify(
-            bytes.fromhex(signature), message
-        )
+        key, signed = bytes.fromhex(public_key), bytes.fromhex(signature)
+        Ed25519PublicKey.from_public_bytes(key).verify(signed, message)
     except (InvalidSignature, ValueError):
         return False
-    return True
+    return (key.hex(), signed.hex()) == (public_key, signature)

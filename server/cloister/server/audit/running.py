@@ -25,8 +25,8 @@ from typing import Any
 
 from cloister.core._version import __version__
 from cloister.core.errors import CloisterError, IntegrityError, StorageError
+from cloister.core.evidence import Finding
 from cloister.core.files import write_whole
-from cloister.core.findings import Finding
 from cloister.server.audit.subject import AuditSubject
 
 __all__ = ["Check", "kept_finding", "run_check", "run_checks", "write_finding"]

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from cloister.core.data import Data, TensorData
 from cloister.core.errors import DataError
+from cloister.core.evidence import Finding
 from cloister.core.files import write_whole
-from cloister.core.findings import Finding
 from cloister.core.randomness import SeededRandomness
 from cloister.core.update import Layout
 from cloister.privacy.audit.leakage import Match, imprinted, invert, match, recover, ssim

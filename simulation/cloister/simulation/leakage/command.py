@@ -47,7 +47,7 @@ def leakage_command(  # noqa: PLR0917 - Typer reads a command's options from its
 ) -> None:
     """Reconstruct records from one update: imprint layer and gradient inversion, unprotected and as the federation protects it. Exit 8 if protection fails."""
     with outcome(json_output) as out:
-        from cloister.core.findings import Finding
+        from cloister.core.evidence import Finding
         from cloister.server.audit.ending import end_audit
         from cloister.server.audit.running import run_check
         from cloister.server.audit.sections import shown_as

@@ -25,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cloister.core.errors import UsageError
+from cloister.core.evidence import Finding, plain_figures
 from cloister.core.files import write_whole
-from cloister.core.findings import Finding, plain_figures
 from cloister.privacy.audit.membership import (
     area,
     curve,

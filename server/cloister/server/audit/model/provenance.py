@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from cloister.core._version import __version__
 from cloister.core.errors import CloisterError
-from cloister.core.findings import Finding
+from cloister.core.evidence import Finding
 from cloister.core.resolve import build_model
 from cloister.core.update import Layout
 from cloister.server.audit.sections import Section, shown_as

@@ -1,0 +1,342 @@
+"""A site's line to the coordinator: Flower's Fleet API, spoken by the site itself.
+
+The one module of this part that uses Flower's internals (flwr 1.41); `tests/client/test_fleet_link.py` is its contract. Flower's own SuperNode
+would fetch the run's bundle of code, put it first on the path of a process of its own, and look for work every 3 seconds. Here the bundle is never
+asked for, the process is this one, and how often to ask is the caller's choice.
+
+Formal guarantees:
+
+- The server's certificate must come from the consortium's TLS root; this side shows its own.
+- No byte that arrives is run or unpickled. A message whose parts together are longer than ``most_bytes`` is given up as soon as
+  that many have come, and no more of it is asked for.
+
+==============================================  =====================================
+case                                            outcome
+==============================================  =====================================
+the server cannot be reached, or breaks off     `LinkLostError`: connect again later
+it does not know this site's key                ``PolicyError`` (link-refused)
+a message that is too long, or cannot be read   `MessageLostError`: the line stands
+==============================================  =====================================
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
+from flwr.common.serde import (
+    message_from_proto,
+    message_to_proto,
+    recorddict_from_proto,
+    recorddict_to_proto,
+)
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.node_pb2 import Node
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    inflate_object_from_contents,
+    pull_objects,
+    push_objects,
+)
+from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from google.protobuf.message import DecodeError
+
+from cloister.core.errors import IntegrityError, PolicyError
+from cloister.core.protocol import MOST_PACKED, PACKED
+from cloister.privacy.identity.kit import Kit, read_secret
+
+__all__ = ["FleetLink", "LinkLostError", "MessageLostError", "tls_context"]
+
+_CALL_S = 30.0
+_BEATS_APART_S = 10.0
+
+
+class LinkLostError(Exception):
+    """The coordinator cannot be reached, or broke off; its words are for the site's own log."""
+
+
+class MessageLostError(Exception):
+    """One message could not be taken; the line stands."""
+
+
+class FleetLink:
+    """An open line; use it as a context.
+
+    Args:
+        address: ``host:port`` of the coordinator's door.
+        kit: the site's.
+        most_bytes: of one message.
+        call_s: seconds that one call may take.
+
+    Raises:
+        LinkLostError: nobody answers there, or not as the consortium's server.
+        PolicyError: (link-refused) the coordinator does not let this site in.
+        IntegrityError: (kit-key) the site's keys cannot be used.
+    """
+
+    def __init__(self, address: str, kit: Kit, *, most_bytes: int = 1 << 30, call_s: float = _CALL_S) -> None:
+        key = _node_key(kit)
+        self._most_bytes = most_bytes
+        self._client = FleetHttpClient(
+            f"https://{address}",
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+                NodeAuthHttpInterceptor(key, key.public_key()),
+            ],
+            verify=tls_context(kit),
+            timeout=call_s,
+        )
+        self._closed = threading.Event()
+        self._beats = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        try:
+            answer = self._call(
+                lambda: self._client.ActivateNode(
+                    ActivateNodeRequest(
+                        public_key=public_key_to_bytes(key.public_key()),
+                        heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL,
+                    )
+                )
+            )
+        except BaseException:
+            self._client.close()
+            raise
+        self._node = Node(node_id=answer.node_id)
+        self._beats.start()
+
+    @property
+    def node_id(self) -> int:
+        """This site's number as a Flower node."""
+        return int(self._node.node_id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Say good-bye, if the coordinator listens, and hang up."""
+        self._closed.set()
+        self._beats.join()
+        try:
+            self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
+        except (httpx.HTTPError, RuntimeError, ValueError):
+            pass
+        finally:
+            self._client.close()
+
+    def receive(self) -> Message | None:
+        """Return the next message for this site, or ``None`` where there is none now.
+
+        Raises:
+            LinkLostError, PolicyError: as above.
+            MessageLostError: there was one, and it is too long or cannot be read.
+        """
+        answer = self._call(lambda: self._client.PullMessages(PullMessagesRequest(node=self._node)))
+        if not answer.messages_list:
+            return None
+        try:
+            head = message_from_proto(answer.messages_list[0])
+            tree = answer.message_object_trees[0]
+            run = head.metadata.run_id
+            contents = self._pulled([one.object_id for one in iterate_object_tree(tree)], run)
+            confirm = make_confirm_message_received_fn_protobuf(
+                self._client.ConfirmMessageReceived, self._node, run
+            )
+            self._call(lambda: confirm(tree.object_id))
+            message = inflate_object_from_contents(tree.object_id, contents, keep_object_contents=False)
+        except (LinkLostError, MessageLostError):
+            raise
+        except Exception as error:
+            raise MessageLostError(type(error).__name__) from error
+        if not isinstance(message, Message):
+            raise MessageLostError(type(message).__name__)
+        message.metadata.__dict__["_message_id"] = tree.object_id
+        if message.has_content():
+            message.content = _unpacked(message.content)
+        return message
+
+    def send(self, reply: Message, seconds: float) -> int:
+        """Send ``reply``; return the bytes of its parts.
+
+        Args:
+            reply: made with ``Message(content, reply_to=…)``.
+            seconds: how long it took, for Flower's own figures.
+
+        Raises:
+            LinkLostError: it could not be sent; it may be sent again.
+        """
+        if reply.has_content():
+            reply.content = _packed(reply.content)
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        run = reply.metadata.run_id
+        sent = 0
+        with no_object_id_recompute():
+            tree = get_object_tree(reply)
+            answer = self._call(
+                lambda: self._client.PushMessages(
+                    PushMessagesRequest(
+                        node=self._node,
+                        messages_list=[message_to_proto(remove_content_from_message(reply))],
+                        message_object_trees=[tree],
+                        clientapp_runtime_list=[seconds],
+                    )
+                )
+            )
+            push = make_push_object_fn_protobuf(
+                self._client.PushObject, self._node, run_id=run, session_id=answer.session_id
+            )
+
+            def counted(identifier: str, content: bytes) -> None:
+                nonlocal sent
+                sent += len(content)
+                push(identifier, content)
+
+            wanted = set(answer.objects_to_push)
+            self._call(
+                lambda: push_objects(
+                    get_all_nested_objects(reply),
+                    counted,
+                    object_ids_to_push=wanted,
+                    max_concurrent_pushes=2,
+                )
+            )
+        return sent
+
+    def _pulled(self, identifiers: list[str], run: int) -> dict[str, bytes]:
+        pull = make_pull_object_fn_protobuf(self._client.PullObject, self._node, run)
+        came, lock = 0, threading.Lock()
+
+        def counted(identifier: str) -> bytes:
+            nonlocal came
+            if came > self._most_bytes:
+                raise MessageLostError("too long")
+            content: bytes = pull(identifier)
+            with lock:
+                came += len(content)
+            return content
+
+        contents: dict[str, bytes] = self._call(
+            lambda: pull_objects(
+                identifiers,
+                counted,
+                max_concurrent_pulls=2,
+                max_time=_CALL_S,
+                initial_backoff=0.02,
+                backoff_cap=0.5,
+            )
+        )
+        if came > self._most_bytes:
+            raise MessageLostError("too long")
+        return contents
+
+    def _call(self, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except httpx.HTTPStatusError as error:
+            status = error.response.status_code
+            if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.BAD_REQUEST):
+                raise PolicyError(
+                    f"the coordinator does not let this site in (HTTP {status})",
+                    remedy="ask the consortium whether this site's key is registered and not revoked; check this machine's clock",
+                    code="link-refused",
+                ) from None
+            raise LinkLostError(f"HTTP {status}") from None
+        except (httpx.HTTPError, ssl.SSLError, OSError) as error:
+            raise LinkLostError(f"{type(error).__name__}: {error}") from None
+
+    def _beat(self) -> None:
+        while not self._closed.wait(_BEATS_APART_S):
+            try:
+                self._client.SendNodeHeartbeat(
+                    SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+                )
+            except (httpx.HTTPError, RuntimeError, ValueError, OSError):
+                continue  # the next call tells the caller
+
+
+def _packed(content: RecordDict) -> RecordDict:
+    """Return ``content`` as one record where it is small: each record is an object of its own, and costs two calls at either side."""
+    if (
+        PACKED in content
+        or sum(record.count_bytes() for record in content.array_records.values()) > MOST_PACKED
+    ):
+        return content
+    return RecordDict({PACKED: ConfigRecord({PACKED: recorddict_to_proto(content).SerializeToString()})})
+
+
+def _unpacked(content: RecordDict) -> RecordDict:
+    record = content.config_records.get(PACKED)
+    if record is None:
+        return content
+    found = record[PACKED]
+    if not isinstance(found, bytes):
+        raise MessageLostError("not packed")
+    try:
+        return recorddict_from_proto(ProtoRecordDict.FromString(found))
+    except (DecodeError, ValueError, TypeError, KeyError) as error:
+        raise MessageLostError(type(error).__name__) from None
+
+
+def tls_context(kit: Kit) -> ssl.SSLContext:
+    """Return how this site speaks TLS: it believes the consortium's root only, and shows its own certificate.
+
+    Raises:
+        LinkLostError: the certificates cannot be used.
+        IntegrityError: (kit-key) others may read the key.
+    """
+    read_secret(kit.key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_verify_locations(cafile=str(kit.root))
+        context.load_cert_chain(kit.certificate, kit.key)
+    except (OSError, ssl.SSLError) as error:
+        raise LinkLostError(f"the TLS certificates cannot be used: {error}") from None
+    return context
+
+
+def _node_key(kit: Kit) -> ec.EllipticCurvePrivateKey:
+    raw = read_secret(kit.node_key)
+    try:
+        key = load_ssh_private_key(raw, password=None)
+    except ValueError:
+        key = None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise IntegrityError(
+            f"'{kit.node_key}' holds no elliptic-curve key",
+            remedy="restore it, or have a new one certified",
+            code="kit-key",
+        )
+    return key

@@ -1,0 +1,99 @@
+"""What a site's log says as a whole: what is paused, which runs asked, what was decided of them, and what left last."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from cloister.client.gate.log_entry import LogEntry
+
+__all__ = ["LogState", "RunState"]
+
+_RECENT = 20
+_DECIDED = {
+    "asked": "asked",
+    "allowed": "allowed",
+    "held": "held",
+    "approved": "approved",
+    "denied": "denied",
+}
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """One run, as the log has it.
+
+    Attributes:
+        run: its name.
+        state: ``asked``, ``allowed``, ``held``, ``approved``, ``denied`` or ``refused``: the newest of them; one that was denied or approved
+            stays so.
+        said: what it asked for, and of a held one what it costs.
+        since: when it came to that state.
+        by: who approved or denied it.
+    """
+
+    run: str
+    state: str = "asked"
+    said: dict[str, Any] = field(default_factory=dict)
+    since: str = ""
+    by: str = ""
+
+
+@dataclass(kw_only=True)
+class LogState:
+    """What the lines so far come to.
+
+    Attributes:
+        paused: since when, by whom and why; ``None``: not paused.
+        runs: by name, the newest last.
+        grounds: of every run that was approved, what it was approved for.
+        policy: digest of the policy that was last in force.
+        left: the newest messages that left.
+        refused: the newest refusals.
+    """
+
+    paused: dict[str, str] | None = None
+    runs: dict[str, RunState] = field(default_factory=dict)
+    grounds: set[str] = field(default_factory=set)
+    policy: str = ""
+    left: deque[LogEntry] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    refused: deque[LogEntry] = field(default_factory=lambda: deque(maxlen=_RECENT))
+
+    def take(self, entry: LogEntry) -> None:
+        """Take the next line."""
+        said = entry.said
+        if entry.kind == "paused":
+            self.paused = {
+                "since": entry.time,
+                "by": str(said.get("by", "")),
+                "reason": str(said.get("reason", "")),
+            }
+        elif entry.kind == "resumed":
+            self.paused = None
+        elif entry.kind == "policy":
+            self.policy = str(said.get("sha256", ""))
+        elif entry.kind == "left":
+            self.left.append(entry)
+        elif entry.kind == "refused":
+            self.refused.append(entry)
+        elif entry.kind in _DECIDED:
+            self._decide(entry)
+
+    def held(self) -> list[RunState]:
+        """Return the runs that wait for somebody to approve them."""
+        return [run for run in self.runs.values() if run.state == "held"]
+
+    def _decide(self, entry: LogEntry) -> None:
+        name = str(entry.said.get("run", ""))
+        run = self.runs.setdefault(name, RunState(run=name))
+        if entry.kind in ("asked", "held"):
+            run.said = {**run.said, **entry.said}
+        if entry.kind in ("approved", "denied"):
+            run.by = str(entry.said.get("by", ""))
+            grounds = str(run.said.get("grounds", ""))
+            if entry.kind == "approved" and grounds:
+                self.grounds.add(grounds)
+        elif run.state in ("approved", "denied"):
+            return
+        run.state, run.since = _DECIDED[entry.kind], entry.time

@@ -1,0 +1,64 @@
+"""``cloister site run``: the runner of a site, until it is stopped."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from cloister.client.app import make_client_app
+from cloister.client.deployed import DeployedSite
+from cloister.client.fleet_link import FleetLink
+from cloister.client.gate import Gate, GatedApp, open_gate
+from cloister.client.runner import Runner, Watched
+from cloister.client.site_config import SiteConfig, load_site
+from cloister.core.errors import IntegrityError
+from cloister.privacy.identity import Role
+from cloister.privacy.identity.kit import Kit, load_kit
+
+__all__ = ["OpenSite", "open_site"]
+
+
+class OpenSite:
+    """A site that is ready to run; close it.
+
+    Args:
+        folder: the site's.
+        config: its ``site.toml``.
+        kit: who it is.
+        gate: its gate.
+    """
+
+    def __init__(self, folder: Path, config: SiteConfig, kit: Kit, gate: Gate) -> None:
+        self.config, self.kit, self.gate = config, kit, gate
+        self.watched = Watched()
+        source = DeployedSite(folder, config, kit, dataset_for=gate.dataset_for, floors=lambda: gate.floors)
+        app = make_client_app(source)
+        self._runner = Runner(config.server, self._connect, GatedApp(app, gate, source), self.watched)
+
+    def run(self, stop: threading.Event) -> None:
+        """Answer the coordinator until ``stop`` is set."""
+        self._runner.run(stop)
+
+    def close(self) -> None:
+        """Write down that the site stops."""
+        self.gate.close()
+
+    def _connect(self) -> FleetLink:
+        return FleetLink(self.config.server.address, self.kit, most_bytes=self.config.server.most_bytes)
+
+
+def open_site(folder: Path) -> OpenSite:
+    """Read a site's folder and open its gate.
+
+    Raises:
+        SpecError: ``site.toml`` or ``policy.toml`` was refused.
+        IntegrityError: the kit or the site's log does not hold, or ``site.toml`` is another site's.
+    """
+    config, kit = load_site(folder), load_kit(folder, Role.SITE)
+    if config.site.name != kit.identity.name:
+        raise IntegrityError(
+            f"site.toml is of '{config.site.name}', and the certificate beside it of '{kit.identity.name}'",
+            remedy="use the kit that the consortium made for this site",
+            code="kit-file",
+        )
+    return OpenSite(folder, config, kit, open_gate(folder, config, kit))

@@ -1,0 +1,344 @@
+"""The coordinator's side of Flower's SuperLink: nodes let in, a run begun, its task taken, messages sent and fetched.
+
+The one module of this part that uses Flower's internals (flwr 1.41); `tests/server/test_desk.py` is its contract. The SuperLink runs with
+``--isolation process``: it starts no code, and gives the task of a run to whoever holds its secret, which is the process that runs the job.
+Flower asks for a bundle of code with every run; ours is a few lines that refuse to run, since sites run what they have installed.
+
+A job's run at the SuperLink carries messages and nothing else: what must last is in the run folder. After a crash of anything a new run is begun.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.cli.build import build_fab_from_files
+from flwr.common.constant import SubStatus
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto, run_from_proto
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+    UnregisterNodeRequest,
+)
+from flwr.proto.fab_pb2 import Fab
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullAppMessagesRequest,
+    PullTaskInputRequest,
+    PushTaskOutputRequest,
+)
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import HttpGrid
+
+from cloister.core.errors import PeersMissing
+from cloister.core.protocol import MOST_PACKED, PACKED
+
+__all__ = ["Desk", "SuperLinkGrid"]
+
+_SERVERAPP = "flwr-serverapp"
+_ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+_PULL_S = 30.0
+#: Seconds between two questions for replies: the SuperLink is one process, and each question takes from what the sites get of it.
+_APART_S = 0.05
+_PROJECT = """\
+[project]
+name = "cloister-job"
+version = "1.0.0"
+description = "A job of Cloister: sites run what they have installed, not this."
+license = "Apache-2.0"
+dependencies = ["flwr"]
+
+[tool.flwr.app]
+publisher = "cloister"
+
+[tool.flwr.app.components]
+serverapp = "cloister_job:app"
+clientapp = "cloister_job:app"
+
+[tool.flwr.app.config]
+"""
+_REFUSAL = b'raise SystemExit("a site of Cloister runs what it has installed: cloister site run")\n'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desk:
+    """How the SuperLink is reached, from the machine (or network) that it runs on.
+
+    Attributes:
+        address: ``host:port``.
+        root: whose certificates are accepted, PEM.
+        secret: what lets its holder take a run's task.
+        lock: a file that one process at a time holds while it begins a run.
+        app: the program of the bundle that Flower asks for with a run: one that refuses.
+    """
+
+    address: str
+    root: bytes
+    secret: bytes
+    lock: Path
+    app: bytes = _REFUSAL
+
+    def ready(self) -> bool:
+        """Whether the SuperLink answers."""
+        try:
+            with self._control() as control:
+                control.ListNodes(ListNodesRequest())
+        except (httpx.HTTPError, OSError):
+            return False
+        return True
+
+    def wait_ready(self, seconds: float, *, alive: Callable[[], bool] = lambda: True) -> None:
+        """Wait until it answers.
+
+        Raises:
+            PeersMissing: (superlink) it did not in time, or its process ended.
+        """
+        deadline = time.monotonic() + seconds
+        while not self.ready():
+            if time.monotonic() > deadline or not alive():
+                raise PeersMissing(
+                    f"the SuperLink at {self.address} does not answer",
+                    remedy="read its log in the server's state folder",
+                    code="superlink",
+                )
+            time.sleep(0.1)
+
+    def admit(self, keys: Iterable[bytes]) -> dict[bytes, int]:
+        """Make the SuperLink know exactly the nodes with these public ``keys``; return their numbers."""
+        wanted = set(keys)
+        with self._control() as control:
+            known = {
+                bytes(node.public_key): int(node.node_id)
+                for node in control.ListNodes(ListNodesRequest()).nodes_info
+                if not node.unregistered_at
+            }
+            for key in set(known) - wanted:
+                control.UnregisterNode(UnregisterNodeRequest(node_id=known.pop(key)))
+            for key in sorted(wanted - set(known)):
+                known[key] = int(control.RegisterNode(RegisterNodeRequest(public_key=key)).node_id)
+        return known
+
+    def nodes(self) -> dict[bytes, str]:
+        """Return the state of each known node by its public key: ``online``, ``offline``, …."""
+        with self._control() as control:
+            found = control.ListNodes(ListNodesRequest()).nodes_info
+            return {bytes(node.public_key): str(node.status) for node in found if not node.unregistered_at}
+
+    @contextmanager
+    def open_run(self, most_bytes: int) -> Iterator[SuperLinkGrid]:
+        """Begin a run, take its task, and give the grid that reaches its sites; end the run when the context ends.
+
+        Args:
+            most_bytes: of one reply.
+
+        Raises:
+            PeersMissing: (superlink) the run could not be begun.
+        """
+        self.lock.touch(mode=0o600)
+        with self.lock.open("r+b") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            run, token = self._begin()
+        grid = SuperLinkGrid(self.address, self.root, token, most_bytes=most_bytes)
+        try:
+            grid.begin()
+            yield grid
+        finally:
+            grid.end()
+            try:
+                with self._control() as control:
+                    control.StopRun(StopRunRequest(run_id=run))
+            except httpx.HTTPError:
+                pass  # it has ended by itself, or the SuperLink is gone
+
+    def _begin(self) -> tuple[int, str]:
+        content, _ = build_fab_from_files({"pyproject.toml": _PROJECT.encode(), "cloister_job.py": self.app})
+        with self._control() as control, self._executor() as executor:
+            answer = control.StartRun(StartRunRequest(fab=Fab(content=content)))
+            if not answer.HasField("run_id"):
+                raise _no_run("it did not begin a run")
+            deadline = time.monotonic() + _PULL_S
+            while time.monotonic() < deadline:
+                taken = executor.AcquireTask(AcquireTaskRequest(supported_task_types=[_SERVERAPP]))
+                if not taken.HasField("task"):
+                    time.sleep(0.05)
+                elif taken.task.run_id == answer.run_id:
+                    return int(answer.run_id), str(taken.token)
+                # else the task of a run whose process died before it took it: nobody will ask for it again
+        raise _no_run("it gave out no task for the run")
+
+    def _control(self) -> Any:
+        return ControlHttpClient.from_server_address(
+            self.address,
+            insecure=False,
+            root_certificates=self.root,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="cloister")],
+        )
+
+    def _executor(self) -> Any:
+        return RuntimeHttpClient.from_server_address(
+            server_address=self.address,
+            insecure=False,
+            root_certificates=self.root,
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+                SuperExecAuthHttpInterceptor(
+                    master_secret=self.secret, protected_methods=frozenset({_ACQUIRE})
+                ),
+            ],
+        )
+
+
+class SuperLinkGrid(HttpGrid):
+    """Flower's grid over HTTP, which gives up a reply that is too long and keeps the run's task alive.
+
+    Args:
+        address: ``host:port``.
+        root: whose certificates are accepted, PEM.
+        token: of the run's task.
+        most_bytes: of one reply.
+    """
+
+    def __init__(self, address: str, root: bytes, token: str, *, most_bytes: int) -> None:
+        super().__init__(address, insecure=False, root_certificates=root, token=token)
+        self._most_bytes = most_bytes
+        self._heart: HeartbeatSender | None = None
+        self._asked = 0.0
+
+    def begin(self) -> None:
+        """Tell the SuperLink that the task is under way."""
+        answer = self._runtime_client.PullTaskInput(PullTaskInputRequest())
+        TaskIdentity.task_id = answer.task_id
+        TaskIdentity.run_id = answer.run.run_id
+        TaskIdentity.node_id = answer.context.node_id
+        self.set_run(run_from_proto(answer.run))
+        self._heart = HeartbeatSender(make_task_heartbeat_fn_http(self._runtime_client))
+        self._heart.start()
+
+    def end(self) -> None:
+        """Tell it that the task is done, if it still listens."""
+        self._retry_invoker.max_tries = 1
+        with suppress(httpx.HTTPError):
+            self._runtime_client.PushTaskOutput(
+                PushTaskOutputRequest(sub_status=SubStatus.COMPLETED, details="")
+            )
+        if self._heart is not None and self._heart.is_running:
+            self._heart.stop()
+        self.close()
+
+    def keys(self) -> dict[int, bytes]:
+        """Return the public key of each node that is online, by its number."""
+        return {int(node.node_id): bytes(node.public_key) for node in self.get_nodes()}
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send these messages, each packed where it is small; return their names in the same order."""
+        given = list(messages)
+        whole = [message.content for message in given]
+        for message in given:
+            message.content = _packed(message.content)
+        try:
+            return super().push_messages(given)
+        finally:
+            for message, content in zip(given, whole, strict=True):
+                message.content = content
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Fetch the replies to these messages that are there; one that is too long counts as lost, and is not fetched whole."""
+        time.sleep(max(0.0, self._asked + _APART_S - time.monotonic()))
+        self._asked = time.monotonic()
+        client, run = self._runtime_client, self.run.run_id
+        answer = client.PullMessages(PullAppMessagesRequest(message_ids=list(message_ids)))
+        pull = make_pull_object_fn_protobuf(client.PullObject, self.node, run)
+        found: list[Message] = []
+        for head, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
+            identifier = head.metadata.message_id
+            try:
+                contents = self._pulled([one.object_id for one in iterate_object_tree(tree)], pull)
+                message = inflate_object_from_contents(identifier, contents)
+                if isinstance(message, Message) and message.has_content():
+                    message.content = _unpacked(message.content)
+            except httpx.HTTPError:
+                raise
+            except Exception:  # noqa: BLE001, S112 - whatever a site's bytes make of it: that reply is lost, and no other
+                continue
+            finally:
+                client.ConfirmMessageReceived(
+                    ConfirmMessageReceivedRequest(node=self.node, run_id=run, message_object_id=identifier)
+                )
+            if isinstance(message, Message):
+                message.metadata.__dict__["_message_id"] = identifier
+                found.append(message)
+        return found
+
+    def _pulled(self, identifiers: list[str], pull: Callable[[str], bytes]) -> dict[str, bytes]:
+        came = 0
+
+        def counted(identifier: str) -> bytes:
+            nonlocal came
+            if came > self._most_bytes:
+                raise ValueError("too long")
+            content = pull(identifier)
+            came += len(content)
+            return content
+
+        contents: dict[str, bytes] = pull_objects(
+            identifiers,
+            counted,
+            max_concurrent_pulls=2,
+            max_time=_PULL_S,
+            initial_backoff=0.02,
+            backoff_cap=0.5,
+        )
+        return contents
+
+
+def _packed(content: RecordDict) -> RecordDict:
+    """Return ``content`` as one record where it is small: each record is an object of its own, and costs two calls at either side."""
+    if sum(record.count_bytes() for record in content.array_records.values()) > MOST_PACKED:
+        return content
+    return RecordDict({PACKED: ConfigRecord({PACKED: recorddict_to_proto(content).SerializeToString()})})
+
+
+def _unpacked(content: RecordDict) -> RecordDict:
+    record = content.config_records.get(PACKED)
+    if record is None:
+        return content
+    return recorddict_from_proto(ProtoRecordDict.FromString(record[PACKED]))
+
+
+def _no_run(why: str) -> PeersMissing:
+    return PeersMissing(
+        f"the SuperLink gave no run: {why}",
+        remedy="read its log in the server's state folder",
+        code="superlink",
+    )
+
+
+def make_secret(path: Path) -> bytes:
+    """Return the secret in ``path``, made where there is none, mode 0600."""
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        return path.read_bytes()
+    with os.fdopen(descriptor, "wb") as file:
+        secret = os.urandom(32).hex().encode()
+        file.write(secret)
+    return secret
