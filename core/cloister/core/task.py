@@ -74,7 +74,7 @@ class Task(ABC):
     columns: Mapping[str, Column] | None = None
     statistic: ClassVar[bool] = False
     places: ClassVar[tuple[str, ...] | None] = None
-        groups: names of columns by whose values a model's fairness is looked at, for example ``("age", "sex")``.
+    groups: tuple[str, ...] = ()
 
     @abstractmethod
     def model(self) -> nn.Module:

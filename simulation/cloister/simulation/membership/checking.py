@@ -170,7 +170,7 @@ def check_membership(subject: AuditSubject) -> Finding:
     }
     if subject.tensors is not None:
         figures = {**figures, "model": _model(subject, population, shadows)}
-    artefacts = ()
+    artefacts: tuple[str, ...] = ()
     if site is not None:
         artefacts = (_own_report(subject, population, exposed, site),)
     return _judged(figures, artefacts)

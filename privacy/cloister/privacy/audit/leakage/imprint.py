@@ -84,9 +84,9 @@ def recover(weight: npt.NDArray[np.floating], bias: npt.NDArray[np.floating]) ->
         weight: (bins, d) its gradient by the weights, or a multiple of it.
         bias: (bins,) by the biases, the same multiple.
     """
+    if not np.isfinite(weight).all() or not np.isfinite(bias).all() or not np.any(bias):
+        return np.zeros((0, weight.shape[1]))
     by_weight = -np.diff(np.concatenate([weight.astype(np.float64), np.zeros((1, weight.shape[1]))]), axis=0)
     by_bias = -np.diff(np.concatenate([bias.astype(np.float64), [0.0]]))
-    if not np.isfinite(by_bias).all() or not np.isfinite(by_weight).all() or not by_bias.any():
-        return np.zeros((0, weight.shape[1]))
     held = np.abs(by_bias) > _NOTHING * np.abs(by_bias).max()
     return np.asarray(by_weight[held] / by_bias[held, None], dtype=np.float64)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloister.core.evidence import Finding
+from cloister.core.evidence import Finding, Verdict
 from cloister.server.audit.model.cleanse import LEAST, SPREAD_FLOOR, Patches, anomaly, reverse
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject, Batch
@@ -136,6 +136,7 @@ def _judged(subject: AuditSubject, batch: Batch, found: Patches, accuracy: float
         "pictures": _pictures(found.masks),
     }
     weak = smallest <= 0 or not searched
+    verdict: Verdict
     if alarm:
         verdict, sentence = (
             "fail",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloister.core.errors import UsageError
-from cloister.core.evidence import Finding
+from cloister.core.evidence import Finding, Verdict
 from cloister.core.resolve import build_model
 from cloister.server.audit.model.marking import STRENGTH, embed, trace
 from cloister.server.audit.sections import Section, shown_as
@@ -82,7 +82,7 @@ def check_fingerprint(subject: AuditSubject) -> Finding:
     tried = {name: one for name, one in attacks.items() if name != "the original, without a mark"}
     survived = sum(one["traced"] for one in tried.values())
     cost = before - after
-    verdict = (
+    verdict: Verdict = (
         "fail"
         if accused
         else "pass"
@@ -109,7 +109,7 @@ def check_fingerprint(subject: AuditSubject) -> Finding:
             "numbers": sum(value.numel() for value in original.values() if value.ndim >= 2),
             "seed": subject.seed,
         },
-        power=f"A recipient is named at a chance of at most {_FALSE:g} of naming a wrong one. A mark of this strength cannot be traced after the neurons were put "
+        power=f"It could have named a wrong recipient with a chance of at most {_FALSE:g} a copy. A mark of this strength cannot be traced after the neurons were put "
         "into another order, after distillation, or in a model of few weights.",
     )
 
@@ -230,11 +230,12 @@ def check_extraction(subject: AuditSubject) -> Finding:
     with torch.inference_mode():
         answers = subject.model(x[held]).argmax(1)
     budgets = list(dict.fromkeys(min(budget, half) for budget in _BUDGETS))
+    steps = int(subject.setting("extraction", "steps", 400))
     rows = []
     for queries in budgets:
-        copied = surrogate(subject, x[own[:queries]], seed=seed)
+        copied = surrogate(subject, x[own[:queries]], seed=seed, steps=steps)
         noise = low + (high - low) * torch.rand((queries, *x.shape[1:]), generator=generator)
-        guessed = surrogate(subject, noise, seed=seed)
+        guessed = surrogate(subject, noise, seed=seed, steps=steps)
         with torch.inference_mode():
             said, blind = copied(x[held]).argmax(1), guessed(x[held]).argmax(1)
         rows.append(
