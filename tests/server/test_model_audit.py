@@ -257,8 +257,10 @@ class TestBackdoor:
         sizes = np.array([10.0, 10.1, 9.9, 10.0, 9.0, 10.2, 9.8, 10.0])
         assert anomaly(sizes).max() < 1  # 1.4826 MAD alone would call 9.0 an outlier: (10 - 9) / 0.15
         assert anomaly(sizes * 7) == pytest.approx(anomaly(sizes))
-        assert anomaly(np.array([10.0, 10.0, 10.0, 10.0, 3.0])).max() == pytest.approx(3.5)
+        assert anomaly(np.array([10.0, 10.0, 10.0, 10.0, 3.0])).max() == pytest.approx(np.log(10 / 3) / 0.25)
         assert (anomaly(np.full(6, 4.0)) == 0).all()
+        # As measured on MNIST: large sizes are no reason to overlook a small one.
+        assert anomaly(np.array([82.6, 129.7, 55.3, 40.5, 104.0, 30.0, 5.6, 77.9, 47.6, 80.5])).max() > 4
 
     def test_poisoned_training_records_show_at_the_site_that_has_them_only(
         self, make: Callable[..., AuditSubject], planted: dict[str, Tensor]
