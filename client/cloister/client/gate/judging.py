@@ -20,6 +20,7 @@ from cloister.core.errors import CloisterError, PolicyError
 from cloister.core.metrics import METRIC_RANGES
 from cloister.core.randomness import SystemRandomness
 from cloister.core.spec import FederationSpec
+from cloister.core.spec.grouping import least_in_sum
 from cloister.core.task import Task
 from cloister.core.update import Layout
 from cloister.privacy.plan import Plan, plan_from
@@ -167,7 +168,7 @@ def _of_user(policy: Policy, rule: Allow, user: str | None) -> Iterator[PolicyEr
 
 
 def _of_file(rule: Allow, spec: FederationSpec) -> Iterator[PolicyError]:
-    protection, unit, least = spec.aggregation.protection, spec.privacy.unit, spec.cohort.min_sites
+    protection, unit, least = spec.aggregation.protection, spec.privacy.unit, least_in_sum(spec)
     if protection not in rule.protection:
         yield refused(
             "policy-protection",
@@ -178,7 +179,7 @@ def _of_file(rule: Allow, spec: FederationSpec) -> Iterator[PolicyError]:
     if least < rule.sites_in_sum:
         yield refused(
             "policy-sites",
-            f"cohort.min_sites = {least}; at least {rule.sites_in_sum} sites must be in every round",
+            f"a sum is opened from {least} sites on (cohort.min_sites; 3 in groups); at least {rule.sites_in_sum} must be in it",
         )
     if rule.colluders:
         yield from _of_colluders(rule.colluders, spec)
@@ -193,7 +194,7 @@ def _of_file(rule: Allow, spec: FederationSpec) -> Iterator[PolicyError]:
 
 
 def _of_colluders(wanted: int, spec: FederationSpec) -> Iterator[PolicyError]:
-    least = spec.cohort.min_sites
+    least = least_in_sum(spec)
     if spec.aggregation.protection == "masked" and (borne := colluders_borne(least)) < wanted:
         yield refused(
             "policy-colluders",

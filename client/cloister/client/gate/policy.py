@@ -144,7 +144,8 @@ class Allow(Table):
         description="whose privacy must be guaranteed: one of these; none: nobody's",
     )
     sites_in_sum: Count = Field(
-        default=3, description="cohort.min_sites is at least this: the fewest sites in a round"
+        default=3,
+        description="a sum is opened from so many sites on: cohort.min_sites, or 3 where sums are those of groups",
     )
     colluders: Whole = Field(
         default=0,
