@@ -367,6 +367,34 @@ class TestMarks:
             trace({**clean, "output.weight": torch.zeros(1, 1)}, clean, key=self.KEY, recipients=("x",))
 
 
+class TestFingerprintCommand:
+    def test_a_marked_copy_is_traced_and_the_key_stays_secret(
+        self, tmp_path: Path, make: Callable[..., AuditSubject], clean: dict[str, Tensor]
+    ) -> None:
+        run, key, copy = make(clean).path, tmp_path / "keys" / "marks.key", tmp_path / "copy.safetensors"
+        embedded = [
+            "fingerprint",
+            "embed",
+            str(run),
+            "--recipient",
+            "north",
+            "--key",
+            str(key),
+            "--out",
+            str(copy),
+        ]
+        assert CliRunner().invoke(command.app, embedded).exit_code == 0
+        assert key.stat().st_mode & 0o777 == 0o600
+        assert CliRunner().invoke(command.app, embedded).exit_code == 2  # nothing is written over
+        traced = ["fingerprint", "trace", str(copy), "--original", str(run), "--key", str(key), "--json"]
+        done = CliRunner().invoke(command.app, [*traced, "--recipient", "south", "--recipient", "north"])
+        scores = json.loads(done.stdout)["scores"]
+        assert [one["recipient"] for one in scores] == ["north", "south"]
+        assert scores[0]["p"] < 1e-6 < scores[1]["p"]
+        key.chmod(0o644)
+        assert CliRunner().invoke(command.app, [*traced, "--recipient", "north"]).exit_code == 2
+
+
 class TestCommand:
     def test_findings_page_and_exit_status(
         self, make: Callable[..., AuditSubject], clean: dict[str, Tensor], planted: dict[str, Tensor]

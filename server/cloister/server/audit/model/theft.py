@@ -92,7 +92,7 @@ def check_fingerprint(subject: AuditSubject) -> Finding:
         else "no power"
     )
     sentence = (
-        f"A mark that costs {100 * cost:.2f} points of {'accuracy' if subject.classes else 'R²'} traces a copy to its recipient after {survived} of {len(tried)} things that a thief may do."
+        f"A mark that costs {100 * max(cost, 0.0):.2f} points of {'accuracy' if subject.classes else 'R²'} traces a copy to its recipient after {survived} of {len(tried)} things that a thief may do."
         if not accused
         else "A recipient without a part in the copy was named: the mark must not be relied on."
     )
