@@ -41,7 +41,6 @@ __all__ = [
 
 #: Keys that the file's format documents and this version does not offer, with what they ask for.
 NOT_YET = {
-    "audit.checks": "audits",
     "aggregation.group_size": "robust aggregation in groups",
 }
 #: Values that the format documents and this version does not offer, by key.
