@@ -21,7 +21,7 @@ from cloister.core import command
 from cloister.core.spec.tables import TaskTable
 from cloister.core.tasks.heart import HOSPITALS
 
-SCHEMA = {
+SCHEMA: dict[str, dict[str, dict[str, Any]]] = {
     "columns": {
         "age": {"kind": "numeric", "low": 0, "high": 100},
         "dose": {"kind": "numeric", "low": 0, "high": 10},
@@ -58,8 +58,9 @@ def codes(found: list[Finding]) -> set[str]:
 
 
 def test_clean_records_make_no_finding_but_of_small_groups(tmp_path: Path) -> None:
-    assert codes(check(tmp_path, clean())) <= {"small-groups", "test-near-train"}
-    assert {one.severity for one in check(tmp_path, clean())} <= {"note"}
+    found = check(tmp_path, clean())
+    assert codes(found) <= {"small-groups"}
+    assert {one.severity for one in found} <= {"note"}
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,9 @@ def test_a_grant_or_request_with_a_changed_byte_is_refused(out: Path, site: Path
             text[:-3],
             "[" * 100_000,
             "{}",
+            text.replace('"version": 1', '"version": NaN'),
+            text.replace("-----BEGIN", "\\ud800-----BEGIN"),
+            text + " " * (1 << 23),
         ]
         for one in changed:
             assert one != text
@@ -419,7 +422,8 @@ def test_a_cut_off_last_line_of_the_book_is_removed_and_a_broken_one_is_refused(
     book = out / "authority-offline/issued.jsonl"
     whole = book.read_bytes()
     book.write_bytes(whole + b'{"event": "issu')
-    rows = members_table(out)
+    rows, number = members_table(out)
+    assert number == len(whole.splitlines())
     assert book.read_bytes() == whole
     assert len(rows) == 8
     book.write_bytes(whole.replace(b'"issued"', b'"changed"', 1))

@@ -63,8 +63,6 @@ class Task(ABC):
             and protection only (`cloister.core.tasks.statistics.bare_statistic`).
         places: the options that say where the data lie: at a real site these, and no others, come from the site's own
             ``site.toml``, and never from the federation file. ``None``: those annotated as nothing but paths.
-        inputs: for records of named columns, the name of each of a record's (d,) inputs (``column=value`` for one of a column's values):
-            what explanations are told by. ``None``: the inputs have no names.
         groups: names of columns by whose values a model's fairness is looked at, for example ``("age", "sex")``.
     """
 
@@ -76,7 +74,6 @@ class Task(ABC):
     columns: Mapping[str, Column] | None = None
     statistic: ClassVar[bool] = False
     places: ClassVar[tuple[str, ...] | None] = None
-    inputs: tuple[str, ...] | None = None
     groups: tuple[str, ...] = ()
 
     @abstractmethod

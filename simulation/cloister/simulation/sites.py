@@ -149,7 +149,12 @@ class SimulatedSites:
             split=self.records(position),
             ledger=ledger,
             credentials=self._credentials(name) if protected else None,
+            peers=self._peers if protected and self.spec.aggregation.group_size is not None else (),
         )
+
+    @cached_property
+    def _peers(self) -> tuple[str, ...]:
+        return tuple(self.roster.name(position) for position in range(len(self.roster)))
 
     def _credentials(self, name: str) -> Credentials:
         found = self._made.get(name)

@@ -21,7 +21,7 @@ from cloister.core.errors import DataError
 from cloister.core.models import ModelChoice, build, read_model
 from cloister.core.task import Task
 from cloister.core.tasks.columns import BooleanColumn, CategoricalColumn, Column, NumericColumn
-from cloister.core.tasks.encoding import bounds, encode, input_names, numeric_places, width
+from cloister.core.tasks.encoding import bounds, encode, numeric_places, width
 from cloister.core.tasks.sources import Source, may_have_owners, read_source
 from cloister.core.tasks.splitting import split_rows
 from cloister.core.tasks.tables import RawTable, read_table
@@ -66,16 +66,15 @@ class Heart(Task):
     """
 
     classes = ("no disease", "disease")
+    groups = ("age", "sex")
     places = ("data",)
     columns = _COLUMNS
     target = "num"
-    groups = ("age", "sex")
 
     def __init__(self, *, data: Source | None = None, model: ModelChoice = "logistic") -> None:
         read_model(model)
         self._source, self._model = data, model
         self.bounds, self.features = bounds(_COLUMNS), numeric_places(_COLUMNS)
-        self.inputs = input_names(_COLUMNS)
 
     def model(self) -> nn.Module:
         """Return a new model from (n, 15) inputs to (n, 2) scores."""

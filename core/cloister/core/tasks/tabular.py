@@ -27,7 +27,7 @@ from cloister.core.tasks.columns import (
     canonical,
     read_schema,
 )
-from cloister.core.tasks.encoding import bounds, encode, input_names, numeric_places, scaled, width
+from cloister.core.tasks.encoding import bounds, encode, numeric_places, scaled, width
 from cloister.core.tasks.inference import MOST_CLASSES, infer_column, infer_schema
 from cloister.core.tasks.sources import Source, may_have_owners, read_source, where_is
 from cloister.core.tasks.splitting import split_rows
@@ -110,7 +110,6 @@ class Tabular(Task):
                 code="task-schema",
             )
         self.bounds, self.features = bounds(self._columns), numeric_places(self._columns)
-        self.inputs = input_names(self._columns)
         self.kind = self._target.kind
         self.classes = self._target.classes
 

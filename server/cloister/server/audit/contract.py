@@ -14,7 +14,7 @@ import json
 
 import torch
 
-from cloister.core.findings import Finding
+from cloister.core.evidence import Finding
 from cloister.server.audit.running import Check
 from cloister.server.audit.subject import AuditSubject
 

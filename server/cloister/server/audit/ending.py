@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from rich.table import Table
 
 from cloister.core.errors import AuditFailed, StorageError
+from cloister.core.evidence import Finding
 from cloister.core.files import write_whole
-from cloister.core.findings import Finding
 from cloister.core.outcome import Outcome, visible
 from cloister.server.audit.page import render_findings, title_of
 from cloister.server.audit.subject import AuditSubject

@@ -67,7 +67,7 @@ def model_command(  # noqa: PLR0917 - Typer reads a command's options from its a
 ) -> None:
     """Look at a released model: structure, provenance, fit, calibration, fairness, explanations, strange inputs, backdoors, theft. Exit 8 if a check fails."""
     with outcome(json_output) as out:
-        from cloister.core.findings import installed_checks
+        from cloister.core.evidence import installed_checks
         from cloister.server.audit.ending import end_audit
         from cloister.server.audit.running import run_checks
         from cloister.server.audit.subject import open_audit

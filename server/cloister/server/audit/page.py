@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cloister.core._version import __version__
-from cloister.core.findings import Finding
+from cloister.core.evidence import Finding
 from cloister.server.audit.sections import Section
 from cloister.server.audit.subject import AuditSubject
 from cloister.server.report.tables import Row, TableText

@@ -14,7 +14,7 @@ from cloister.core.errors import AuditFailed, UsageError
 from cloister.core.outcome import JsonOption, Outcome, outcome, visible
 
 if TYPE_CHECKING:
-    from cloister.core.findings import Finding
+    from cloister.core.evidence import Finding
     from cloister.server.audit.subject import AuditSubject
     from cloister.server.audit.summary import Summary
 

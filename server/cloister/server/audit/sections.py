@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cloister.core.findings import Finding
+from cloister.core.evidence import Finding
 from cloister.server.report.tables import Row, TableText
 from cloister.server.report.words import shown
 

@@ -27,6 +27,7 @@ from cloister.core.randomness import SeededRandomness
 from cloister.core.resolve import build_model, load_task, owners
 from cloister.core.spec import FederationSpec, Loaded, load_federation
 from cloister.core.task import Task
+from cloister.core.tasks.encoding import input_names
 from cloister.server.events import read_events
 from cloister.server.robustness.subject import fill, read_model_file
 
@@ -90,6 +91,11 @@ class AuditSubject:
     def classes(self) -> int:
         """How many classes there are; 0 for a regression."""
         return len(self.task.classes)
+
+    @property
+    def input_names(self) -> tuple[str, ...] | None:
+        """The name of each of a record's inputs, where the task declares columns."""
+        return None if self.task.columns is None else input_names(self.task.columns)
 
     @cached_property
     def initial(self) -> nn.Module:

@@ -16,7 +16,7 @@ from typing import Any
 from cloister.core._version import __version__
 from cloister.core.errors import IntegrityError, StorageError
 from cloister.core.files import write_whole
-from cloister.core.findings import Finding, installed_checks
+from cloister.core.evidence import Finding, installed_checks
 from cloister.server.audit.record.claim import evidence_of
 from cloister.server.audit.record.ledgers import ledgers_of
 from cloister.server.audit.running import Check

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cloister.core.findings import Finding
+from cloister.core.evidence import Finding
 from cloister.core.spec import FederationSpec
 from cloister.core.spec.auditing import Level, Require
 from cloister.server.audit.budget.runs import read_run

@@ -57,9 +57,6 @@ class Daemon:
         self._started = Counter(
             "cloister_server_attempts", "processes started for jobs", registry=self.registry
         )
-        self._sites = Gauge(
-            "cloister_server_sites_online", "sites that are connected", registry=self.registry
-        )
         self.service = JobService(
             office.config,
             office.kit,

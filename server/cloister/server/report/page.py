@@ -10,6 +10,7 @@ from cloister.server.report import budget, curves, maps
 from cloister.server.report.figures import site_series
 from cloister.server.report.seen import who_sees
 from cloister.server.report.spent import SpentSoFar, spent_so_far
+from cloister.server.report.standing import signals_plot, standing_table, standing_words
 from cloister.server.report.tables import refused_table, settings_table, side_by_side, sites_table
 from cloister.server.report.template import style, template
 from cloister.server.report.verdict import site_noun, verdict
@@ -74,6 +75,8 @@ def render_page(
         budget=budget.budget_table(spent) if spent else None,
         guarantee=report["privacy"]["statement"].splitlines() if report["privacy"]["unit"] != "none" else [],
         refused=refused_table(history),
+        standing=standing_table(history),
+        standing_words=standing_words(history),
         missing=_missing(history),
         facts=_facts(report, history),
         warnings=[shown(text, 400) for text in (*report.get("notes", ()), *report["warnings"])],
@@ -161,6 +164,7 @@ def _plots(history: History, spent: SpentSoFar | None) -> dict[str, str | None]:
     partition = history.run.partition if history.run else None
     plots: dict[str, str | None] = {
         "losses": curves.losses(history),
+        "signals": signals_plot(history),
         "traffic": curves.traffic_by_round(history),
         "time": curves.time_by_round(history),
         "budget": budget.epsilon_by_round(spent) if spent else None,

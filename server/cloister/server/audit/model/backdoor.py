@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloister.core.findings import Finding
+from cloister.core.evidence import Finding
 from cloister.server.audit.model.cleanse import LEAST, SPREAD_FLOOR, Patches, anomaly, reverse
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject, Batch

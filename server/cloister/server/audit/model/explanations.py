@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloister.core.findings import Finding
+from cloister.core.evidence import Finding
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject, Batch
 
@@ -183,8 +183,8 @@ def _baseline(subject: AuditSubject, inputs: Tensor) -> Tensor:
 
 def _names(subject: AuditSubject, batch: Batch) -> list[str]:
     shape = batch.inputs.shape[1:]
-    if subject.task.inputs is not None and len(subject.task.inputs) == int(np.prod(shape)):
-        return list(subject.task.inputs)
+    if subject.input_names is not None and len(subject.input_names) == int(np.prod(shape)):
+        return list(subject.input_names)
     if len(shape) == 3:
         return [
             f"row {y + 1}, column {x + 1}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cloister.core.errors import UsageError
-from cloister.core.findings import Finding
+from cloister.core.evidence import Finding
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject, Batch
 
@@ -34,7 +34,7 @@ def groups_of(names: Sequence[str], inputs: Tensor, wanted: str) -> list[str]:
     A column of two values gives two groups, one of numbers the halves of its public range, one of categories its values.
 
     Args:
-        names: of the inputs, as `cloister.core.task.Task.inputs` has them.
+        names: of the inputs, as `AuditSubject.input_names` has them.
         inputs: (n, d).
         wanted: the column.
 
@@ -46,7 +46,10 @@ def groups_of(names: Sequence[str], inputs: Tensor, wanted: str) -> list[str]:
         if bool(((values == 0) | (values == 1) | (values == 0.5)).all()):
             words = {0.0: "no", 1.0: "yes", 0.5: "unknown"}
             return [words[float(value)] for value in values]
-        return ["lower half of the range" if value < 0.5 else "upper half of the range" for value in values]
+        middle = 0.0 if bool((values < 0).any()) else 0.5  # a column is scaled to (0, 1) or (-1, 1)
+        return [
+            "lower half of the range" if value < middle else "upper half of the range" for value in values
+        ]
     places = {
         name.removeprefix(f"{wanted}="): place
         for place, name in enumerate(names)
@@ -120,8 +123,9 @@ def check_fairness(subject: AuditSubject) -> Finding:
     if len(batch.sites) > 1:
         attributes["site"] = [batch.sites[place] for place in batch.site.tolist()]
     wanted = subject.setting("fairness", "groups", subject.task.groups)
-    if subject.task.inputs is not None:
-        attributes |= {name: groups_of(subject.task.inputs, batch.inputs, name) for name in wanted}
+    names = subject.input_names
+    if names is not None:
+        attributes |= {name: groups_of(names, batch.inputs, name) for name in wanted}
     elif wanted:
         raise UsageError(
             "groups are columns, and the task's inputs have no names", remedy="leave --group out"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cloister.core.data import Data
-from cloister.core.findings import Finding
+from cloister.core.evidence import Finding
 from cloister.core.metrics import measure
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject

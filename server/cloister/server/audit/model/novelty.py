@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cloister.core.findings import Finding
+from cloister.core.evidence import Finding
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject, Batch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from cloister.core._version import __version__
 from cloister.core.errors import CloisterError
-from cloister.core.findings import Finding
+from cloister.core.evidence import Finding
 from cloister.core.resolve import build_model
 from cloister.core.update import Layout
 from cloister.server.audit.sections import Section, shown_as
@@ -52,30 +53,10 @@ def check_provenance(subject: AuditSubject) -> Finding:
             power="It needs the run's events.",
         )
     layout = Layout.of(build_model(subject.task, subject.spec.federation.seed)).digest
-    about = _about(subject)
-    faults = []
-    if run.get("digest") != subject.loaded.digest():
-        faults.append("the federation file in the folder is not the one that the run was made under")
-    if run.get("layout") not in (None, layout):
-        faults.append("the task's model is not laid out as the run's was")
-    if about.get("layout") not in (None, layout):
-        faults.append("the model's file says that it is laid out in another way")
-    if about.get("federation") not in (None, subject.spec.federation.name):
-        faults.append(f"the model's file says that it is of another federation, '{about['federation']}'")
-    if end is None or end.get("model") is None:
-        faults.append("the run's record does not say that it released a model")
-    notes = []
-    if end is not None and end.get("status") != "done":
-        notes.append(f"the run ended as '{end.get('status')}'")
-    versions = run.get("versions") or {}
-    if versions.get("cloister") not in (None, __version__):
-        notes.append(f"it was made with version {versions['cloister']}, and is audited with {__version__}")
-    data, code = _prints(subject)
     told = _fingerprint(subject)
-    if told.get("data") and data and told["data"] != data:
-        notes.append("the records at hand are not those that the run was made with")
-    if told.get("code") and code and told["code"] != code:
-        notes.append("the task's code is not that which the run was made with")
+    faults = _faults(subject, run, end, layout)
+    notes = _notes(subject, run, end, told)
+    versions = run.get("versions") or {}
     sites = _sites(events)
     rounds = sum(event["kind"] == "round" for event in events)
     facts: dict[str, Any] = {
@@ -109,6 +90,66 @@ def check_provenance(subject: AuditSubject) -> Finding:
         power="It could have shown files that do not belong together. The record is the server's own word: who can write the folder can write it anew; "
         "ledger heads and the certificate's signature speak against that.",
     )
+
+
+def _faults(
+    subject: AuditSubject, run: Mapping[str, Any], end: Mapping[str, Any] | None, layout: str
+) -> list[str]:
+    """Return what does not belong together."""
+    about = _about(subject)
+    told = [
+        (
+            run.get("digest") != subject.loaded.digest(),
+            "the federation file in the folder is not the one that the run was made under",
+        ),
+        (
+            run.get("layout") not in {None, layout},
+            "the task's model is not laid out as the run's was",
+        ),
+        (
+            about.get("layout") not in {None, layout},
+            "the model's file says that it is laid out in another way",
+        ),
+        (
+            about.get("federation") not in {None, subject.spec.federation.name},
+            "the model's file says that it is of another federation",
+        ),
+        (
+            end is None or end.get("model") is None,
+            "the run's record does not say that it released a model",
+        ),
+    ]
+    return [fault for holds, fault in told if holds]
+
+
+def _notes(
+    subject: AuditSubject,
+    run: Mapping[str, Any],
+    end: Mapping[str, Any] | None,
+    told: Mapping[str, str],
+) -> list[str]:
+    """Return what somebody should know."""
+    version = (run.get("versions") or {}).get("cloister")
+    data, code = _prints(subject)
+    found = [
+        (
+            end is not None and end.get("status") != "done",
+            f"the run ended as '{(end or {}).get('status')}'",
+        ),
+        (
+            version not in {None, __version__},
+            f"it was made with version {version}, and is audited with {__version__}",
+        ),
+        (
+            bool(told.get("data") and data) and told.get("data") != data,
+            "the records at hand are not those that the run was made with",
+        ),
+        (
+            bool(told.get("code") and code) and told.get("code") != code,
+            "the task's code is not that which the run was made with",
+        ),
+    ]
+    return [note for holds, note in found if holds]
 
 
 def _about(subject: AuditSubject) -> dict[str, Any]:

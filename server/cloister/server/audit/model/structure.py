@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cloister.core.findings import Finding
+from cloister.core.evidence import Finding
 from cloister.core.resolve import build_model
 from cloister.core.update import Layout
 from cloister.server.audit.sections import shown_as

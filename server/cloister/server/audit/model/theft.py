@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloister.core.errors import UsageError
-from cloister.core.findings import Finding
+from cloister.core.evidence import Finding
 from cloister.core.resolve import build_model
 from cloister.server.audit.model.marking import STRENGTH, embed, trace
 from cloister.server.audit.sections import Section, shown_as

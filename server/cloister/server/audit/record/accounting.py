@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cloister.core.findings import Finding
+from cloister.core.evidence import Finding
 from cloister.privacy.ledger.verification import TOLERANCE
 from cloister.server.audit.budget.runs import ChargedRun, read_run
 from cloister.server.audit.sections import Section, shown_as

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cloister.core.findings import Finding, Verdict
+from cloister.core.evidence import Finding, Verdict
 from cloister.server.audit.budget.runs import ChargedRun, read_run
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cloister.core.findings import Finding
+from cloister.core.evidence import Finding
 from cloister.server.audit.budget.auditing import audit_budget
 from cloister.server.audit.budget.runs import read_run
 from cloister.server.audit.sections import Section, shown_as

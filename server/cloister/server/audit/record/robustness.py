@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cloister.core.findings import Finding
+from cloister.core.evidence import Finding
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject
 from cloister.server.robustness.evaluation import Settings, evaluate

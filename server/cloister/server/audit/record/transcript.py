@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cloister.core.errors import UsageError
-from cloister.core.findings import Finding
+from cloister.core.evidence import Finding
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject
 from cloister.server.audit.transcript.auditing import audit_transcript

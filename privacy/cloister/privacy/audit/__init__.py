@@ -1,0 +1,1 @@
+"""Estimators of what an attacker can show: pure functions of an audit."""
