@@ -186,7 +186,7 @@ class Deployment:
     def kill_superlink(self) -> None:
         """Kill the SuperLink, which is the server's child."""
         for line in subprocess.run(
-            ["pgrep", "-f", f"flower-superlink.*{self.server}"], capture_output=True, text=True, check=False
+            ["pgrep", "-f", f"flower_superlink.*{self.server}"], capture_output=True, text=True, check=False
         ).stdout.split():
             os.kill(int(line), signal.SIGKILL)
 

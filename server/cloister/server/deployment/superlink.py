@@ -21,15 +21,18 @@ __all__ = ["SuperLink", "command", "environment"]
 
 _LOG = logging.getLogger("cloister.server.superlink")
 _STOP_S = 10.0
+#: What the command ``flower-superlink`` does, wherever that was installed.
+_PROGRAM = "from flwr.superlink.cli.flower_superlink import flower_superlink; flower_superlink()"
 
 
 def command(kit: Kit, address: str, state: Path) -> list[str]:
     """Return the command that starts the SuperLink; it needs `environment`."""
-    program = Path(sys.executable).parent / "flower-superlink"
     read_secret(kit.key)
     make_secret(state / "superlink.secret")
     return [
-        str(program),
+        sys.executable,
+        "-c",
+        _PROGRAM,
         "--host",
         host_of(address),
         "--port",
