@@ -62,7 +62,7 @@ _BOUNDS = {
 _OTHER = {
     "TaskTable": "| any other | the task's own | | the task checks it: see [tasks](tasks.md) and `cloister tasks` |",
     "Require": "| a check's name | `pass`, `warn`, `not-failed` or `any` | `not-failed` | pass: it must pass; warn: pass or warn; not-failed: \"no "
-    "power\" will do too; any: it may fail, and the certificate says that this was accepted |",
+    'power" will do too; any: it may fail, and the certificate says that this was accepted |',
 }
 
 

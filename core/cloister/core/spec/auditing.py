@@ -89,9 +89,7 @@ class Audit(Table):
         if self.checks is None or self.require is None:
             return self
         left = [
-            name
-            for name, level in self.require.levels.items()
-            if level != "any" and name not in self.checks
+            name for name, level in self.require.levels.items() if level != "any" and name not in self.checks
         ]
         if left:
             raise ValueError(

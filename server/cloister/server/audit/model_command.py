@@ -28,9 +28,7 @@ MODEL_CHECKS = (
     "extraction",
 )
 #: Audits with a command of their own, or of the run and not of its model.
-_APART = frozenset(
-    {"accounting", "ledgers", "leakage", "membership", "privacy", "robustness", "transcript"}
-)
+_APART = frozenset({"accounting", "ledgers", "leakage", "membership", "privacy", "robustness", "transcript"})
 
 
 def register(group: typer.Typer) -> None:

@@ -16,7 +16,7 @@ from cloister.core.outcome import JsonOption, Outcome, outcome, visible
 if TYPE_CHECKING:
     from cloister.core.evidence import Finding
     from cloister.server.audit.subject import AuditSubject
-    from cloister.server.audit.summary import Summary
+    from cloister.server.audit.verdicts import Summary
 
 __all__ = ["register", "run_command"]
 
@@ -32,7 +32,9 @@ def run_command(
     run: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN", help="The run's folder: of a simulation, or of a job at the server.", show_default=False
+            metavar="RUN",
+            help="The run's folder: of a simulation, or of a job at the server.",
+            show_default=False,
         ),
     ],
     check: Annotated[
@@ -101,16 +103,21 @@ def _end(out: Outcome, subject: AuditSubject, summary: Summary, page: Path) -> N
     if asked:
         table = Table("threshold", "required", "found", "", box=None, pad_edge=False)
         for one in asked:
-            table.add_row(visible(one.name), one.required, visible(one.found), "met" if one.met else "NOT MET")
+            table.add_row(
+                visible(one.name), one.required, visible(one.found), "met" if one.met else "NOT MET"
+            )
         out.say(table, "")
     else:
-        out.say("The federation file sets no thresholds: [audit.require]. A check that failed bars a release.\n")
+        out.say(
+            "The federation file sets no thresholds: [audit.require]. A check that failed bars a release.\n"
+        )
     out.say(f"page     {page}", f"report   {subject.path / 'report.html'}")
     if not missed:
         out.say(f"\nnext: cloister release {shlex.quote(str(subject.path))}")
         return
     error = AuditFailed(
-        "thresholds are not met: " + "; ".join(visible(f"{one.name}: {one.found}, required: {one.required}") for one in missed),
+        "thresholds are not met: "
+        + "; ".join(visible(f"{one.name}: {one.found}, required: {one.required}") for one in missed),
         remedy=f"the model is not to be released; read {page}",
         code="thresholds",
     )

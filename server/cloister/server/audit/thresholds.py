@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cloister.core.evidence import Finding
 from cloister.core.spec import FederationSpec
 from cloister.core.spec.auditing import Level, Require
 from cloister.server.audit.budget.runs import read_run
 from cloister.server.audit.record.accounting import charged_in
+from cloister.server.audit.verdicts import Threshold
 from cloister.server.events import read_events
 from cloister.server.folding import Fold
 from cloister.server.history import History
 
-__all__ = ["Measures", "Threshold", "judged", "measures_of"]
+__all__ = ["Measures", "judged", "measures_of"]
 
 _ADMITTED: Mapping[Level, frozenset[str]] = {
     "pass": frozenset({"pass"}),
@@ -32,29 +32,6 @@ _ADMITTED: Mapping[Level, frozenset[str]] = {
     "not-failed": frozenset({"pass", "warn", "no power"}),
     "any": frozenset({"pass", "warn", "no power", "fail"}),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Threshold:
-    """One threshold.
-
-    Attributes:
-        name: the key in ``[audit.require]``, or the check's name.
-        required: in words.
-        found: in words.
-        met: whether it holds.
-        asked: whether the file asks for it; else it is the rule for all checks.
-    """
-
-    name: str
-    required: str
-    found: str
-    met: bool
-    asked: bool = True
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)

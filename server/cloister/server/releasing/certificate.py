@@ -248,7 +248,9 @@ def read_certificate(path: Path, consortium: Consortium | None = None) -> Signed
             raise IntegrityError("the certificate names another signer than its key is of", code="identity")
         found.append((member, trusted))
 
-    content = unsealed(read_document(path, most=_LONGEST), Certificate, check, what="the release certificate", most=_LONGEST)
+    content = unsealed(
+        read_document(path, most=_LONGEST), Certificate, check, what="the release certificate", most=_LONGEST
+    )
     ((member, trusted),) = found
     return Signed(content=content, signer=member, consortium=trusted, known=consortium is not None)
 

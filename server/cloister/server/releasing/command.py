@@ -16,7 +16,14 @@ from cloister.core.outcome import JsonOption, outcome, visible
 if TYPE_CHECKING:
     from cloister.server.releasing.sealing import Secret
 
-__all__ = ["register", "release_command", "unseal_command", "verify_command"]
+__all__ = [
+    "register_release",
+    "register_unseal",
+    "register_verify",
+    "release_command",
+    "unseal_command",
+    "verify_command",
+]
 
 _PASSPHRASE = "CLOISTER_PASSPHRASE"  # noqa: S105 - the variable's name
 
@@ -29,10 +36,18 @@ PassphraseOption = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to ``app``."""
+def register_release(app: typer.Typer) -> None:
+    """Add ``release`` to ``app``."""
     app.command("release")(release_command)
+
+
+def register_verify(app: typer.Typer) -> None:
+    """Add ``verify`` to ``app``."""
     app.command("verify")(verify_command)
+
+
+def register_unseal(app: typer.Typer) -> None:
+    """Add ``unseal`` to ``app``."""
     app.command("unseal")(unseal_command)
 
 
@@ -58,7 +73,9 @@ def release_command(
     ] = None,
     passphrase: Annotated[
         bool,
-        typer.Option("--passphrase", help=f"Encrypt the model with a passphrase, from {_PASSPHRASE} or typed."),
+        typer.Option(
+            "--passphrase", help=f"Encrypt the model with a passphrase, from {_PASSPHRASE} or typed."
+        ),
     ] = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -107,13 +124,17 @@ def release_command(
             out.say("a simulation: the certificate says so, and speaks for no real site")
         if made:
             out.say(f"key      {key_file}   (made now; keep it apart from the release)")
-        out.say(f"release  {released.folder}", f"\nnext: cloister verify {shlex.quote(str(released.certificate))}")
+        out.say(
+            f"release  {released.folder}", f"\nnext: cloister verify {shlex.quote(str(released.certificate))}"
+        )
 
 
 def verify_command(  # noqa: PLR0917 - Typer reads a command's options from its arguments
     certificate: Annotated[
         Path,
-        typer.Argument(metavar="CERTIFICATE", help="certificate.json, or the folder of a release.", show_default=False),
+        typer.Argument(
+            metavar="CERTIFICATE", help="certificate.json, or the folder of a release.", show_default=False
+        ),
     ],
     consortium: Annotated[
         Path | None,
@@ -140,7 +161,10 @@ def verify_command(  # noqa: PLR0917 - Typer reads a command's options from its 
     federation: Annotated[
         Path | None,
         typer.Option(
-            "--federation", metavar="FILE", help="The federation file, if it lies elsewhere.", show_default=False
+            "--federation",
+            metavar="FILE",
+            help="The federation file, if it lies elsewhere.",
+            show_default=False,
         ),
     ] = None,
     ledger: Annotated[

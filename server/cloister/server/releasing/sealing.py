@@ -2,7 +2,7 @@
 
 ::
 
-    8 bytes       b"CLSEAL\\x00\\x01"           format and version
+    8 bytes       CLSEAL 00 01               format and version
     4 bytes       length of the header, big-endian, at most `LONGEST_HEADER`
     header        JSON: kdf ("hkdf" | "scrypt"), salt (32 hex digits), n, r, p (scrypt), size (of the file inside), piece
     pieces        each `PIECE` bytes of the file (the last one: the rest), encrypted, with its tag of 16 bytes
@@ -135,7 +135,12 @@ def seal(source: Path, target: Path, secret: Secret) -> None:
         StorageError: the disk is full or refuses.
     """
     size = _size(source)
-    header: dict[str, Any] = {"kdf": secret.kdf, "piece": PIECE, "salt": secrets.token_hex(_SALT), "size": size}
+    header: dict[str, Any] = {
+        "kdf": secret.kdf,
+        "piece": PIECE,
+        "salt": secrets.token_hex(_SALT),
+        "size": size,
+    }
     if secret.kdf == "scrypt":
         header |= {"n": _N, "r": _R, "p": _P}
     text = json.dumps(header, sort_keys=True).encode()
@@ -198,7 +203,9 @@ def _front(file: Any) -> tuple[bytes, dict[str, Any]]:
     if not (whole and numbers and salt and bounded):
         raise _unfit("its header asks for what no container has")
     if header["kdf"] == "scrypt" and not (
-        _LEAST_N <= header["n"] <= _N and header["n"] & (header["n"] - 1) == 0 and (header["r"], header["p"]) == (_R, _P)
+        _LEAST_N <= header["n"] <= _N
+        and header["n"] & (header["n"] - 1) == 0
+        and (header["r"], header["p"]) == (_R, _P)
     ):
         raise _unfit("its header asks for more work than a passphrase is worth")
     return begin + text, header
@@ -207,7 +214,9 @@ def _front(file: Any) -> tuple[bytes, dict[str, Any]]:
 def _derived(secret: Secret, header: dict[str, Any]) -> bytes:
     salt = bytes.fromhex(header["salt"])
     if secret.kdf == "scrypt":
-        return Scrypt(salt=salt, length=_KEY, n=header["n"], r=header["r"], p=header["p"]).derive(secret.value)
+        return Scrypt(salt=salt, length=_KEY, n=header["n"], r=header["r"], p=header["p"]).derive(
+            secret.value
+        )
     return HKDF(algorithm=SHA256(), length=_KEY, salt=salt, info=_INFO).derive(secret.value)
 
 
@@ -227,7 +236,10 @@ def _size(path: Path) -> int:
     except OSError as error:
         raise UsageError(f"'{path}' cannot be read: {error.strerror}", remedy="name another file") from None
     if size > LARGEST:
-        raise UsageError(f"'{path}' has {size} bytes, and a container holds {LARGEST}", remedy="encrypt it with another tool")
+        raise UsageError(
+            f"'{path}' has {size} bytes, and a container holds {LARGEST}",
+            remedy="encrypt it with another tool",
+        )
     return size
 
 
@@ -257,5 +269,7 @@ def _unfit(why: str) -> IntegrityError:
 
 def _locked(path: Path, why: str) -> IntegrityError:
     return IntegrityError(
-        f"'{path}' cannot be opened: {why}", remedy="use the key or passphrase of this very file", code="sealed-key"
+        f"'{path}' cannot be opened: {why}",
+        remedy="use the key or passphrase of this very file",
+        code="sealed-key",
     )

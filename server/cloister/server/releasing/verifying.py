@@ -29,19 +29,19 @@ from cloister.core.errors import AuditFailed, CloisterError, IntegrityError, Usa
 from cloister.core.evidence import Finding
 from cloister.core.spec import FederationSpec, load_federation
 from cloister.privacy.accounting import account
-from cloister.privacy.identity import Role
+from cloister.privacy.identity import Consortium, Role
+from cloister.privacy.identity.members import Purpose
 from cloister.privacy.identity.register import read_revoked
-from cloister.privacy.identity import Consortium
 from cloister.privacy.ledger import Head, verify
 from cloister.privacy.ledger.heads import anchor_path
 from cloister.privacy.ledger.verification import TOLERANCE
 from cloister.privacy.plan import plan_from
 from cloister.privacy.request import JobRequest
-from cloister.privacy.identity.members import Purpose
 from cloister.server.audit.thresholds import Measures, judged
 from cloister.server.releasing.certificate import Certificate, Signed, read_certificate
-from cloister.server.releasing.issuing import MODEL, SEALED
+from cloister.server.releasing.issuing import SEALED
 from cloister.server.releasing.sealing import is_sealed
+from cloister.server.releasing.stating import MODEL
 
 __all__ = ["Fault", "Verified", "read_consortium", "verify_release"]
 
@@ -170,7 +170,9 @@ def _model(found: Verified, beside: Path, given: Path | None) -> None:
         text = f"the model '{path.name}' has the SHA-256 {digest[:16]}…, and {_short(expected)} was certified"
         found.faults.append(Fault(code="release-model", message=text))
         return
-    found.held.append(f"the model is the one that was certified ({digest})" + (", encrypted" if sealed else ""))
+    found.held.append(
+        f"the model is the one that was certified ({digest})" + (", encrypted" if sealed else "")
+    )
 
 
 def _files(found: Verified, beside: Path, given: Sequence[Path]) -> None:
@@ -217,7 +219,9 @@ def _request(found: Verified) -> None:
 def _federation(found: Verified, beside: Path, given: Path | None) -> FederationSpec | None:
     path = given or beside / "federation.toml"
     if given is None and not path.is_file():
-        found.unchecked.append("epsilon and thresholds: the federation file is not beside the certificate; give --federation FILE")
+        found.unchecked.append(
+            "epsilon and thresholds: the federation file is not beside the certificate; give --federation FILE"
+        )
         return None
     try:
         loaded = load_federation(path)
@@ -270,7 +274,8 @@ def _thresholds(found: Verified, spec: FederationSpec) -> None:
         where=content.measured_on,
     )
     findings = [
-        Finding(name=one.name, verdict=one.verdict, sentence=one.sentence, power=one.power) for one in content.checks
+        Finding(name=one.name, verdict=one.verdict, sentence=one.sentence, power=one.power)
+        for one in content.checks
     ]
     thresholds = judged(spec, measures, findings)
     missed = [one for one in thresholds if not one.met]
@@ -302,10 +307,14 @@ def _ledgers(found: Verified, content: Certificate, ledgers: Sequence[Path]) -> 
             found.faults.append(Fault(code="release-ledger", message=text))
             continue
         seen.add(checked.site)
-        found.held.append(f"the ledger of '{checked.site}' verifies, and holds the certified entry {head.seq if head else 0}")
+        found.held.append(
+            f"the ledger of '{checked.site}' verifies, and holds the certified entry {head.seq if head else 0}"
+        )
     left = sorted(set(heads) - seen)
     if left:
-        found.unchecked.append(f"the ledgers of {', '.join(left[:10])}: give --ledger FILE; each site has its own")
+        found.unchecked.append(
+            f"the ledgers of {', '.join(left[:10])}: give --ledger FILE; each site has its own"
+        )
 
 
 def _holds(found: Verified, code: str, what: str, check: Callable[[], Any]) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from cloister.core.evidence import Finding
 from cloister.privacy.ledger.verification import TOLERANCE
+from cloister.privacy.plan import Plan
 from cloister.server.audit.budget.runs import ChargedRun, read_run
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject
@@ -41,21 +43,31 @@ class Charged:
 
 def charged_in(run: ChargedRun) -> dict[str, Charged]:
     """Return what each site that the run asked is charged."""
-    found, costs = {}, dict[frozenset[tuple[int, int]], float]()
+    found = {}
     for site, numbers in sorted(run.asked.items()):
         rounds = Counter(run.survivors.get(number, _UNKNOWN) for number in numbers)
-        same = frozenset(rounds.items())
-        if same not in costs:
-            costs[same] = run.plan.spent_by(rounds).epsilon
         said = run.stated.get(site, {}).get("epsilon")
-        found[site] = Charged(rounds=rounds, epsilon=costs[same], stated=said)
+        found[site] = Charged(
+            rounds=rounds, epsilon=_cost(run.plan, frozenset(rounds.items())), stated=said
+        )
     return found
+
+
+@lru_cache(maxsize=256)
+def _cost(plan: Plan, rounds: frozenset[tuple[int, int]]) -> float:
+    """Return ε of rounds by survivors; most sites of a run, and of several looks at it, share one."""
+    return plan.spent_by(dict(rounds)).epsilon
 
 
 def _section(found: Finding) -> Section:
     section = Section()
     rows = [
-        (name, str(one["rounds"]), f"{one['epsilon']:.4g}", "–" if one["stated"] is None else f"{one['stated']:.4g}")
+        (
+            name,
+            str(one["rounds"]),
+            f"{one['epsilon']:.4g}",
+            "–" if one["stated"] is None else f"{one['stated']:.4g}",
+        )
         for name, one in list(found.figures.get("sites", {}).items())[:100]
     ]
     if rows:
@@ -77,7 +89,9 @@ def check_accounting(subject: AuditSubject) -> Finding:
     charged = charged_in(run)
     most = max(one.epsilon for one in charged.values())
     low = sorted(
-        site for site, one in charged.items() if one.stated is not None and one.stated < one.epsilon * (1 - TOLERANCE)
+        site
+        for site, one in charged.items()
+        if one.stated is not None and one.stated < one.epsilon * (1 - TOLERANCE)
     )
     faults = [*run.faults.values(), *(f"site '{site}' spent more than the run states" for site in low)]
     figures: dict[str, Any] = {

@@ -65,7 +65,9 @@ def check_privacy(subject: AuditSubject) -> Finding:
     read = (_read(raw) for _, raw in _beside(subject.path))
     fits = [one for one in read if one is not None and _same(one, subject, run)]
     if not fits:
-        return _nothing("No audited run of this federation lies beside this one: nobody tried to refute its epsilon.")
+        return _nothing(
+            "No audited run of this federation lies beside this one: nobody tried to refute its epsilon."
+        )
     worst = max(fits, key=lambda one: (one["verdict"] == "refuted", one["verdict"] == "consistent"))
     verdict = _VERDICTS[worst["verdict"]]
     reason = str(worst["reason"])
@@ -100,14 +102,23 @@ def _beside(run: Path) -> Iterator[tuple[Path, bytes]]:
 
 def _read(raw: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(raw)
-        numbers = [found["lower_bound"], found["confidence"], found["claim"]["epsilon"], found["claim"]["delta"]]
+        found: dict[str, Any] = json.loads(raw)
+        numbers = [
+            found["lower_bound"],
+            found["confidence"],
+            found["claim"]["epsilon"],
+            found["claim"]["delta"],
+        ]
         whole = all(isinstance(one, int | float) and math.isfinite(one) for one in numbers)
-        fits = found["check"] == "privacy" and found["verdict"] in _VERDICTS and isinstance(found["estimators"], list)
+        fits = (
+            found["check"] == "privacy"
+            and found["verdict"] in _VERDICTS
+            and isinstance(found["estimators"], list)
+        )
         named = isinstance(found["set_up"], dict) and {"decided_by", "canaries", "reason"} <= set(found)
-        return found if whole and fits and named else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    return found if whole and fits and named else None
 
 
 def _same(found: Mapping[str, Any], subject: AuditSubject, run: ChargedRun) -> bool:
@@ -127,7 +138,9 @@ def _same(found: Mapping[str, Any], subject: AuditSubject, run: ChargedRun) -> b
 def _power(found: Mapping[str, Any]) -> str:
     deciding = next((one for one in found["estimators"] if one.get("decides")), {})
     refutable = deciding.get("refutable")
-    above = "at no epsilon" if refutable is None else f"a mechanism that costs epsilon = {refutable:.3g} or more"
+    above = (
+        "at no epsilon" if refutable is None else f"a mechanism that costs epsilon = {refutable:.3g} or more"
+    )
     return (
         f"It could have shown {above}, in 9 of 10 such audits. It is about another run of the same mechanism, made with canaries: it shows what the code does, "
         "not what each site did in this run."

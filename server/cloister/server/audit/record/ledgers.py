@@ -31,7 +31,13 @@ def _section(found: Finding) -> Section:
         section.table(
             ("Ledger", "Unit", "Charges", "ε recomputed", "ε by the ledger"),
             [
-                (one["ledger"], one["unit"], str(one["charges"]), f"{one['epsilon']:.4g}", f"{one['ledger_says']:.4g}")
+                (
+                    one["ledger"],
+                    one["unit"],
+                    str(one["charges"]),
+                    f"{one['epsilon']:.4g}",
+                    f"{one['ledger_says']:.4g}",
+                )
                 for one in totals[:100]
             ],
         )

@@ -23,7 +23,10 @@ def _section(found: Finding) -> Section:
     if attacks:
         section.table(
             ("Attack", "Accuracy", "95% interval"),
-            [(name, f"{one['accuracy']:.3f}", "{:.3f} to {:.3f}".format(*one["interval"])) for name, one in attacks.items()],
+            [
+                (name, f"{one['accuracy']:.3f}", "{:.3f} to {:.3f}".format(*one["interval"]))
+                for name, one in attacks.items()
+            ],
         )
     return section
 
@@ -60,7 +63,17 @@ def check_robustness(subject: AuditSubject) -> Finding:
     rung = [alarm["name"] for alarm in found["alarms"] if alarm["raised"]]
     robust = found["robust_accuracy"]
     low, high = robust["interval"]
-    kept = ("norm", "epsilon", "records", "seed", "accuracy", "robust_accuracy", "attacks", "alarms", "unreliable")
+    kept = (
+        "norm",
+        "epsilon",
+        "records",
+        "seed",
+        "accuracy",
+        "robust_accuracy",
+        "attacks",
+        "alarms",
+        "unreliable",
+    )
     return Finding(
         name="robustness",
         verdict="warn" if rung or found["unreliable"] else "pass",
