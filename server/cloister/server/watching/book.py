@@ -240,7 +240,11 @@ class Book:
             sites={name: site.total for name, site in self.sites.items() if site.total.asked},
             series={where: Series(points=(point,)) for where, point in self.measured.items()},
             privacy_by_round=tuple(
-                {"round": number, "epsilon": value, "asked": self.rounds_asked if number == self.spent_at else None}
+                {
+                    "round": number,
+                    "epsilon": value,
+                    "asked": self.rounds_asked if number == self.spent_at else None,
+                }
                 for number, value in self.spent.points()
             ),
         )
