@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -222,11 +223,15 @@ def test_a_key_that_the_consortium_does_not_know_is_not_let_in(consortium: Deplo
 
 def test_a_user_who_was_struck_off_is_heard_by_no_site(consortium: Deployment) -> None:
     """The last test of this consortium: the server has not heard of it yet, and the sites have."""
+    before = consortium.folder / "ada-before"
+    shutil.copytree(consortium.user(), before)
     consortium.run("provision", "revoke", str(consortium.folder / "c"), "user:ada", "--reason", "left")
     for site in HOSPITALS:
         newest = (consortium.folder / "c" / "public" / "revoked.json").read_bytes()
         (consortium.site(site) / "revoked.json").write_bytes(newest)
-    run = consortium.submit(rounds=1)
-    job = consortium.ended(run)
-    assert (job["state"], job["code"]) == ("failed", "identity-revoked"), job
+    done = consortium.run(
+        "job", "submit", str(consortium.write_heart(rounds=1)), "--kit", str(before), "--json"
+    )
+    run = str(json.loads(done.stdout)["run"])
+    consortium.until(lambda: "identity-revoked" in consortium.server_log(), 120, "server")
     assert all(charges(consortium, site, run) == [] for site in HOSPITALS)

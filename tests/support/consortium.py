@@ -263,6 +263,11 @@ class Deployment:
         path = self.server / "runs" / run / "events.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def server_log(self) -> str:
+        """Return what the server and its jobs wrote."""
+        logs = sorted((self.server / "state" / "logs").glob("*.log"))
+        return self.log("server") + "".join(path.read_text(errors="replace") for path in logs)
+
     def work_log(self, run: str) -> str:
         """Return what a job's process wrote."""
         path = self.server / "state" / "logs" / f"{run}.log"

@@ -79,6 +79,12 @@ __all__ = ["FleetLink", "LinkLostError", "MessageLostError", "tls_context"]
 
 _CALL_S = 30.0
 _BEATS_APART_S = 10.0
+_REFUSED = (
+    httpx.codes.BAD_REQUEST,  # nginx: a certificate that was taken back, or none
+    httpx.codes.UNAUTHORIZED,
+    httpx.codes.FORBIDDEN,
+    httpx.codes.PRECONDITION_FAILED,  # the SuperLink: a key that it does not know
+)
 #: Bytes of one answer: Flower cuts arrays into pieces of 5 MiB.
 _MOST_ANSWERED = 64 << 20
 
@@ -269,7 +275,7 @@ class FleetLink:
             return work()
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
-            if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.BAD_REQUEST):
+            if status in _REFUSED:
                 raise PolicyError(
                     f"the coordinator does not let this site in (HTTP {status})",
                     remedy="ask the consortium whether this site's key is registered and not revoked; check this machine's clock",

@@ -145,7 +145,7 @@ class Allow(Table):
     )
     sites_in_sum: Count = Field(
         default=3,
-        description="a sum is opened from so many sites on: cohort.min_sites, or 3 where sums are those of groups",
+        description="so many sites are in every sum of a round: cohort.min_sites is at least this; in groups (aggregation.group_size) a sum counts with 3",
     )
     colluders: Whole = Field(
         default=0,
