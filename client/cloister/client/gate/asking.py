@@ -13,6 +13,7 @@ from cloister.core import protocol
 from cloister.core.digests import federation_digest
 from cloister.core.errors import IntegrityError
 from cloister.core.spec import FederationSpec
+from cloister.core.spec.grouping import least_in_sum
 from cloister.privacy.identity import Consortium
 from cloister.privacy.request import JobRequest, SignedRequest
 
@@ -72,7 +73,7 @@ def asked(user: str, request: JobRequest, spec: FederationSpec) -> dict[str, Any
         "protection": spec.aggregation.protection,
         "unit": spec.privacy.unit,
         "rounds": spec.federation.rounds,
-        "min_sites": spec.cohort.min_sites,
+        "min_sites": least_in_sum(spec),
     }
 
 

@@ -144,7 +144,8 @@ class Allow(Table):
         description="whose privacy must be guaranteed: one of these; none: nobody's",
     )
     sites_in_sum: Count = Field(
-        default=3, description="cohort.min_sites is at least this: the fewest sites in a round"
+        default=3,
+        description="so many sites are in every sum of a round: cohort.min_sites is at least this; in groups (aggregation.group_size) a sum counts with 3",
     )
     colluders: Whole = Field(
         default=0,
