@@ -125,6 +125,9 @@ class Book:
         elif kind == "privacy" and not event.get("site"):
             self.spent.add(number, _finite(event.get("epsilon")))
             self.spent_at, self.rounds_asked = number, event.get("asked")
+        self._prune()
+
+    def _prune(self) -> None:
         while len(self.fold.rounds) > ROUNDS:
             del self.fold.rounds[next(iter(self.fold.rounds))]
         while len(self.fold.warnings) > KEPT:
@@ -240,7 +243,11 @@ class Book:
             sites={name: site.total for name, site in self.sites.items() if site.total.asked},
             series={where: Series(points=(point,)) for where, point in self.measured.items()},
             privacy_by_round=tuple(
-                {"round": number, "epsilon": value, "asked": self.rounds_asked if number == self.spent_at else None}
+                {
+                    "round": number,
+                    "epsilon": value,
+                    "asked": self.rounds_asked if number == self.spent_at else None,
+                }
                 for number, value in self.spent.points()
             ),
         )

@@ -109,7 +109,9 @@ def _serve(
     if token is not None and not made:
         out.say(f"token  the one in {token_file}")
     if not local:
-        out.say("The page is not encrypted on its way: between machines use an ssh tunnel, or a proxy with TLS.")
+        out.say(
+            "The page is not encrypted on its way: between machines use an ssh tunnel, or a proxy with TLS."
+        )
     out.say("Ctrl-C ends watching; the run goes on.")
     with contextlib.suppress(KeyboardInterrupt):  # the one way to end it
         asyncio.run(serve())

@@ -71,6 +71,4 @@ class Band:
 
     def points(self) -> Mapping[str, list[tuple[int, float]]]:
         """Return the three curves: ``low``, ``middle``, ``high``."""
-        return dict(
-            zip(("low", "middle", "high"), (curve.points() for curve in self._curves), strict=True)
-        )
+        return dict(zip(("low", "middle", "high"), (curve.points() for curve in self._curves), strict=True))

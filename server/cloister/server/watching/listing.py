@@ -99,9 +99,14 @@ class Listing:
         rounds = [event["round"] for event in last if event["kind"] == "round"]
         ends = [event.get("status") for event in last[-3:] if event["kind"] == "end"]
         newest = last[-1] if last else {}
-        central = [event for event in last if event["kind"] == "evaluation" and event.get("where") == "central"]
+        central = [
+            event for event in last if event["kind"] == "evaluation" and event.get("where") == "central"
+        ]
         metrics = central[-1].get("metrics") if central else None
-        planned, accuracy = first.get("rounds"), metrics.get("accuracy") if isinstance(metrics, dict) else None
+        planned, accuracy = (
+            first.get("rounds"),
+            metrics.get("accuracy") if isinstance(metrics, dict) else None,
+        )
         return {
             "key": name,
             "name": shown(first.get("name") or name),
