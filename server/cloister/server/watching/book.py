@@ -125,6 +125,9 @@ class Book:
         elif kind == "privacy" and not event.get("site"):
             self.spent.add(number, _finite(event.get("epsilon")))
             self.spent_at, self.rounds_asked = number, event.get("asked")
+        self._prune()
+
+    def _prune(self) -> None:
         while len(self.fold.rounds) > ROUNDS:
             del self.fold.rounds[next(iter(self.fold.rounds))]
         while len(self.fold.warnings) > KEPT:

@@ -47,7 +47,7 @@ class Findings:
     def _finding(self, name: str, about: os.stat_result) -> dict[str, Any]:
         try:
             if not stat.S_ISREG(about.st_mode) or about.st_size > _BYTES:
-                raise ValueError(name)
+                raise ValueError(name)  # noqa: TRY301 - told like any other file that holds none
             value = json.loads((self._folder / name).read_bytes())["finding"]
             return {
                 "check": shown(value["name"]),

@@ -157,6 +157,26 @@ class _Guard:
         await (answer or self._app)(scope, receive, headed)
 
     async def _refusal(self, request: Request) -> Response | None:
+        if (refused := self._foreign(request)) is not None:
+            return refused
+        guarded = self._access.token is not None
+        if guarded and request.method == "POST" and request.url.path == "/enter":
+            return self._entered((await _form(request)).get("token", ""), "/")
+        if request.method not in ("GET", "HEAD"):
+            return PlainTextResponse("Only for reading.", 405)
+        token = request.query_params.get("token")
+        if guarded and token is not None:
+            rest = [(key, value) for key, value in request.query_params.multi_items() if key != "token"]
+            # One slash: two would lead to another host.
+            to = quote("/" + request.url.path.lstrip("/")) + (f"?{urlencode(rest)}" if rest else "")
+            return self._entered(token, to)
+        # Static files are the same for everybody and hold nothing of a run.
+        free = request.url.path.startswith("/static/") or self._access.admits(
+            request.cookies.get(self._cookie)
+        )
+        return None if free else self._form(403)
+
+    def _foreign(self, request: Request) -> Response | None:
         hosts = request.headers.getlist("host")
         if len(hosts) != 1 or not self._access.is_ours(hosts[0]):
             text = "This host name is not one that this page answers to: use the address that cloister watch printed, or give --host."
@@ -164,18 +184,6 @@ class _Guard:
         came = request.headers.get("sec-fetch-site", "none")
         if came not in ("none", "same-origin") and request.headers.get("sec-fetch-mode") != "navigate":
             return PlainTextResponse("Another site's page may not read this.", 403)
-        if request.method == "POST" and request.url.path == "/enter" and self._access.token is not None:
-            return self._entered((await _form(request)).get("token", ""), "/")
-        if request.method not in ("GET", "HEAD"):
-            return PlainTextResponse("Only for reading.", 405)
-        if request.url.path.startswith("/static/"):
-            return None  # the same for everybody, with nothing of a run
-        if (shown := request.query_params.get("token")) is not None and self._access.token is not None:
-            rest = [(key, value) for key, value in request.query_params.multi_items() if key != "token"]
-            to = quote("/" + request.url.path.lstrip("/")) + (f"?{urlencode(rest)}" if rest else "")
-            return self._entered(shown, to)
-        if not self._access.admits(request.cookies.get(self._cookie)):
-            return self._form(403)
         return None
 
     def _entered(self, token: str, to: str) -> Response:

@@ -128,7 +128,7 @@ def sites(
         site = book.sites.get(name) or SiteNow()
         now = book.heard.get(name, "awaited" if active and everyone else "")
         rows.append((name, site, now))
-    # The best accuracy says nothing about who needs a look: those who are refused, missing or awaited come first.
+    # Those who need a look come first.
     rows.sort(key=lambda row: (-_trouble(row[1]), row[0]))
     costs = spent.sites if spent else {}
     listed = []
@@ -257,7 +257,7 @@ def privacy(
     told: Mapping[str, Any] = book.fold.privacy.get("") or {}
     asked = table(spec, "privacy")
     history = list(spent.rounds) if spent else book.spent.points()
-    newest = max(book.spent.points()[-1:] + [point for point in history[-1:]], default=None)
+    newest = max(book.spent.points()[-1:] + list(history[-1:]), default=None)
     costs = list(spent.sites.values()) if spent else []
     most = max((cost.epsilon for cost in costs), default=newest[1] if newest else None)
     projection = list(spent.projection) if spent else []

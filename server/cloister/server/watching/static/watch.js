@@ -23,9 +23,12 @@ function section(name, title, ...content) {
 }
 
 function table(label, columns, rows, kind = "") {
-  const head = el("tr", {}, ...columns.map((text) => el("th", { scope: "col" }, text)));
-  const body = rows.map(([first, ...rest]) => el("tr", {}, el("th", { scope: "row" }, first), ...rest.map((cell) => el("td", {}, cell))));
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, el("table", { class: kind }, el("thead", {}, head), el("tbody", {}, ...body)));
+  // The roles are said outright: a narrow window shows a table of words as blocks.
+  const head = el("tr", { role: "row" }, ...columns.map((text) => el("th", { scope: "col", role: "columnheader" }, text)));
+  const body = rows.map(([first, ...rest]) => el("tr", { role: "row" }, el("th", { scope: "row", role: "rowheader" }, first),
+    ...rest.map((cell, index) => el("td", { role: "cell", "data-of": columns[index + 1] }, cell))));
+  return el("div", { class: `scroll ${kind}`, tabindex: "0", role: "region", "aria-label": label },
+    el("table", { class: kind, role: "table" }, el("thead", { role: "rowgroup" }, head), el("tbody", { role: "rowgroup" }, ...body)));
 }
 
 function tile(name, figure, small) {
@@ -85,7 +88,8 @@ const views = {
     const { curves: c, progress } = parts;
     if (!c) return null;
     const format = (one) => (one.share ? share : number), until = progress?.rounds ?? 0;
-    const figures = c.metrics.map((one) => plot({ title: one.label, format: format(one), until, series: one.series }));
+    const figures = c.metrics.map((one) => plot({ title: one.label, format: format(one), until,
+      series: one.series.map((line, index) => ({ ...line, kind: index || one.series.length === 1 ? "line" : "thick" })) }));
     let sites = null;
     if (c.sites) {
       const few = c.sites.count <= 8;

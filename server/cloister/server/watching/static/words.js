@@ -38,7 +38,7 @@ export function seconds(value) {
 export function ago(at, now) {
   if (at === null || at === undefined) return "never";
   const past = Math.max(0, now - at);
-  return past < 2 ? "now" : `${seconds(past < 100 ? Math.round(past) : past)} ago`;
+  return past < 2 ? "now" : past < 100 || past >= 3600 ? `${seconds(Math.round(past))} ago` : `${Math.round(past / 60)} min ago`;
 }
 
 export function day(at) {
