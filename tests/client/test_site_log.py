@@ -98,7 +98,7 @@ def test_a_line_of_another_history_that_the_site_itself_signed_does_not_fit(
     for path in (log, log.with_suffix(".head"), log.with_suffix(".pem")):
         (copy / path.name).write_bytes(path.read_bytes())
         (copy / path.name).chmod(0o600)
-    for folder, code in ((log.parent, "policy-unit"), (copy, "policy-user")):
+    for folder, code in ((copy, "policy-user"), (log.parent, "policy-unit")):
         made = opened(folder)
         made.append("refused", {"code": code})
         made.append("stopped", {})

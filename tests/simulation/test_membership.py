@@ -60,7 +60,7 @@ partition = {{ by = "iid" }}
 def parts(loaded: Loaded) -> tuple[Any, Any, list[Records], np.ndarray]:
     task = load_task(loaded.spec.task, loaded.base)
     model = build_model(task, loaded.spec.federation.seed)
-    x, y = task.data().train.batch(torch.arange(90))  # type: ignore[union-attr]
+    x, y = task.data().train.batch(torch.arange(90))
     records = [Records(inputs=x[:50], targets=y[:50]), Records(inputs=x[50:], targets=y[50:])]
     members = np.random.default_rng(0).random((3, 90)) < 0.5
     return task, model, records, members

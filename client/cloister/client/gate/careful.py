@@ -36,6 +36,7 @@ min_records = 50        # with fewer training records nobody trains on them
 # sites_in_sum = 3        # the fewest sites in a sum
 # colluders = 0           # so many of them may side with the server
 # epsilon_run = 1.0       # the most that one whole run may cost
+# repeated_rounds = 5     # so many rounds of a run may be charged once more, since a server or a site died in the middle
 # rounds = 200            # the most rounds of a run
 # outputs = ["update"]    # also "sums of metrics", "metrics" (in clear), "control" (SCAFFOLD)
 # metrics = ["loss"]      # the measurements that may be among them

@@ -128,6 +128,11 @@ class Gate:
         rules = self._policy().policy.rules_for(spec.task.use)
         return rules[0].dataset if rules else None
 
+    def repeats_for(self, spec: FederationSpec) -> int:
+        """Return how many rounds of a run may be charged once more, by policy."""
+        rules = self._policy().policy.rules_for(spec.task.use)
+        return rules[0].repeated_rounds if rules else 0
+
     def status(self) -> dict[str, Any]:
         """Return what ``cloister site status --json`` prints."""
         self._log.refresh()

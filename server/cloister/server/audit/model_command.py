@@ -27,8 +27,8 @@ MODEL_CHECKS = (
     "fingerprint",
     "extraction",
 )
-#: Audits with a command of their own.
-_APART = frozenset({"membership", "leakage"})
+#: Audits with a command of their own, or of the run and not of its model.
+_APART = frozenset({"accounting", "ledgers", "leakage", "membership", "privacy", "robustness", "transcript"})
 
 
 def register(group: typer.Typer) -> None:

@@ -42,8 +42,8 @@ class Imprint(nn.Module):
     def __init__(self, model: nn.Module, direction: Tensor, edges: Tensor) -> None:
         super().__init__()
         bins, size = len(edges), len(direction)
-        self.reading = nn.utils.skip_init(nn.Linear, size, bins)
-        self.passing = nn.utils.skip_init(nn.Linear, bins, size, bias=False)
+        self.reading = nn.utils.skip_init(nn.Linear, size, bins)  # type: ignore[no-untyped-call]
+        self.passing = nn.utils.skip_init(nn.Linear, bins, size, bias=False)  # type: ignore[no-untyped-call]
         self.model = model
         with torch.no_grad():
             self.reading.weight.copy_(direction.expand(bins, size))

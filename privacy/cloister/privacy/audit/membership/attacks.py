@@ -132,7 +132,8 @@ def _fit(shadows: Numbers, part: Members) -> tuple[Numbers, Numbers]:
 
 def _mean(values: Numbers, part: Members) -> Numbers:
     total: Numbers = np.where(part, values, 0.0).sum(axis=0)
-    return total / np.maximum(part.sum(axis=0), 1)
+    mean: Numbers = total / np.maximum(part.sum(axis=0), 1)
+    return mean
 
 
 def _check(target: Numbers, shadows: Numbers, member: Members) -> None:
