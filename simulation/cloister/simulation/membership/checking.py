@@ -106,6 +106,8 @@ def _section(found: Finding) -> Section:
             axes.set_yscale("log")
             axes.set_xlim(least, 1)
             axes.set_ylim(least, 1.1)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
             tidy(axes, xlabel="false alarms", ylabel="members found")
             figure.legend(loc="outside upper left", ncols=3)
 

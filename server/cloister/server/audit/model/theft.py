@@ -34,7 +34,12 @@ def _marks_section(found: Finding) -> Section:
     section.table(
         ("What the thief did", "Score", "Chance of a false accusation", "Traced"),
         [
-            (name, f"{one['z']:.1f}", f"{one['p']:.1g}", "yes" if one["traced"] else "no")
+            (
+                name,
+                f"{one['z']:.1f}",
+                f"{one['p']:.1g}" if one["p"] > 1e-12 else "below 1e-12",
+                "yes" if one["traced"] else "no",
+            )
             for name, one in found.figures["attacks"].items()
         ],
         note=f"Each of {found.figures['recipients']} recipients has a mark of its own; the chance is a bound that holds whatever the thief did.",
@@ -185,6 +190,8 @@ def _extraction_section(found: Finding) -> Section:
             label="random inputs",
         )
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda queries, _: f"{queries:,.0f}")
+        axes.minorticks_off()
         axes.set_ylim(0, 1.02)
         tidy(axes, xlabel="queries", ylabel="agreement")
         figure.legend(loc="outside upper left", ncols=2)
