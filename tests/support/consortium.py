@@ -77,12 +77,17 @@ class Deployment:
         folder: where all of it goes.
         sites: the hospitals.
         cap: the ε that each site allows.
+        door: whether nginx stands before it; where it is not installed the members reach SuperLink and job service directly.
     """
 
-    def __init__(self, folder: Path, sites: Sequence[str], *, cap: float = 10.0, door: bool = True) -> None:
-        self.folder, self.sites, self._door = folder, list(sites), door
+    def __init__(
+        self, folder: Path, sites: Sequence[str], *, cap: float = 10.0, door: bool | None = None
+    ) -> None:
+        self.folder, self.sites = folder, list(sites)
+        self._door = has_nginx() if door is None else door
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.door, link, jobs = free_port(), free_port(), free_port()
+        self.fleet, self.jobs = (self.door, self.door) if self._door else (link, jobs)
         lines = [f'[consortium]\nname = "test"\n[server]\nhost = "127.0.0.1"\nport = {self.door}\n']
         lines += [
             f'[[sites]]\nname = "{name}"\ndata.heart = {{ task = "heart", owner = "{name}" }}\n'
@@ -106,8 +111,12 @@ class Deployment:
         for name in sites:
             config = self.site(name) / "site.toml"
             text = config.read_text().split("[health]")[0]
-            config.write_text(text.replace("[server]\n", "[server]\nmost_bytes = 33554432\n"))
+            text = text.replace("[server]\n", "[server]\nmost_bytes = 33554432\n")
+            config.write_text(text.replace(f":{self.door}", f":{self.fleet}"))
             (self.site(name) / "policy.toml").write_text(POLICY.format(cap=cap))
+        for name in ("ada", "eve"):
+            file = self.user(name) / "user.toml"
+            file.write_text(file.read_text().replace(f":{self.door}", f":{self.jobs}"))
 
     def __enter__(self) -> Self:
         return self
@@ -142,6 +151,7 @@ class Deployment:
     def start(self, *names: str) -> None:
         """Start ``server``, ``nginx`` or sites."""
         for name in names:
+            cloister = str(Path(sys.executable).parent / "cloister")
             if name == "nginx":
                 (self.server / "run").mkdir(exist_ok=True)
                 command = [
@@ -155,13 +165,12 @@ class Deployment:
                     "-g",
                     "daemon off;",
                 ]
+            elif name == "server":
+                command = [cloister, "server", "run", str(self.server)]
+            elif name == "superlink":
+                command = [cloister, "server", "superlink", str(self.server)]
             else:
-                part = (
-                    ["server", "run", str(self.server)]
-                    if name == "server"
-                    else ["site", "run", str(self.site(name))]
-                )
-                command = [str(Path(sys.executable).parent / "cloister"), *part]
+                command = [cloister, "site", "run", str(self.site(name))]
             with (self.folder / f"{name}.log").open("ab") as log:
                 self._processes[name] = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment()
@@ -253,6 +262,11 @@ class Deployment:
         """Return a run's events so far."""
         path = self.server / "runs" / run / "events.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def server_log(self) -> str:
+        """Return what the server and its jobs wrote."""
+        logs = sorted((self.server / "state" / "logs").glob("*.log"))
+        return self.log("server") + "".join(path.read_text(errors="replace") for path in logs)
 
     def work_log(self, run: str) -> str:
         """Return what a job's process wrote."""

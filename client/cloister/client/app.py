@@ -84,6 +84,7 @@ class Site:
         ledger: the account of what they have cost; ``None``: none is kept.
         credentials: what it proves to others; ``None``: it has no identity in a consortium.
         sessions: a file beside which it keeps its secure sessions; ``None``: beside the ledger, or with Flower's context where there is none.
+        repeats: how many rounds of a run may be charged once more; ``None``: any number, up to the cap.
         peers: all sites of a simulation, itself among them; a real site reads them in the user's request.
     """
 
@@ -92,6 +93,7 @@ class Site:
     ledger: SiteLedger | None = None
     credentials: Credentials | None = None
     sessions: Path | None = None
+    repeats: int | None = None
     peers: tuple[str, ...] = ()
 
 
@@ -171,6 +173,7 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
             plan=plan,
             code_hash=bench.code_hash,
             told=job.told,
+            repeats=site.repeats,
         )
         arrays, said = release(site.ledger, charge, compute)
         content[protocol.LEDGER] = ConfigRecord({protocol.LEDGER: said.to_json()})

@@ -16,7 +16,7 @@ import httpx
 import torch
 from cryptography import x509
 
-from cloister.client.data_check import check_dataset
+from cloister.client.data_check.checking import check_dataset
 from cloister.client.fleet_link import FleetLink, LinkLostError, tls_context
 from cloister.client.gate import state_folder
 from cloister.client.gate.policy import POLICY, read_policy

@@ -51,10 +51,10 @@ def end_audit(
         table.add_row(title_of(found.name, checks), found.verdict, visible(found.sentence))
     out.say(table, f"\npage  {page}")
     if failed:
-        error = AuditFailed(
+        refusal = AuditFailed(
             f"check '{failed[0].name}' failed: {failed[0].sentence}",
             remedy=f"read {page} before anybody uses this model",
         )
         if out.json_output:
-            out.result = dict(out.result) | {"error": error.as_dict()}
-        raise error
+            out.result = dict(out.result) | {"error": refusal.as_dict()}
+        raise refusal

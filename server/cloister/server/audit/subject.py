@@ -235,7 +235,7 @@ def open_audit(
         IntegrityError: the model's file is no safetensors file.
         SpecError: the federation file or its task is refused.
     """
-    more = {"seed": seed, "settings": settings or {}, "tell": tell}
+    more: dict[str, Any] = {"seed": seed, "settings": settings or {}, "tell": tell}
     if not path.is_dir():
         loaded = load_federation(path)
         folder = out or path.parent / f"audits-{loaded.spec.federation.name}"

@@ -11,8 +11,10 @@ verdict        when
 =============  ==================================================================================
 fail           the interval's lower end is above ``most``, or above what the promise allows
 pass           the interval's upper end is at most ``most``
-no power       neither: too few records or shadows to tell
+no power       neither, or fewer others a model than one hundred: no false alarm could be allowed
 =============  ==================================================================================
+
+Of N others k = ⌊N/100⌋ may pass, and guessing then finds (k + 1)/(N + 1) of the members, somewhat more than 1%: both limits are raised to that.
 """
 
 from __future__ import annotations
@@ -104,6 +106,8 @@ def _section(found: Finding) -> Section:
             axes.set_yscale("log")
             axes.set_xlim(least, 1)
             axes.set_ylim(least, 1.1)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
             tidy(axes, xlabel="false alarms", ylabel="members found")
             figure.legend(loc="outside upper left", ncols=3)
 
@@ -170,7 +174,7 @@ def check_membership(subject: AuditSubject) -> Finding:
     }
     if subject.tensors is not None:
         figures = {**figures, "model": _model(subject, population, shadows)}
-    artefacts = ()
+    artefacts: tuple[str, ...] = ()
     if site is not None:
         artefacts = (_own_report(subject, population, exposed, site),)
     return _judged(figures, artefacts)
@@ -271,23 +275,27 @@ def _judged(figures: dict[str, Any], artefacts: tuple[str, ...]) -> Finding:
     best = max(part["attacks"], key=lambda name: (part["attacks"][name]["rates"]["0.01"]["share"], name))
     rate = part["attacks"][best]["rates"]["0.01"]
     most, promise = figures["most"], figures["promise"]
-    allowed = most_allowed(0.01, promise["epsilon"], promise["delta"]) if promise else None
-    broken = allowed is not None and rate["low"] > allowed
+    others = figures["records"] // 2
+    guessing = (others // 100 + 1) / (others + 1)
+    allowed = most_allowed(guessing, promise["epsilon"], promise["delta"]) if promise else None
+    few = others < 100
+    broken = allowed is not None and rate["low"] > allowed and not few
+    slack = guessing - 0.01
     words = f"{100 * rate['share']:.1f}% ({100 * rate['low']:.1f} to {100 * rate['high']:.1f}%)"
-    said = f"With {figures['shadows']} shadow models an attacker finds {words} of those whose records were trained on while naming 1% of the others (best: {best}; guessing finds 1%)"
+    said = f"With {figures['shadows']} shadow models an attacker finds {words} of those whose records were trained on while naming 1% of the others (best: {best}; guessing finds {100 * guessing:.1f}%)"
     if broken:
         verdict, more = (
             "fail",
             f"; the promise of ε = {promise['epsilon']:.2g} allows {100 * (allowed or 0):.1f}%.",
         )
-    elif rate["low"] > most:
+    elif rate["low"] > most + slack and not few:
         verdict, more = "fail", f"; at most {100 * most:g}% were to be found."
-    elif rate["high"] <= most:
+    elif rate["high"] <= most and not few:
         verdict, more = "pass", f", and no more than {100 * most:g}%."
     else:
         verdict, more = "no power", f"; whether it is more than {100 * most:g}% cannot be told from so few."
     half = (rate["high"] - rate["low"]) / 2
-    least = max(most, 0.0) + half
+    least = most + slack + half
     own = ""
     if "model" in figures:
         one = figures["model"]["attacks"][best]["rates"]["0.01"]
@@ -297,7 +305,7 @@ def _judged(figures: dict[str, Any], artefacts: tuple[str, ...]) -> Finding:
         name="membership",
         verdict=verdict,  # type: ignore[arg-type]
         sentence=said + more + own,
-        figures=plain_figures(figures | {"best": best, "allowed": allowed}),
+        figures=plain_figures(figures | {"best": best, "allowed": allowed, "guessing": guessing}),
         power=f"It could have shown a share above {100 * least:.1f}% at 1% false alarms, for attackers who know the recipe and have records of the same kind. "
         f"At 0.1% false alarms it counts {math.floor(figures['records'] / 2 * 0.001)} of the others a model. Stronger attackers may find more: this is a lower bound.{weak}",
         artefacts=artefacts,

@@ -26,6 +26,8 @@ from cloister.simulation.membership.side_by_side import Records, obstacle, train
 
 __all__ = ["Population", "Shadows", "confidences", "population_of", "train_shadows"]
 
+Members = npt.NDArray[np.bool_]
+
 #: Numbers of all stacked models of a chunk together, and of the gradients of single records where those are taken.
 _STACKED, _SINGLE = 6_000_000, 60_000_000
 
@@ -76,7 +78,11 @@ def population_of(subject: AuditSubject, limit: int) -> Population:
     splits = subject.sites
     total = sum(len(split.train) + len(split.test) for split in splits.values())
     share = min(1.0, limit / max(total, 1))
-    names, data, trained, site, row = [], [], [], [], []
+    names: list[str] = []
+    data: list[Data] = []
+    trained: list[Members] = []
+    site: list[npt.NDArray[np.int64]] = []
+    row: list[npt.NDArray[np.int64]] = []
     for name, split in splits.items():
         rows = []
         for part, there in ((split.train, True), (split.test, False)):

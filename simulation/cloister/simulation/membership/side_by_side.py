@@ -153,7 +153,7 @@ class _Stack:
 
     def losses(self, task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the (shadows, batch) losses."""
-        scores = self._scores(self.parameters, inputs)
+        scores = self._scores(dict(self.parameters), inputs)
         return task.loss(scores.flatten(0, 1), targets.flatten()).reshape(targets.shape)
 
     def record_gradients(self, task: Task, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:

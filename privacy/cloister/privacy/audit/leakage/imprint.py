@@ -42,8 +42,8 @@ class Imprint(nn.Module):
     def __init__(self, model: nn.Module, direction: Tensor, edges: Tensor) -> None:
         super().__init__()
         bins, size = len(edges), len(direction)
-        self.reading = nn.Linear(size, bins)
-        self.passing = nn.Linear(bins, size, bias=False)
+        self.reading = nn.utils.skip_init(nn.Linear, size, bins)  # type: ignore[no-untyped-call]
+        self.passing = nn.utils.skip_init(nn.Linear, bins, size, bias=False)  # type: ignore[no-untyped-call]
         self.model = model
         with torch.no_grad():
             self.reading.weight.copy_(direction.expand(bins, size))
@@ -84,9 +84,9 @@ def recover(weight: npt.NDArray[np.floating], bias: npt.NDArray[np.floating]) ->
         weight: (bins, d) its gradient by the weights, or a multiple of it.
         bias: (bins,) by the biases, the same multiple.
     """
+    if not np.isfinite(weight).all() or not np.isfinite(bias).all() or not np.any(bias):
+        return np.zeros((0, weight.shape[1]))
     by_weight = -np.diff(np.concatenate([weight.astype(np.float64), np.zeros((1, weight.shape[1]))]), axis=0)
     by_bias = -np.diff(np.concatenate([bias.astype(np.float64), [0.0]]))
-    if not np.isfinite(by_bias).all() or not np.isfinite(by_weight).all() or not by_bias.any():
-        return np.zeros((0, weight.shape[1]))
     held = np.abs(by_bias) > _NOTHING * np.abs(by_bias).max()
     return np.asarray(by_weight[held] / by_bias[held, None], dtype=np.float64)

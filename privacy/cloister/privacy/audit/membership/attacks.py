@@ -79,7 +79,8 @@ def lira_scores(target: Numbers, shadows: Numbers, member: Members, *, online: b
     if not member.any(axis=0).all():
         raise ValueError("a record has no shadow model that was trained with it")
     mean_in, sd_in = _fit(shadows, member)
-    scores: Numbers = stats.norm.logpdf(target, mean_in, sd_in) - stats.norm.logpdf(target, mean_out, sd_out)
+    inside, outside = (target - mean_in) / sd_in, (target - mean_out) / sd_out
+    scores: Numbers = (outside**2 - inside**2) / 2 + np.log(sd_out / sd_in)
     return scores
 
 
@@ -131,7 +132,8 @@ def _fit(shadows: Numbers, part: Members) -> tuple[Numbers, Numbers]:
 
 def _mean(values: Numbers, part: Members) -> Numbers:
     total: Numbers = np.where(part, values, 0.0).sum(axis=0)
-    return total / np.maximum(part.sum(axis=0), 1)
+    mean: Numbers = total / np.maximum(part.sum(axis=0), 1)
+    return mean
 
 
 def _check(target: Numbers, shadows: Numbers, member: Members) -> None:
@@ -144,7 +146,8 @@ def _check(target: Numbers, shadows: Numbers, member: Members) -> None:
 
 
 def _cut(values: npt.NDArray[np.float64]) -> Numbers:
-    return np.clip(np.nan_to_num(values, nan=0.0, posinf=_MOST, neginf=-_MOST), -_MOST, _MOST)
+    found: Numbers = np.clip(np.nan_to_num(values, nan=0.0, posinf=_MOST, neginf=-_MOST), -_MOST, _MOST)
+    return found
 
 
 def _logistic(values: Numbers) -> Numbers:

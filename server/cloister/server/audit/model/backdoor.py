@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloister.core.evidence import Finding
-from cloister.server.audit.model.cleanse import LEAST, SPREAD_FLOOR, Patches, anomaly, reverse
+from cloister.core.evidence import Finding, Verdict
+from cloister.server.audit.model.cleanse import LEAST, Patches, anomaly, middle_and_spread, reverse
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject, Batch
 
@@ -114,9 +114,8 @@ def _judged(subject: AuditSubject, batch: Batch, found: Patches, accuracy: float
     indices = anomaly(found.sizes)
     top = int(indices.argmax())
     area = int(found.masks[0].numel())
-    middle = float(np.median(found.sizes))
-    spread = max(1.4826 * float(np.median(np.abs(found.sizes - middle))), SPREAD_FLOOR * middle)
-    smallest = middle - THRESHOLD * spread
+    middle_log, spread = middle_and_spread(found.sizes)
+    middle, smallest = float(np.exp(middle_log)), float(np.exp(middle_log - THRESHOLD * spread))
     names = [str(name) for name in subject.task.classes]
     alarm = bool(indices[top] > THRESHOLD)
     searched = float(found.reached.min()) >= 0.9
@@ -129,13 +128,14 @@ def _judged(subject: AuditSubject, batch: Batch, found: Patches, accuracy: float
         "index": float(indices[top]),
         "class": names[top],
         "area": area,
-        "smallest_that_passes": max(smallest, 0.0),
+        "smallest_that_passes": smallest,
         "records": len(batch),
         "accuracy": accuracy,
         "seed": seed,
         "pictures": _pictures(found.masks),
     }
-    weak = smallest <= 0 or not searched
+    weak = not searched or smallest < 1
+    verdict: Verdict
     if alarm:
         verdict, sentence = (
             "fail",
@@ -163,8 +163,8 @@ def _judged(subject: AuditSubject, batch: Batch, found: Patches, accuracy: float
         verdict=verdict,
         sentence=sentence,
         figures=figures,
-        power=f"It could have shown a trigger for one class that replaces fewer than {max(smallest, 0):.1f} of {area} inputs "
-        f"({100 * max(smallest, 0) / area:.0f}%) whatever the record. It could not have shown a larger one, one that covers the whole input faintly, one "
+        power=f"It could have shown a trigger for one class that replaces fewer than {smallest:.1f} of {area} inputs "
+        f"({100 * smallest / area:.0f}%) whatever the record. It could not have shown a larger one, one that covers the whole input faintly, one "
         "that depends on the record, or triggers for half of the classes at once.",
     )
 

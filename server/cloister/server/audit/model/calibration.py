@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cloister.core.evidence import Finding
+from cloister.core.evidence import Finding, Verdict
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject
 
@@ -124,7 +124,7 @@ def check_calibration(subject: AuditSubject) -> Finding:
         "threshold": _WARN,
     }
     off = error > max(_WARN, chance)
-    verdict = "warn" if off or bad else "no power" if len(batch) < _FEW or chance > _WARN else "pass"
+    verdict: Verdict = "warn" if off or bad else "no power" if len(batch) < _FEW or chance > _WARN else "pass"
     sentence = f"The probabilities are off by {error:.3f} on average ({chance:.3f} could be chance)" + (
         f"; at '{bad[0]}' by {sites[bad[0]]['ece']:.3f}." if bad else "."
     )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloister.core.evidence import Finding
+from cloister.core.evidence import Finding, Verdict
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject, Batch
 
@@ -58,11 +58,11 @@ def attributions(
         shape = inputs.shape[1:]
         if len(shape) == 3:
             side = max(1, min(shape[1:]) // 8)
-            window, stride = (shape[0], side, side), (shape[0], side, side)
+            window: tuple[int, ...] = (shape[0], side, side)
         else:
-            window, stride = (1,) * len(shape), (1,) * len(shape)
+            window = (1,) * len(shape)
         hidden = Occlusion(model).attribute(
-            inputs, sliding_window_shapes=window, strides=stride, baselines=baseline, target=wanted
+            inputs, sliding_window_shapes=window, strides=window, baselines=baseline, target=wanted
         )
     return gradients.detach(), hidden.detach(), missed.detach()
 
@@ -127,7 +127,7 @@ def check_explanations(subject: AuditSubject) -> Finding:
     gradients, hidden, missed = attributions(subject, batch.inputs, wanted)
     sizes = [part.abs().mean(0).flatten().double().numpy() for part in (gradients, hidden)]
     shares = [size / max(float(size.sum()), 1e-300) for size in sizes]
-    agree = float(spearmanr(*sizes).statistic) if len(sizes[0]) > 2 else 1.0
+    agree = float(spearmanr(sizes[0], sizes[1]).statistic) if len(sizes[0]) > 2 else 1.0
     scale = float(gradients.flatten(1).abs().sum(1).mean())
     off = float(missed.abs().mean()) / max(scale, 1e-12)
     top = int(shares[0].argmax())
@@ -160,7 +160,7 @@ def check_explanations(subject: AuditSubject) -> Finding:
         ]
     leading = ", ".join(f"'{names[place]}'" for place in order[:3])
     few = len(batch) < _LEAST_RECORDS
-    verdict = "no power" if few else "warn" if notes else "pass"
+    verdict: Verdict = "no power" if few else "warn" if notes else "pass"
     return Finding(
         name="explanations",
         verdict=verdict,
@@ -196,7 +196,9 @@ def _names(subject: AuditSubject, batch: Batch) -> list[str]:
 
 
 def _pictures(subject: AuditSubject, batch: Batch, gradients: Tensor, hidden: Tensor) -> dict[str, Any]:
-    shown, pictures, occluded = [], [], []
+    shown: list[str] = []
+    pictures: list[Any] = []
+    occluded: list[Any] = []
     for number, name in enumerate(subject.task.classes[:10]):
         own = batch.targets == number
         if int(own.sum()) >= 5:

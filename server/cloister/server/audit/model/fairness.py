@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cloister.core.errors import UsageError
-from cloister.core.evidence import Finding
+from cloister.core.evidence import Finding, Verdict
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject, Batch
 
@@ -154,6 +154,7 @@ def _judged(found: Mapping[str, Any], records: int) -> Finding:
     worst = max(found, key=lambda name: (found[name]["difference"], name))
     one = found[worst]
     told = f"'{one['worst']}' ({100 * one['lowest']:.1f}%) and '{one['best']}' ({100 * one['highest']:.1f}%)"
+    verdict: Verdict
     if unfair:
         verdict, sentence = "warn", f"Accuracy differs by {worst} beyond chance: {told}."
     elif len(blind) == len(found):
@@ -204,15 +205,17 @@ def _compared(batch: Batch, predicted: Tensor, groups: Sequence[str], classes: i
         } | {key: float(row[key]) for key in ("selection_rate", "recall") if key in row}
     kept = {name: one for name, one in table.items() if one["records"] >= _FEW}
     few = sorted(table.keys() - kept.keys())
-    hits = np.array([[round(o["accuracy"] * o["records"]), o["records"]] for o in kept.values()], dtype=float)
+    counted = np.array(
+        [[round(o["accuracy"] * o["records"]), o["records"]] for o in kept.values()], dtype=float
+    )
     if len(kept) < 2:
         return {"groups": table, "difference": 0.0, "p": 1.0, "few": few, "detectable": 1.0, "worst": "", "best": "", "lowest": 0.0, "highest": 0.0}  # fmt: skip
-    counts = np.stack([hits[:, 0], hits[:, 1] - hits[:, 0]])
+    counts = np.stack([counted[:, 0], counted[:, 1] - counted[:, 0]])
     p = float(stats.chi2_contingency(counts, correction=False).pvalue) if (counts.sum(1) > 0).all() else 1.0
     worst, best = (pick(kept, key=lambda name: (kept[name]["accuracy"], name)) for pick in (min, max))
-    share = float(hits[:, 0].sum() / hits[:, 1].sum())
-    share = min(max(share, 1 / (hits[:, 1].sum() + 2)), 1 - 1 / (hits[:, 1].sum() + 2))
-    smallest = np.sort(hits[:, 1])[:2]
+    share = float(counted[:, 0].sum() / counted[:, 1].sum())
+    share = min(max(share, 1 / (counted[:, 1].sum() + 2)), 1 - 1 / (counted[:, 1].sum() + 2))
+    smallest = np.sort(counted[:, 1])[:2]
     # What a test of level 5% sees with a chance of 80% between the two smallest groups (z = 1.96 + 0.84).
     detectable = min(1.0, 2.8 * float(np.sqrt(share * (1 - share) * (1 / smallest).sum())))
     return {

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cloister.core.data import Data
-from cloister.core.evidence import Finding
+from cloister.core.evidence import Finding, Verdict
 from cloister.core.metrics import measure
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject
@@ -120,6 +120,7 @@ def check_fit(subject: AuditSubject) -> Finding:
         "train": train_mean,
         "threshold": scale,
     }
+    verdict: Verdict
     if under:
         verdict, sentence = (
             "warn",

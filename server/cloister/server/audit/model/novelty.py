@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cloister.core.evidence import Finding
+from cloister.core.evidence import Finding, Verdict
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject, Batch
 
@@ -73,7 +73,7 @@ def check_novelty(subject: AuditSubject) -> Finding:
         (2 * n + 1) / (12 * n * n)
     )  # of a coin's AUROC, two samples of n (Mann and Whitney 1947)
     few = bool(0.5 + half > _LEAST)
-    verdict = "no power" if few else "pass" if best >= _LEAST else "warn"
+    verdict: Verdict = "no power" if few else "pass" if best >= _LEAST else "warn"
     words = "tells" if best >= _LEAST else "hardly tells"
     return Finding(
         name="novelty",

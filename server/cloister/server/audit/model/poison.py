@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cloister.core.evidence import Finding
+from cloister.core.evidence import Finding, Verdict
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject
 
@@ -38,8 +38,9 @@ __all__ = [
 _LEAST = 20
 #: A class whose records fall into two clusters this far apart, the smaller no larger than `_MINOR`, stands out.
 _APART, _MINOR = 0.35, 0.35
-#: Share of a class's records under the STRIP boundary from which it stands out; 1% is expected.
-_STEADY = 0.05
+#: Share of a class's records under the STRIP boundary from which a site should look: 1% is expected, and honest records of a class that was
+#: planted elsewhere reach 9% on digits. Clusters support it and do not decide: honest classes fall into parts too.
+_STEADY = 0.2
 _RECORDS = 1500
 
 Numbers = npt.NDArray[np.float64]
@@ -80,7 +81,7 @@ def last_features(model: nn.Module, inputs: Tensor, batch: int = 256) -> Numbers
 def strip_entropy(
     model: nn.Module, inputs: Tensor, overlays: Tensor, *, generator: np.random.Generator, looks: int = 16
 ) -> Numbers:
-    """Return each record's mean entropy, in nats, over ``looks`` blends with other records.
+    """Return each record's mean entropy, in nats, over ``looks`` sums with other records, cut to the range of these.
 
     Args:
         model: in evaluation mode.
@@ -90,11 +91,12 @@ def strip_entropy(
         looks: blends a record.
     """
     total = np.zeros(len(inputs))
+    low, high = overlays.min(), overlays.max()
     with torch.inference_mode():
         for _ in range(looks):
             over = overlays[torch.from_numpy(generator.integers(0, len(overlays), len(inputs)))]
             for rows in torch.split(torch.arange(len(inputs)), 512):
-                p = model((inputs[rows] + over[rows]) / 2).double().softmax(1)
+                p = model((inputs[rows] + over[rows]).clamp(low, high)).double().softmax(1)
                 total[rows.numpy()] += -(p * p.clamp_min(1e-300).log()).sum(1).numpy()
     return total / looks
 
@@ -169,9 +171,12 @@ def check_poison(subject: AuditSubject) -> Finding:
             sites[name] = _of_site(
                 subject, train.inputs[rows], train.targets[rows], clean, boundary, generator, seed
             )
-    signed = [(site, one) for site, classes in sites.items() for one in classes if one["sign"] == "both"]
+    signed = [
+        (site, one) for site, classes in sites.items() for one in classes if one["sign"] in {"both", "steady"}
+    ]
     looked = sum(len(classes) for classes in sites.values())
     figures = {"sites": sites, "boundary": boundary, "seed": subject.seed, "classes_looked_at": looked}
+    verdict: Verdict
     if not looked:
         verdict, sentence = (
             "no power",
@@ -181,8 +186,8 @@ def check_poison(subject: AuditSubject) -> Finding:
         site, one = signed[0]
         verdict = "warn"
         sentence = (
-            f"Among the records of '{site}' with class '{one['class']}', {100 * one['steady']:.0f}% keep their class whatever is laid over them, and they fall "
-            f"into two parts: the site should look at them{'' if len(signed) == 1 else f' (and {len(signed) - 1} more such)'}."
+            f"Among the records of '{site}' with class '{one['class']}', {100 * one['steady']:.0f}% keep their class whatever is laid over them (1% is expected): the site "
+            f"should look at them{'' if len(signed) == 1 else f', and at {len(signed) - 1} more such'}."
         )
     else:
         verdict, sentence = (

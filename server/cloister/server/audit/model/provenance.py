@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from cloister.core._version import __version__
 from cloister.core.errors import CloisterError
-from cloister.core.evidence import Finding
+from cloister.core.evidence import Finding, Verdict
 from cloister.core.resolve import build_model
 from cloister.core.update import Layout
 from cloister.server.audit.sections import Section, shown_as
@@ -75,7 +75,7 @@ def check_provenance(subject: AuditSubject) -> Finding:
         "rule": run.get("rule"),
         "protection": run.get("protection"),
     }
-    verdict = "fail" if faults else "warn" if notes else "pass"
+    verdict: Verdict = "fail" if faults else "warn" if notes else "pass"
     why = (faults + notes)[0] if faults + notes else ""
     sentence = (
         f"{why[0].upper()}{why[1:]}."

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloister.core.errors import UsageError
-from cloister.core.evidence import Finding
+from cloister.core.evidence import Finding, Verdict
 from cloister.core.resolve import build_model
 from cloister.server.audit.model.marking import STRENGTH, embed, trace
 from cloister.server.audit.sections import Section, shown_as
@@ -34,7 +34,12 @@ def _marks_section(found: Finding) -> Section:
     section.table(
         ("What the thief did", "Score", "Chance of a false accusation", "Traced"),
         [
-            (name, f"{one['z']:.1f}", f"{one['p']:.1g}", "yes" if one["traced"] else "no")
+            (
+                name,
+                f"{one['z']:.1f}",
+                f"{one['p']:.1g}" if one["p"] > 1e-12 else "below 1e-12",
+                "yes" if one["traced"] else "no",
+            )
             for name, one in found.figures["attacks"].items()
         ],
         note=f"Each of {found.figures['recipients']} recipients has a mark of its own; the chance is a bound that holds whatever the thief did.",
@@ -82,7 +87,7 @@ def check_fingerprint(subject: AuditSubject) -> Finding:
     tried = {name: one for name, one in attacks.items() if name != "the original, without a mark"}
     survived = sum(one["traced"] for one in tried.values())
     cost = before - after
-    verdict = (
+    verdict: Verdict = (
         "fail"
         if accused
         else "pass"
@@ -92,7 +97,7 @@ def check_fingerprint(subject: AuditSubject) -> Finding:
         else "no power"
     )
     sentence = (
-        f"A mark that costs {100 * cost:.2f} points of {'accuracy' if subject.classes else 'R²'} traces a copy to its recipient after {survived} of {len(tried)} things that a thief may do."
+        f"A mark that costs {100 * max(cost, 0.0):.2f} points of {'accuracy' if subject.classes else 'R²'} traces a copy to its recipient after {survived} of {len(tried)} things that a thief may do."
         if not accused
         else "A recipient without a part in the copy was named: the mark must not be relied on."
     )
@@ -109,7 +114,7 @@ def check_fingerprint(subject: AuditSubject) -> Finding:
             "numbers": sum(value.numel() for value in original.values() if value.ndim >= 2),
             "seed": subject.seed,
         },
-        power=f"A recipient is named at a chance of at most {_FALSE:g} of naming a wrong one. A mark of this strength cannot be traced after the neurons were put "
+        power=f"It could have named a wrong recipient with a chance of at most {_FALSE:g} a copy. A mark of this strength cannot be traced after the neurons were put "
         "into another order, after distillation, or in a model of few weights.",
     )
 
@@ -185,6 +190,8 @@ def _extraction_section(found: Finding) -> Section:
             label="random inputs",
         )
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda queries, _: f"{queries:,.0f}")
+        axes.minorticks_off()
         axes.set_ylim(0, 1.02)
         tidy(axes, xlabel="queries", ylabel="agreement")
         figure.legend(loc="outside upper left", ncols=2)
@@ -230,11 +237,12 @@ def check_extraction(subject: AuditSubject) -> Finding:
     with torch.inference_mode():
         answers = subject.model(x[held]).argmax(1)
     budgets = list(dict.fromkeys(min(budget, half) for budget in _BUDGETS))
+    steps = int(subject.setting("extraction", "steps", 400))
     rows = []
     for queries in budgets:
-        copied = surrogate(subject, x[own[:queries]], seed=seed)
+        copied = surrogate(subject, x[own[:queries]], seed=seed, steps=steps)
         noise = low + (high - low) * torch.rand((queries, *x.shape[1:]), generator=generator)
-        guessed = surrogate(subject, noise, seed=seed)
+        guessed = surrogate(subject, noise, seed=seed, steps=steps)
         with torch.inference_mode():
             said, blind = copied(x[held]).argmax(1), guessed(x[held]).argmax(1)
         rows.append(
