@@ -51,7 +51,15 @@ HANDED_OUT = (
     "report.html",
     "report.json",
     "events.jsonl",
-    "certificate.json",
+    "audits/summary.json",
+    "release/certificate.json",
+    "release/model.safetensors",
+    "release/model.sealed",
+    "release/model-card.md",
+    "release/report.html",
+    "release/report.json",
+    "release/federation.toml",
+    "release/audits.json",
 )
 _LOG = logging.getLogger(__name__)
 _WATCH_S = 0.25

@@ -34,11 +34,11 @@ from cloister.server.releasing.certificate import (
     ThresholdSaid,
     digest_of,
 )
+from cloister.server.run_folder import REQUEST
 
-__all__ = ["MODEL", "REQUEST", "finding_digest", "is_simulated", "stated"]
+__all__ = ["MODEL", "finding_digest", "is_simulated", "stated"]
 
-#: The request as its user signed it, in the run folder of a job; the model.
-REQUEST, MODEL = "request.json", "model.safetensors"
+MODEL = "model.safetensors"
 _DEPLOYED = "superlink"
 
 

@@ -133,7 +133,7 @@ def evidence_in(report: Mapping[str, Any], clearance: Clearance) -> dict[str, Ev
         verdict = {"warn": "to be looked at", "no power": "no power to tell"}.get(
             found.verdict, found.verdict
         )
-        return f"Check '{key}': {verdict}. {shown(found.sentence, 240)}"
+        return f"Check '{key}': {verdict}. {shown(found.sentence, 130)}"
 
     return {key: Evidence(text=told(key), link=kind["link"]) for key, kind in kinds().items()}
 
@@ -149,7 +149,7 @@ def _dp(report: Mapping[str, Any], _: Clearance) -> str:
 
 def _saw(report: Mapping[str, Any], _: Clearance) -> str:
     sees = report["aggregation"]["visible_to"]["server"]["sees"]
-    return shown(sees[0], 240) if sees else "Nothing."
+    return shown(sees[0], 130) if sees else "Nothing."
 
 
 def _ledgers(report: Mapping[str, Any], _: Clearance) -> str:
@@ -212,7 +212,7 @@ _TOLD: Mapping[str, Callable[[Mapping[str, Any], Clearance], str]] = {
     "refused": _refused,
     "card": lambda *_: "The model card states task, data, intended use and limits.",
     "federation": lambda report, _: (
-        f"Federation file with hash {shown(report.get('digest') or '–', 16)}…, known to every site beforehand."
+        f"Federation file with hash {shown(report.get('digest') or '–', 17)}, known to every site beforehand."
     ),
     "events": lambda report, _: f"Every message of {count(report['rounds'])} rounds is in events.jsonl.",
     "seed": lambda report, _: (
