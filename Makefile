@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --qui
 HEART := examples/heart/federation.toml
 EXTRAS := dev,ray,hub,tensorboard,mlflow,robustness
 
-.PHONY: help demo test check clean
+.PHONY: help demo deploy test check clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -16,6 +16,9 @@ help:  ## list the targets
 
 demo: $(VENV)/.ready  ## set up, then train the heart federation over four hospitals
 	$(BIN)/cloister simulate $(HEART)
+
+deploy: $(VENV)/.ready  ## set up, then run three hospitals, a server and a user as processes on this machine (needs nginx)
+	PATH="$(abspath $(BIN)):$$PATH" examples/deployment/run.sh deployment
 
 test: $(VENV)/.ready-dev  ## set up for development, then run the fast tests
 	$(BIN)/python -m pytest

@@ -30,9 +30,10 @@ def main() -> None:
             generate(part, proto, ROOT / part)
             continue
         with tempfile.TemporaryDirectory() as name:
-            for made in generate(part, proto, Path(name)):
-                if (Path(name) / made).read_text() != (ROOT / part / made).read_text():
-                    stale.append(made)
+            made = generate(part, proto, Path(name))
+            stale += [
+                one for one in made if (Path(name) / one).read_text() != (ROOT / part / one).read_text()
+            ]
     if stale:
         raise SystemExit(f"not current: {', '.join(stale)}; run: python scripts/protos.py")
 

@@ -22,7 +22,7 @@ OWN = Credentials(
     consortium=AUTHORITY.consortium(),
     floors=Floors(),
 )
-ALL, FEWER = (cohort_digest(names) for names in (["ann", "bob", "cy", "dee"], ["ann", "bob", "cy"]))
+ALL, FEWER = ("ann", "bob", "cy", "dee"), ("ann", "bob", "cy")
 
 
 def manifest(**changes: Any) -> Manifest:
@@ -34,7 +34,7 @@ def manifest(**changes: Any) -> Manifest:
         "federation": "a" * 64,
         "layout": "b" * 64,
         "model": "c" * 64,
-        "cohort": ALL,
+        "cohort": cohort_digest(ALL),
         "cohort_size": 4,
         "least": 3,
         "threshold": 3,
@@ -50,7 +50,7 @@ def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> Shelf:
     return ContextShelf(RecordDict()) if request.param == "context" else FileShelf(tmp_path / "l.sqlite", "r")
 
 
-def open_sum(book: SessionBook, made: Manifest, sites: str) -> None:
+def open_sum(book: SessionBook, made: Manifest, sites: tuple[str, ...]) -> None:
     with book.turn() as turn:
         turn.check_round(made)
         turn.check_sites(made, sites)
@@ -78,7 +78,7 @@ def test_a_round_is_opened_for_the_same_sites_again_and_for_no_others(shelf: She
     ],
 )
 def test_a_model_is_no_more_opened_for_other_sites_than_a_round_is(
-    shelf: Shelf, change: dict[str, Any], sites: str, holds: bool
+    shelf: Shelf, change: dict[str, Any], sites: tuple[str, ...], holds: bool
 ) -> None:
     book = SessionBook(shelf, OWN)
     open_sum(book, manifest(), ALL)
@@ -151,7 +151,7 @@ def test_of_two_messages_that_arrive_together_one_sees_what_the_other_did(tmp_pa
     """A server that asks for two sets of survivors at once: only one of them is agreed to and opened."""
     begin, outcomes = threading.Barrier(2), []
 
-    def ask(sites: str) -> None:
+    def ask(sites: tuple[str, ...]) -> None:
         book = SessionBook(FileShelf(tmp_path / "l.sqlite", "r", durable=False), OWN)
         begin.wait()
         try:

@@ -77,6 +77,21 @@ def test_the_reply_itself_is_what_the_app_answered(site: Callable[..., GatedSite
         ({"units": ["site"]}, {}, {}, "policy-unit"),
         ({"sites_in_sum": 4}, {}, {}, "policy-sites"),
         (
+            {
+                "sites_in_sum": 4,
+                "protection": ["masked"],
+                "units": ["none"],
+                "outputs": ["update", "sums of metrics"],
+            },
+            {},
+            {
+                "privacy": NONE,
+                "cohort": {"sites": 20, "min_sites": 20},
+                "aggregation": {"protection": "masked", "rule": "median", "group_size": 4, "byzantine": 1},
+            },
+            "policy-sites",
+        ),
+        (
             {"colluders": 1, "units": ["record-distributed"]},
             {},
             {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,13 +63,23 @@ def test_the_planted_layer_does_copy_records() -> None:
     values = (records @ measured).sort().values
     cuts = torch.cat([values[:1] - 1, (values[1:] + values[:-1]) / 2, values[-1:] + 1])
     layer = linear(measured.repeat(len(cuts), 1).numpy(), -cuts.numpy())
-    torch.relu(layer(records)).sum().backward()
+    torch.relu(layer(records)).sum().backward()  # type: ignore[no-untyped-call]
     assert isinstance(layer, nn.Linear)
     assert layer.weight.grad is not None
     found = layer.weight.grad[:-1] - layer.weight.grad[1:]
     order = (records @ measured).argsort()
     torch.testing.assert_close(found, records[order])
     assert code(layer, parallel_rows=7) == "policy-imprint"
+
+
+def test_rows_that_are_one_and_the_same_are_no_bins_and_without_a_bias_they_may_be() -> None:
+    weight, cuts = bins(30, 20, np.random.default_rng(1))
+    assert code(linear(weight, cuts)) == "policy-imprint"
+    assert code(linear(weight, 0.3 * np.linalg.norm(weight, axis=1))) == "", "one bin, thirty times"
+    bare = nn.Linear(20, 30, bias=False)
+    with torch.no_grad():
+        bare.weight.copy_(torch.as_tensor(weight))
+    assert code(bare) == "policy-imprint"
 
 
 @pytest.mark.parametrize("inputs", [2, 7, 8, 30, 784])
@@ -80,8 +91,9 @@ def test_a_layer_of_bins_is_found_at_any_width(rows: int, inputs: int) -> None:
 def test_bins_among_honest_rows_in_any_layer_and_in_a_convolution() -> None:
     generator = np.random.default_rng(5)
     weight = generator.normal(size=(512, 64))
-    weight[100:110] = bins(10, 64, generator)[0]
-    assert code(nn.Sequential(nn.Linear(5, 64), nn.ReLU(), linear(weight))) == "policy-imprint"
+    bias = generator.normal(size=512)
+    weight[100:110], bias[100:110] = bins(10, 64, generator)
+    assert code(nn.Sequential(nn.Linear(5, 64), nn.ReLU(), linear(weight, bias))) == "policy-imprint"
     convolution = nn.Conv2d(3, 32, 3)
     with torch.no_grad():
         convolution.weight[:8] = convolution.weight[0] * torch.linspace(-1, 2, 8)[:, None, None, None]
@@ -91,19 +103,20 @@ def test_bins_among_honest_rows_in_any_layer_and_in_a_convolution() -> None:
 def test_a_share_of_one_in_64_of_a_large_layer_is_found_whatever_rows_are_drawn() -> None:
     generator = np.random.default_rng(7)
     weight = generator.normal(size=(4096, 16)).astype(np.float32)
-    weight[generator.choice(4096, 64, replace=False)] = bins(64, 16, generator)[0]
-    for seed in range(20):
-        assert code(linear(weight), generator=np.random.default_rng(seed)) == "policy-imprint"
+    bias, planted = np.zeros(4096), generator.choice(4096, 64, replace=False)
+    weight[planted], bias[planted] = bins(64, 16, generator)
+    for seed in range(8):
+        assert code(linear(weight, bias), generator=np.random.default_rng(seed)) == "policy-imprint"
 
 
 def test_rows_that_were_turned_a_little_and_thresholds_within_the_rows_are_found() -> None:
     generator = np.random.default_rng(9)
-    weight, _ = bins(16, 100, generator)
+    weight, cuts = bins(16, 100, generator)
     noise = generator.normal(size=weight.shape)
     noise *= (
-        0.1 * np.linalg.norm(weight, axis=1, keepdims=True) / np.linalg.norm(noise, axis=1, keepdims=True)
+        0.05 * np.linalg.norm(weight, axis=1, keepdims=True) / np.linalg.norm(noise, axis=1, keepdims=True)
     )
-    assert code(linear(weight + noise)) == "policy-imprint"
+    assert code(linear(weight + noise, 5 * cuts)) == "policy-imprint"
     weight, cuts = bins(32, 100, generator)
     weight[:, 0] = 40 * cuts  # an input that is always 1
     assert code(linear(weight)) == "policy-imprint"
@@ -134,7 +147,7 @@ def test_a_layer_far_wider_than_what_it_reads_is_refused() -> None:
         linear(np.zeros((50, 20))),
         linear(np.ones((7, 20))),
         nn.Embedding(1000, 4),
-        nn.Sequential(nn.Embedding.from_pretrained(torch.ones(100, 8), freeze=False), nn.Linear(8, 4)),
+        nn.Sequential(nn.Embedding(100, 8, _weight=torch.ones(100, 8)), nn.Linear(8, 4)),
         nn.Linear(2, 500),
         nn.Linear(3, 1000),
         nn.GRU(3, 64),
@@ -181,33 +194,40 @@ def test_no_model_of_cloister_is_refused_as_it_is_built(name: str) -> None:
 TRAINED: list[tuple[str, ModelChoice, str, int]] = [
     ("heart", "logistic", "sgd", 300),
     ("heart", {"name": "mlp", "hidden": [64, 64]}, "adam", 300),
-    ("heart", {"name": "mlp", "hidden": [128]}, "decay", 300),
+    ("heart", {"name": "mlp", "hidden": [128]}, "decay", 1000),
     ("digits", {"name": "mlp", "hidden": [256]}, "adam", 150),
+    ("digits", {"name": "mlp", "hidden": [256]}, "decay", 500),
     ("digits", "cnn", "adam", 60),
-    ("digits", "tanh-cnn", "sgd", 60),
+    ("digits", "separable", "decay", 60),
 ]
 
 
 @pytest.mark.parametrize(("use", "model", "optimizer", "steps"), TRAINED)
 def test_no_model_is_refused_after_training(use: str, model: ModelChoice, optimizer: str, steps: int) -> None:
-    """With strong weight decay too, under which most rows of a layer die."""
+    """With strong weight decay too, under which rows die and others become one."""
     net, inputs, targets = trained(use, model)
-    made = {
+    optimizers: dict[str, Callable[[], torch.optim.Optimizer]] = {
         "sgd": lambda: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
         "adam": lambda: torch.optim.Adam(net.parameters(), lr=3e-3),
         "decay": lambda: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.02),
-    }[optimizer]()
+    }
+    made = optimizers[optimizer]()
     generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        start = float(functional.cross_entropy(net(inputs), targets))
     for step in range(steps):
         rows = torch.randint(len(targets), (64,), generator=generator)
         loss = functional.cross_entropy(net(inputs[rows]), targets[rows])
         made.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         made.step()
         if step % 30 == 0:
             check(net)
     check(net)
-    assert float(functional.cross_entropy(net(inputs), targets)) < 0.69, "the fixture must learn something"
+    with torch.no_grad():
+        assert float(functional.cross_entropy(net(inputs), targets)) < 0.75 * start, (
+            "the fixture must learn something"
+        )
 
 
 def trained(use: str, model: ModelChoice) -> tuple[nn.Module, Tensor, Tensor]:

@@ -13,6 +13,7 @@ from cloister.client.site_config import DataTable
 from cloister.client.site_data import load_dataset, site_task
 from cloister.core.data import TensorData
 from cloister.core.errors import CloisterError
+from cloister.core.finding import named_tasks
 from cloister.core.spec.tables import TaskTable
 from cloister.core.tasks.heart import HOSPITALS, Heart, heart_data
 
@@ -134,3 +135,20 @@ def test_of_an_own_task_the_options_that_can_only_be_paths_are_the_sites(tmp_pat
         == "task-place"
     )
     assert refused(DataTable(task=use), task, tmp_path).code == "task-place"
+
+
+def test_a_federation_does_not_bring_a_task_in_by_the_option_of_another(tmp_path: Path) -> None:
+    """The site names its task; what that one wraps would be another, from wherever the federation says."""
+    wrapper = (
+        "from cloister.core import Split, Task\nfrom torch import nn\n"
+        "class Wrapper(Task):\n    classes = ('a', 'b')\n    def __init__(self, *, of: Task) -> None:\n        self.of = of\n"
+        "    def model(self) -> nn.Module:\n        return self.of.model()\n    def data(self) -> Split:\n        return self.of.data()\n"
+    )
+    (tmp_path / "own.py").write_text(wrapper)
+    (tmp_path / "evil.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
+    task = federation(use="own.py:Wrapper", of={"use": "evil.py:Evil"})
+    assert refused(DataTable(task="own.py:Wrapper"), task, tmp_path).code == "task-place"
+    statistic = federation(use="statistics", of={"use": "evil.py:Evil"}, columns=["target"])
+    assert refused(DataTable(task="heart", owner="cleveland"), statistic, tmp_path).code == "task-differs"
+    assert not (tmp_path / "ran").exists()
+    assert named_tasks(task) == ["own.py:Wrapper", "evil.py:Evil"]

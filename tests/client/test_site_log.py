@@ -22,7 +22,7 @@ from cloister.privacy.identity import ConsortiumAuthority, Role
 
 AUTHORITY = ConsortiumAuthority("tests", Ed25519PrivateKey.generate())
 NORTH = AUTHORITY.identity("north", Role.SITE, Ed25519PrivateKey.generate())
-LINES = 6
+LINES = 5
 
 
 def opened(folder: Path, took: Callable[[LogEntry], None] = lambda _: None) -> SiteLog:
@@ -88,6 +88,23 @@ def test_a_line_removed_moved_repeated_or_cut_off_is_found_and_the_site_does_not
     with pytest.raises(IntegrityError) as caught:
         opened(log.parent)
     assert caught.value.code == code
+
+
+def test_a_line_of_another_history_that_the_site_itself_signed_does_not_fit(
+    log: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in (log, log.with_suffix(".head"), log.with_suffix(".pem")):
+        (copy / path.name).write_bytes(path.read_bytes())
+        (copy / path.name).chmod(0o600)
+    for folder, code in ((copy, "policy-user"), (log.parent, "policy-unit")):
+        made = opened(folder)
+        made.append("refused", {"code": code})
+        made.append("stopped", {})
+    lines, others = (one.read_bytes().splitlines(keepends=True) for one in (log, copy / LOG))
+    log.write_bytes(b"".join([*lines[:LINES], others[LINES], *lines[LINES + 1 :]]))
+    assert codes(log) == ["log-chain"]
 
 
 def test_half_a_line_of_a_complete_log_is_a_lost_line_and_no_crash(log: Path) -> None:
@@ -234,12 +251,12 @@ def test_several_processes_write_one_chain(log: Path) -> None:
 def test_the_command_shows_verifies_and_finds(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(log.parent)
     assert run(["site", "log", folder, "--json", "--last", "2"]) == 0
-    assert [line["run"] for line in json.loads(capsys.readouterr().out)["lines"]] == ["run-3", "run-4"]
+    assert [line["run"] for line in json.loads(capsys.readouterr().out)["lines"]] == ["run-2", "run-3"]
     assert run(["site", "log", folder, "--since", "2100-01-01", "--json"]) == 0
     assert not json.loads(capsys.readouterr().out)["lines"]
     assert run(["site", "log", folder, "--since", "soon"]) == 2
     assert run(["site", "log", folder]) == 0
-    assert "run-4" in capsys.readouterr().out
+    assert "run-3" in capsys.readouterr().out
     assert run(["site", "log", folder, "--verify"]) == 0
     assert f"verified: {LINES} lines" in capsys.readouterr().out
     log.write_bytes(log.read_bytes().replace(b"run-2", b"run-9"))

@@ -98,7 +98,9 @@ def held(task: Task) -> dict[str, Split]:
 
 
 def test_every_installed_task_is_under_this_contract() -> None:
-    assert set(task_names()) <= set(TASKS)
+    assert set(task_names()) - {"statistics"} <= set(
+        TASKS
+    )  # which keeps no test records: see test_tasks_statistics.py
 
 
 class TestContract:

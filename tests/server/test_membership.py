@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -129,20 +130,31 @@ def test_each_certificate_in_a_grant_must_be_of_the_keys_here(tmp_path: Path, ou
     assert grant is not None
     content = json.loads(grant.read_bytes())["content"]
     kit = out / "kits/sites/cleveland"
-    changes = {
-        "identity": base64.b64encode((kit / "identity.der").read_bytes()).decode(),
-        "tls": (kit / "tls/own.pem").read_text(),
-        "root": (out / "kits/authority/tls/root.pem").read_text(),
-        "members": (kit / "members.json").read_text().replace("switzerland", "cleveland"),
-        "name": "cleveland",
-    }
+    twin = MemberKeys.generate(Role.SITE).public  # other keys, certified under the same name
+    assert twin.tls is not None
+    end = datetime.now(UTC) + timedelta(days=1)
     with opened(out) as (offline, _):
-        for key, value in changes.items():
-            made = Grant.model_validate(content | {key: value})
-            raw = sealed(made, lambda signed: offline.identities.sign(Purpose.GRANT, signed))
-            with pytest.raises(IntegrityError):
-                accept(site, raw)
-            assert not (site / "identity.der").exists()
+        changes = {
+            "identity": [
+                (kit / "identity.der").read_bytes(),
+                offline.identities.certify("switzerland", Role.SITE, twin.identity),
+            ],
+            "tls": [
+                (kit / "tls/own.pem").read_bytes(),
+                offline.tls.certify("switzerland", Role.SITE, twin.tls, end=end).public_bytes(Encoding.PEM),
+            ],
+            "root": [(out / "kits/authority/tls/root.pem").read_bytes()],
+            "members": [(kit / "members.json").read_bytes().replace(b"switzerland", b"cleveland")],
+            "name": [b"cleveland"],
+        }
+        for key, values in changes.items():
+            for value in values:
+                text = base64.b64encode(value).decode() if key == "identity" else value.decode()
+                made = Grant.model_validate(content | {key: text})
+                raw = sealed(made, lambda signed: offline.identities.sign(Purpose.GRANT, signed))
+                with pytest.raises(IntegrityError):
+                    accept(site, raw)
+                assert not (site / "identity.der").exists()
     accept(site, grant.read_bytes())
 
 
@@ -162,6 +174,9 @@ def test_a_grant_or_request_with_a_changed_byte_is_refused(out: Path, site: Path
             text[:-3],
             "[" * 100_000,
             "{}",
+            text.replace('"version": 1', '"version": NaN'),
+            text.replace("-----BEGIN", "\\ud800-----BEGIN"),
+            text + " " * (1 << 23),
         ]
         for one in changed:
             assert one != text
@@ -419,7 +434,8 @@ def test_a_cut_off_last_line_of_the_book_is_removed_and_a_broken_one_is_refused(
     book = out / "authority-offline/issued.jsonl"
     whole = book.read_bytes()
     book.write_bytes(whole + b'{"event": "issu')
-    rows = members_table(out)
+    rows, number = members_table(out)
+    assert number == len(whole.splitlines())
     assert book.read_bytes() == whole
     assert len(rows) == 8
     book.write_bytes(whole.replace(b'"issued"', b'"changed"', 1))

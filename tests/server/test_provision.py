@@ -1,6 +1,7 @@
 """``cloister provision``: a consortium's kits, each its member's alone, and certificates that do what they say."""
 
 import json
+import re
 import socket
 import ssl
 import threading
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from cloister.client.gate.policy import read_policy
 from cloister.client.site_config import load_site
 from cloister.core.command import run
-from cloister.core.errors import IntegrityError
+from cloister.core.errors import IntegrityError, StorageError, UsageError
 from cloister.privacy.authority.folder import CERTIFICATE, CONSORTIUM, IDENTITY, load_identity
 from cloister.privacy.authority.tls import AUTHORITY, SERVER, Credentials
 from cloister.privacy.homomorphic.vault import Vault
@@ -226,3 +227,41 @@ def test_a_kit_that_a_killed_command_left_half_made_is_made_anew_and_its_certifi
     other = load_kit(tmp_path / "a/kits/sites/hungarian", Role.SITE)
     with pytest.raises(IntegrityError, match="taken back"):
         other.consortium.member(before, role=Role.SITE)
+
+
+def test_a_folder_that_others_can_change_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "shared"
+    out.mkdir()
+    out.chmod(0o777)
+    with pytest.raises(UsageError, match="others than you"):
+        make_consortium(out)
+    assert list(out.iterdir()) == []
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(StorageError):
+        make_consortium(tmp_path / "link")
+
+
+def test_a_kit_is_refused_when_its_place_is_taken_by_a_link(tmp_path: Path) -> None:
+    """What hides in a member's place is neither followed nor written over."""
+    make_consortium(tmp_path / "a")
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (tmp_path / "a/kits/users/eve").symlink_to(victim)
+    with pytest.raises(UsageError, match="exists"):
+        make_consortium(tmp_path / "a", FILE.replace('name = "bob"', 'name = "eve"'))
+    assert list(victim.iterdir()) == []
+
+
+def test_an_authority_that_a_killed_command_left_half_made_is_made_anew(tmp_path: Path) -> None:
+    make_consortium(tmp_path / "a")
+    (tmp_path / "b").mkdir(mode=0o700)
+    (tmp_path / "a/authority-offline").rename(tmp_path / "b/.authority-offline.making")
+    made = make_consortium(tmp_path / "b")
+    assert len(made.made) == 6
+    assert not (tmp_path / "b/.authority-offline.making").exists()
+
+
+def test_the_file_in_the_guide_is_accepted(repository: Path, tmp_path: Path) -> None:
+    text = (repository / "docs/deploy.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```toml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert make_consortium(tmp_path / "a", block).awaited == ["site:hungarian"]

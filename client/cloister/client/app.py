@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 from cloister.client.book import ContextShelf, Credentials, FileShelf, SessionBook, Shelf
 from cloister.client.charging import Charge, SiteLedger, afford, release
 from cloister.client.incoming import Job, read_job
+from cloister.client.peers import groups_for
 from cloister.client.protecting import MakeArray, measured_values, outgoing_for, training_values
 from cloister.client.releasing import releasable
 from cloister.client.sessions import Setting, answer_step
@@ -52,8 +53,8 @@ class Workbench:
     randomness: Randomness
     code_hash: str = "unknown"
 
-    def setting(self, site: Site) -> Setting:
-        """Return what ``site`` knows for itself of the federation."""
+    def setting(self, site: Site, job: Job, message: Message) -> Setting:
+        """Return what ``site`` knows for itself of the federation, and of the run that ``message`` is of."""
         task = self.trainer.task
         classes = len(task.classes) if task.kind == "classification" else 0
         return Setting(
@@ -61,6 +62,15 @@ class Workbench:
             size=self.trainer.layout.size,
             classes=classes,
             tested=len(site.split.test) > 0,
+            name=site.name,
+            groups=groups_for(
+                message,
+                job,
+                self.spec,
+                consortium=None if site.credentials is None else site.credentials.consortium,
+                peers=site.peers,
+                randomness=self.randomness,
+            ),
         )
 
 
@@ -74,6 +84,8 @@ class Site:
         ledger: the account of what they have cost; ``None``: none is kept.
         credentials: what it proves to others; ``None``: it has no identity in a consortium.
         sessions: a file beside which it keeps its secure sessions; ``None``: beside the ledger, or with Flower's context where there is none.
+        repeats: how many rounds of a run may be charged once more; ``None``: any number, up to the cap.
+        peers: all sites of a simulation, itself among them; a real site reads them in the user's request.
     """
 
     name: str
@@ -81,6 +93,8 @@ class Site:
     ledger: SiteLedger | None = None
     credentials: Credentials | None = None
     sessions: Path | None = None
+    repeats: int | None = None
+    peers: tuple[str, ...] = ()
 
 
 class SiteSource(Protocol):
@@ -129,7 +143,7 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
     given = {protocol.VECTOR: job.array(protocol.VECTOR, size)}
     if bench.spec.training.scaffold:
         given[protocol.CONTROL] = job.array(protocol.CONTROL, size)
-    setting = bench.setting(site)
+    setting = bench.setting(site, job, message)
     outgoing = outgoing_for(
         "train",
         message,
@@ -159,6 +173,7 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
             plan=plan,
             code_hash=bench.code_hash,
             told=job.told,
+            repeats=site.repeats,
         )
         arrays, said = release(site.ledger, charge, compute)
         content[protocol.LEDGER] = ConfigRecord({protocol.LEDGER: said.to_json()})
@@ -220,7 +235,7 @@ def _evaluate(message: Message, context: Context, source: SiteSource, make_array
             code="withheld",
         )
     given = {protocol.VECTOR: job.array(protocol.VECTOR, bench.trainer.layout.size)}
-    setting = bench.setting(site)
+    setting = bench.setting(site, job, message)
     outgoing = outgoing_for(
         "evaluate",
         message,
@@ -275,7 +290,7 @@ def _secure(message: Message, context: Context, source: SiteSource) -> RecordDic
             remedy="enrol the site",
             code="session-none",
         )
-    return answer_step(said, book, job, bench.setting(site))
+    return answer_step(said, book, job, bench.setting(site, job, message))
 
 
 def _book(site: Site, job: Job, context: Context) -> SessionBook | None:

@@ -15,6 +15,8 @@ a session not newer than the last           ``IntegrityError`` (manifest-replaye
 an earlier round than one that was opened   ``IntegrityError`` (round-unmasked)
 a round, or a model, that was opened for    ``IntegrityError`` (round-unmasked): the difference of the
 other sites before                          two sums could show one site's share
+the same round and model, once more, for    opened: both sums, and their difference, are of as many sites
+all but as many as the floor of those       as the site demands of any sum
 nothing under way                           ``IntegrityError`` (session-none)
 a file that cannot be read                  ``IntegrityError`` (session-store): nothing is answered
 ==========================================  =======================================================
@@ -27,7 +29,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +40,7 @@ from flwr.app import ConfigRecord, RecordDict
 from cloister.core.errors import IntegrityError
 from cloister.core.files import write_whole
 from cloister.privacy.identity import Consortium, Identity
-from cloister.privacy.manifest import Floors, Manifest
+from cloister.privacy.manifest import Floors, Manifest, cohort_digest
 from cloister.privacy.masking import SiteSession
 
 __all__ = ["ContextShelf", "Credentials", "FileShelf", "SessionBook", "Shelf", "Turn"]
@@ -234,27 +236,53 @@ class Turn:
             ):
                 raise _opened_before(manifest)
 
-    def check_sites(self, manifest: Manifest, sites: str) -> None:
-        """Check that no sum of the same round, or of the same model, was opened for other sites.
+    def check_sites(self, manifest: Manifest, sites: Sequence[str]) -> None:
+        """Check that no sum of the same round, or of the same model, was opened for other sites, but for what `_leaves_enough` allows.
 
         Args:
             manifest: of the session.
-            sites: digest of who is in its sum.
+            sites: who is in its sum.
 
         Raises:
             IntegrityError: (round-unmasked) one was.
         """
-        for number, model, before in self._opened(manifest):
-            if before != sites and (manifest.round_number == number or manifest.model == model):
-                raise _opened_before(manifest)
-        self._record["agreed"] = sites
+        digest = cohort_digest(sites)
+        before = [
+            one
+            for one in self._opened(manifest)
+            if one[0] == manifest.round_number or one[1] == manifest.model
+        ]
+        if before and digest not in {one[2] for one in before} and not self._leaves_enough(manifest, sites):
+            raise _opened_before(manifest)
+        self._record["agreed"] = list(sites)
 
     def opened(self, manifest: Manifest) -> None:
         """Remember that this site helps to open the sum that it agreed to last; after this, before it does."""
-        self.check_sites(manifest, str(self._record.get("agreed", "")))
-        entry = [manifest.round_number, manifest.model, self._record["agreed"]]
+        sites = [str(name) for name in self._record.get("agreed", [])]
+        self.check_sites(manifest, sites)
+        entry = [manifest.round_number, manifest.model, cohort_digest(sites)]
         entries = [one for one in self._record.get(f"opened.{manifest.kind}", []) if one != entry]
         self._record[f"opened.{manifest.kind}"] = [*entries, entry][-self._most :]
+        self._record[f"members.{manifest.kind}"] = sites
+
+    def _leaves_enough(self, manifest: Manifest, sites: Sequence[str]) -> bool:
+        """Whether a second sum over ``sites`` may be opened: over some of those of the first, of the same round and model, without enough others.
+
+        So a round whose sum could not be opened, since a site had shared garbage, can be tried again without that site: the others that are left out
+        with it keep the difference of the two sums a sum of as many as the floor.
+        """
+        of = [
+            one
+            for one in self._opened(manifest)
+            if one[0] == manifest.round_number or one[1] == manifest.model
+        ]
+        first = {str(name) for name in self._record.get(f"members.{manifest.kind}", [])}
+        return (
+            [one[:2] for one in of] == [(manifest.round_number, manifest.model)]
+            and of[0][2] == cohort_digest(first)
+            and set(sites) < first
+            and len(first) - len(set(sites)) >= self.credentials.floors.least
+        )
 
     def _opened(self, manifest: Manifest) -> list[tuple[int, str, str]]:
         return [

@@ -45,6 +45,7 @@ class DeployedSite:
         kit: who it is.
         dataset_for: which of its data sets a federation trains on; ``None``: none of them.
         floors: what it demands of every sum.
+        repeats: how many rounds of a federation's run may be charged once more.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class DeployedSite:
         *,
         dataset_for: Callable[[FederationSpec], str | None],
         floors: Callable[[], Floors],
+        repeats: Callable[[FederationSpec], int] = lambda _: 0,
     ) -> None:
         self._folder, self._config, self._kit = folder, config, kit
-        self._dataset_for, self._floors = dataset_for, floors
+        self._dataset_for, self._floors, self._repeats = dataset_for, floors, repeats
         self._randomness = SystemRandomness()
         self._built: OrderedDict[str, tuple[Workbench, Split, str]] = OrderedDict()
         self._state = folder / config.site.state
@@ -82,6 +84,7 @@ class DeployedSite:
                 identity=self._kit.identity, consortium=self._kit.consortium, floors=self._floors()
             ),
             sessions=self._state / _SESSIONS,
+            repeats=self._repeats(bench.spec),
         )
 
     def _of(self, federation: str) -> tuple[Workbench, Split, str]:

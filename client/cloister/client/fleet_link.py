@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -66,6 +66,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from google.protobuf.message import DecodeError
@@ -78,6 +79,14 @@ __all__ = ["FleetLink", "LinkLostError", "MessageLostError", "tls_context"]
 
 _CALL_S = 30.0
 _BEATS_APART_S = 10.0
+_REFUSED = (
+    httpx.codes.BAD_REQUEST,  # nginx: a certificate that was taken back, or none
+    httpx.codes.UNAUTHORIZED,
+    httpx.codes.FORBIDDEN,
+    httpx.codes.PRECONDITION_FAILED,  # the SuperLink: a key that it does not know
+)
+#: Bytes of one answer: Flower cuts arrays into pieces of 5 MiB.
+_MOST_ANSWERED = 64 << 20
 
 
 class LinkLostError(Exception):
@@ -106,14 +115,14 @@ class FleetLink:
     def __init__(self, address: str, kit: Kit, *, most_bytes: int = 1 << 30, call_s: float = _CALL_S) -> None:
         key = _node_key(kit)
         self._most_bytes = most_bytes
-        self._client = FleetHttpClient(
-            f"https://{address}",
+        self._client = _Client(
+            address,
+            _Bounded(verify=tls_context(kit)),
+            call_s,
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="SuperNode"),
                 NodeAuthHttpInterceptor(key, key.public_key()),
             ],
-            verify=tls_context(kit),
-            timeout=call_s,
         )
         self._closed = threading.Event()
         self._beats = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -266,7 +275,7 @@ class FleetLink:
             return work()
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
-            if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.BAD_REQUEST):
+            if status in _REFUSED:
                 raise PolicyError(
                     f"the coordinator does not let this site in (HTTP {status})",
                     remedy="ask the consortium whether this site's key is registered and not revoked; check this machine's clock",
@@ -275,6 +284,8 @@ class FleetLink:
             raise LinkLostError(f"HTTP {status}") from None
         except (httpx.HTTPError, ssl.SSLError, OSError) as error:
             raise LinkLostError(f"{type(error).__name__}: {error}") from None
+        except ValueError:  # what protobuf cannot read
+            raise LinkLostError("an answer that cannot be read") from None
 
     def _beat(self) -> None:
         while not self._closed.wait(_BEATS_APART_S):
@@ -284,6 +295,56 @@ class FleetLink:
                 )
             except (httpx.HTTPError, RuntimeError, ValueError, OSError):
                 continue  # the next call tells the caller
+
+
+class _Client(FleetHttpClient):
+    """Flower's client of the Fleet API over a transport of ours."""
+
+    def __init__(
+        self,
+        address: str,
+        transport: httpx.HTTPTransport,
+        call_s: float,
+        *,
+        interceptors: list[ProtobufClientInterceptor],
+    ) -> None:
+        super().__init__(f"https://{address}", interceptors=interceptors, verify=False)
+        self._client.close()  # the one that `super` made, before it was used
+        self._client = httpx.Client(transport=transport, timeout=call_s)
+
+
+class _Bounded(httpx.HTTPTransport):
+    """A transport that takes no answer longer than `_MOST_ANSWERED`, and none that unfolds into more than it is."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        request.headers["accept-encoding"] = "identity"
+        response = super().handle_request(request)
+        if response.headers.get("content-encoding", "identity") != "identity":
+            response.close()
+            raise httpx.DecodingError("a packed answer", request=request)
+        return httpx.Response(
+            response.status_code,
+            headers=response.headers,
+            stream=_Counted(response.stream, request),
+            extensions=response.extensions,
+        )
+
+
+class _Counted(httpx.SyncByteStream):
+    def __init__(self, stream: httpx.SyncByteStream | httpx.AsyncByteStream, request: httpx.Request) -> None:
+        assert isinstance(stream, httpx.SyncByteStream)
+        self._stream, self._request = stream, request
+
+    def __iter__(self) -> Iterator[bytes]:
+        came = 0
+        for piece in self._stream:
+            came += len(piece)
+            if came > _MOST_ANSWERED:
+                raise httpx.DecodingError("an answer that is too long", request=self._request)
+            yield piece
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 def _packed(content: RecordDict) -> RecordDict:

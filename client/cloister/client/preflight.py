@@ -16,6 +16,7 @@ import httpx
 import torch
 from cryptography import x509
 
+from cloister.client.data_check.checking import check_dataset
 from cloister.client.fleet_link import FleetLink, LinkLostError, tls_context
 from cloister.client.gate import state_folder
 from cloister.client.gate.policy import POLICY, read_policy
@@ -23,6 +24,7 @@ from cloister.client.site_config import SiteConfig, load_site
 from cloister.core.errors import CloisterError
 from cloister.privacy.identity import Role
 from cloister.privacy.identity.kit import Kit, load_kit
+from cloister.privacy.ledger import verify
 
 __all__ = ["Checked", "preflight"]
 
@@ -72,7 +74,7 @@ def preflight(folder: Path, *, offline: bool = False) -> list[Checked]:
     )
     if kit is not None:
         found += _certificates(kit)
-    found += [_disk(folder, config), _device()]
+    found += [*_data(folder, config), *_ledgers(folder, config), _disk(folder, config), _device()]
     if kit is not None and not offline:
         found += _server(config, kit)
     return found
@@ -102,6 +104,33 @@ def _certificates(kit: Kit) -> Iterator[Checked]:
             state=state,
             found=f"valid to {end:%Y-%m-%d}",
             remedy="" if state == "ok" else "have it renewed: cloister provision renew",
+        )
+
+
+def _data(folder: Path, config: SiteConfig) -> Iterator[Checked]:
+    """Say of each data set how many findings there are; `cloister site data` says which."""
+    for name, table in config.data.items():
+        findings = check_dataset(name, table, None, folder)
+        counts = {
+            severity: sum(one.severity == severity for one in findings) for severity in ("error", "warning")
+        }
+        wrong = next((one for one in findings if one.severity == "error"), None)
+        yield Checked(
+            what=f"data set '{name}'",
+            state="error" if wrong else "warning" if counts["warning"] else "ok",
+            found=wrong.what if wrong else f"{counts['warning']} warnings",
+            remedy=f"see: cloister site data {folder}" if wrong or counts["warning"] else "",
+        )
+
+
+def _ledgers(folder: Path, config: SiteConfig) -> Iterator[Checked]:
+    for path in sorted((state_folder(folder, config) / "ledgers").glob("*.sqlite")):
+        found = verify(path)
+        yield Checked(
+            what=f"ledger '{path.stem}'",
+            state="error" if found.problems else "ok",
+            found=found.problems[0].message if found.problems else f"{found.entries} entries hold",
+            remedy="see docs/ledger.md: cloister ledger verify" if found.problems else "",
         )
 
 

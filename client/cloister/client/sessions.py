@@ -7,6 +7,8 @@ Formal guarantees, beside those of `cloister.client.book`:
 
 - A site takes part in no session whose manifest says anything else of run, round, federation, model, clip or sizes than its job and its own
   federation do, or less than its floors.
+- With ``aggregation.group_size`` it takes part in training sums over its own group only, which it computes for itself, and in measurements over all
+  sites only (`cloister.privacy.grouping`).
 - A site without test records takes part in no sum of measurements: the sites in such a sum all have some.
 """
 
@@ -25,7 +27,9 @@ from cloister.core import protocol
 from cloister.core.digests import federation_digest
 from cloister.core.errors import IntegrityError, PolicyError
 from cloister.core.spec import FederationSpec
-from cloister.privacy.manifest import Manifest, SignedManifest, cohort_digest
+from cloister.core.spec.grouping import least_in_sum
+from cloister.privacy.grouping import Groups
+from cloister.privacy.manifest import Manifest, SignedManifest
 from cloister.privacy.masking import (
     Confirmations,
     Deliveries,
@@ -50,18 +54,23 @@ class Setting:
         size: length of the model's vector.
         classes: of the task; 0 for a regression.
         tested: whether the site has test records.
+        name: the site's own.
+        groups: of the run, where it has any.
     """
 
     spec: FederationSpec
     size: int
     classes: int
     tested: bool
+    name: str = ""
+    groups: Groups | None = None
 
     def code(self, manifest: Manifest, job: Job) -> SumCode:
         """Return how this site writes what ``manifest`` sums.
 
         Raises:
             IntegrityError: (manifest) the manifest is not of this job, or says something else of the sum.
+            IntegrityError: (group-differs) it sums other sites than this one's group.
             PolicyError: (untested) measurements are summed, and this site has none.
         """
         spec = self.spec
@@ -90,8 +99,15 @@ class Setting:
             clip=job.clip,
         )
         _same(manifest, {"size": code.size, "largest": code.largest})
-        if manifest.least < spec.cohort.min_sites:
-            raise _unfit(f"least = {manifest.least} is below cohort.min_sites = {spec.cohort.min_sites}")
+        least = least_in_sum(spec) if manifest.kind == "train" else spec.cohort.min_sites
+        if manifest.least < least:
+            raise _unfit(
+                f"least = {manifest.least} is below {least}, the fewest sites of a sum in this federation"
+            )
+        if spec.aggregation.group_size is not None:
+            if self.groups is None:
+                raise _unfit("the federation has groups, and this site does not know the run's sites")
+            self.groups.check(manifest, self.name)
         return code
 
 
@@ -124,7 +140,7 @@ def _step(step: object, fields: Mapping[str, Any], turn: Turn, job: Job, setting
         answer = session.share(Roster.from_fields(fields)).to_fields()
     elif step == protocol.CONFIRM:
         survivors = Survivors.from_fields(fields)
-        turn.check_sites(session.manifest, cohort_digest(survivors.names))
+        turn.check_sites(session.manifest, survivors.names)
         answer = session.confirm(survivors).to_fields()
     elif step == protocol.REVEAL:
         turn.opened(session.manifest)

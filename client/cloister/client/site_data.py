@@ -79,8 +79,8 @@ def site_task(table: DataTable, federation_task: TaskTable, base: Path) -> TaskT
             )
     common = {name: value for name, value in federation_task.options.items() if name not in places}
     for name, value in common.items():
-        if name in known and holds_path(known[name][0]):
-            _check_below(name, value)
+        if name in known:
+            _check_common(name, value, known[name][0])
     return TaskTable.model_validate({"use": table.task, **common, **table.options})
 
 
@@ -129,6 +129,18 @@ def _misplaced(name: str, places: list[str]) -> TaskError:
         remedy="keep in site.toml only what says where the data lie",
         code="task-place",
     )
+
+
+def _check_common(name: str, value: Any, hint: Any) -> None:
+    """Refuse an option of the federation's that would bring in another task, or a file from outside of the site's folder."""
+    if hint is Task:
+        raise TaskError(
+            f"the federation's task.{name} names a task of its own, which this site did not choose",
+            remedy="ask for the task by its own name",
+            code="task-place",
+        )
+    if holds_path(hint):
+        _check_below(name, value)
 
 
 def _check_below(name: str, value: Any) -> None:

@@ -118,7 +118,7 @@ def predicted_protection(
     Raises:
         SpecError: the protection cannot be given, or the privacy part is not installed.
     """
-    if spec.aggregation.protection == "plain":
+    if spec.aggregation.protection == "plain" and spec.aggregation.group_size is None:
         return {"protection": "plain"}
     return _predicted("protection")(spec, parameters, classes=classes, cohort=round(cohort))
 
@@ -137,17 +137,32 @@ def _predicted(name: str) -> Callable[..., dict[str, Any]]:
 
 def _protection(found: Mapping[str, Any]) -> str:
     name = found["protection"]
+    groups = _groups(found["groups"]) if "groups" in found else ""
     if name == "plain":
-        return "plain: the server sees each update"
+        return f"plain: the server sees each update{groups}"
     shares = ""
     if name == "masked":
         shares = (
-            f", {found['threshold']} of {found['degree'] + 1} shares take a mask off, and up to {found['colluders']} of a round's sites may side with "
-            "the server"
+            f", {found['threshold']} of {found['degree'] + 1} shares take a mask off, and up to {found['colluders']} of a "
+            f"{'group' if groups else 'round'}'s sites may side with the server"
         )
     return (
         f"{name}: a sum is opened from {found['least']} sites on{shares}; {found['numbers']:,} integers a site, "
-        f"each number rounded by less than {found['unit']:.2g}"
+        f"each number rounded by less than {found['unit']:.2g}{groups}"
+    )
+
+
+def _groups(found: Mapping[str, Any]) -> str:
+    """Say how many liars groups bear, and what noise each group's mean carries."""
+    sites = f"{found['smallest']}" + (
+        f" to {found['largest']}" if found["largest"] != found["smallest"] else ""
+    )
+    noise = (
+        "" if found["noise"] is None else f"; noise of {found['noise']:.3g} in every number of a group's mean"
+    )
+    return (
+        f"\n{'':<8} {found['number']} fixed groups of {sites}; f = {found['byzantine']} liars spoil up to {found['byzantine']} of them, and the rule "
+        f"bears {found['tolerated']}; it needs {found['needed']} groups in a round, so {found['spare']} may be missing{noise}"
     )
 
 

@@ -18,6 +18,7 @@ from cloister.core.data import Split
 from cloister.core.errors import SpecError, TaskError
 from cloister.core.resolve import POOLED
 from cloister.core.spec import FederationSpec, Loaded, Origin, PoissonCohort, Training
+from cloister.core.spec.grouping import unsound_groups
 from cloister.core.spec.pipelines import read_pipeline
 from cloister.core.spec.robustness import UNDEFENDED, fewest_updates
 from cloister.core.task import Task
@@ -144,7 +145,9 @@ def _poor_rounds(spec: FederationSpec) -> Iterator[str]:
     rounds, evaluation = spec.federation.rounds, spec.evaluation
     if spec.cohort.min_sites == 1:
         yield "cohort.min_sites = 1: a round that one site answers releases that site's own model to all; use at least 3"
-    if spec.aggregation.rule != UNDEFENDED:
+    if spec.aggregation.group_size is not None and spec.aggregation.protection == "plain":
+        yield "aggregation.group_size in clear: the server sees each update; this is a rehearsal of what masks would give"
+    elif spec.aggregation.rule != UNDEFENDED and spec.aggregation.group_size is None:
         yield "aggregation.rule compares single updates: the server sees each site's in clear (protection = 'plain')"
     if not evaluation.central and not evaluation.sites:
         yield "evaluation.central and evaluation.sites are both false: nothing measures the model"
@@ -178,12 +181,16 @@ def _unsound_records(spec: FederationSpec, splits: Mapping[str, Split]) -> Itera
 
 def _too_few(spec: FederationSpec, sites: int) -> Iterator[str]:
     least, aggregation = fewest_updates(spec), spec.aggregation
-    if least is not None and least > sites:
+    if aggregation.group_size is not None:
+        yield from unsound_groups(
+            spec.model_copy(update={"cohort": spec.cohort.model_copy(update={"sites": sites})})
+        )
+    elif least is not None and least > sites:
         yield (
             f"aggregation.rule = '{aggregation.rule}' with byzantine = {aggregation.byzantine} needs at least {least} updates a round, "
             f"and there are {sites} sites; lower byzantine, or choose another rule"
         )
-    elif spec.cohort.min_sites > sites:
+    if spec.cohort.min_sites > sites and (least is None or least <= sites):
         yield f"cohort.min_sites = {spec.cohort.min_sites} can never be reached by {sites} sites; lower it"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cloister.core.spec import FederationSpec
+from cloister.core.spec.grouping import least_in_sum
 
 __all__ = ["Exposure", "exposure"]
 
@@ -70,8 +71,18 @@ def _seen_in_clear(spec: FederationSpec) -> Iterator[str]:
 
 
 def _seen_as_sums(spec: FederationSpec) -> Iterator[str]:
-    least, privacy = spec.cohort.min_sites, spec.privacy
-    yield f"Of updates, their sum over at least {least} sites a round, and no single one{_SUMMED[privacy.unit]}"
+    least, privacy = least_in_sum(spec), spec.privacy
+    if spec.aggregation.group_size is None:
+        yield f"Of updates, their sum over at least {least} sites a round, and no single one{_SUMMED[privacy.unit]}"
+    else:
+        yield (
+            f"Of updates, the mean of each fixed group of at least {spec.aggregation.group_size} sites, over at least {least} of them a round, with the names of "
+            f"the group, and no single one{_SUMMED[privacy.unit]}"
+        )
+        yield (
+            "Groups are drawn from the run's name, which a user signs, and each site computes its own: the server cannot choose who is summed with whom, and "
+            "no two sums that are opened overlap. With c of a group's sites on the server's side the group's mean shows that of the others."
+        )
     yield _OPENED[spec.aggregation.protection]
     if privacy.unit == "none":
         yield (
@@ -88,7 +99,8 @@ def _seen_as_sums(spec: FederationSpec) -> Iterator[str]:
             if spec.aggregation.weighting != "uniform"
             else ""
         )
-        yield f"The sum of the sites' training losses{weights}, and how many updates were cut to aggregation.reach."
+        whose = "the sites'" if spec.aggregation.group_size is None else "each group's"
+        yield f"The sum of {whose} training losses{weights}, and how many updates were cut to aggregation.reach."
     if spec.evaluation.sites:
         yield (
             "The sums of the metrics, and of the counts by true and predicted class, of the sites that have test records (from two rounds that differ "
@@ -130,7 +142,7 @@ _WITHHELD = (
 def _seen_privately(spec: FederationSpec) -> str:
     """Say what the server sees of one site's update under differential privacy, without secure aggregation."""
     seen = "Each site's update in clear, with the site's name"
-    honest = spec.cohort.min_sites - (spec.privacy.colluders or 0)
+    honest = least_in_sum(spec) - (spec.privacy.colluders or 0)
     return {
         "record": f"{seen}; each step in it carries noise, so what it reveals of any one record is bounded by ε. What many of a "
         "site's records have in common is not hidden.",
@@ -182,6 +194,10 @@ def _outsider(spec: FederationSpec) -> tuple[str, ...]:
     report = "From the report, if it is published: the sites' names, who took part in which round, the federation file"
     if spec.evaluation.sites and spec.aggregation.protection == "plain":
         report += ", each site's metrics"
+    if spec.aggregation.group_size is not None:
+        report += ", size and direction of each group's mean"
+    elif spec.aggregation.protection == "plain" and spec.privacy.unit in ("none", "record"):
+        report += ", size and direction of each site's updates"
     said.append(report + ".")
     said.append("Nothing of a site's updates from a simulation, which sends nothing over a network.")
     return tuple(said)

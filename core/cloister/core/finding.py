@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +28,7 @@ __all__ = [
     "holds_path",
     "innermost",
     "made_class",
+    "named_tasks",
     "parameters_of",
     "places_of",
     "task_names",
@@ -171,3 +172,16 @@ def innermost(table: TaskTable) -> TaskTable:
     if table.use != STATISTICS or not isinstance(of, Mapping) or not isinstance(of.get("use"), str):
         return table
     return TaskTable.model_validate(dict(of))
+
+
+def named_tasks(table: TaskTable) -> list[str]:
+    """Return what ``table`` names as ``use``, and what tables in its options do: every task that may be loaded for it."""
+    return [table.use, *_uses(table.options)]
+
+
+def _uses(value: Any) -> Iterator[str]:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    if isinstance(value, Mapping) and isinstance(value.get("use"), str):
+        yield value["use"]
+    for one in inner:
+        yield from _uses(one)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cloister.privacy.ledger.inspection import Inspection
     from cloister.privacy.ledger.verification import Verification
 
-__all__ = ["register"]
+__all__ = ["read_heads", "register"]
 
 LedgerArgument = Annotated[
     Path, typer.Argument(metavar="PATH", help="The ledger's file.", show_default=False)
@@ -118,7 +118,7 @@ def verify_command(
         from cloister.privacy.ledger.verification import verify
 
         _refuse_absent(path)
-        heads = [] if witnessed is None else _read_heads(witnessed)
+        heads = [] if witnessed is None else read_heads(witnessed)
         out.progress.print("recomputing every epsilon from its events", highlight=False)
         found = verify(path, account=account, public_key=public_key, witnessed=heads, anchored=head_file)
         found.require()
@@ -260,7 +260,7 @@ def _head(found: Inspection) -> dict[str, Any] | None:
     return None if found.anchor is None else found.anchor.head.as_dict()
 
 
-def _read_heads(path: Path) -> list[Head]:
+def read_heads(path: Path) -> list[Head]:
     """Read heads from JSON: a list of them, or an object with ``heads``, or one with ``head`` such as an export."""
     from cloister.privacy.ledger.heads import Head
 

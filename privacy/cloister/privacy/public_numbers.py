@@ -1,4 +1,4 @@
-"""The public numbers of a federation file that private sums rest on: how many sites a round has, and at the most.
+"""The public numbers of a federation file that private sums rest on: how many sites a sum has, and at the most.
 
 None of them depends on who answers, or on any record.
 """
@@ -9,10 +9,11 @@ import math
 from typing import TypeVar
 
 from cloister.core.errors import SpecError
-from cloister.core.spec import Cohort, PoissonCohort
+from cloister.core.spec import Cohort, FederationSpec, PoissonCohort
+from cloister.core.spec.grouping import group_sizes
 from cloister.privacy.updates.encoding import WRAP_SIGMAS
 
-__all__ = ["given", "largest_cohort", "public_cohort"]
+__all__ = ["given", "largest_cohort", "most_in_sum", "public_cohort", "sites_in_sum"]
 
 _Number = TypeVar("_Number", int, float)
 
@@ -42,6 +43,23 @@ def largest_cohort(cohort: Cohort) -> int:
         return math.ceil(mean)
     far = mean + WRAP_SIGMAS * math.sqrt(mean * (1 - cohort.per_round.poisson)) + WRAP_SIGMAS
     return min(math.ceil(far), cohort.sites or math.ceil(far))
+
+
+def sites_in_sum(spec: FederationSpec) -> float:
+    """Return the public number of sites that a round's sum is divided by: the cohort's, or the smallest group's.
+
+    Raises:
+        SpecError: the file has no such number.
+    """
+    size = spec.aggregation.group_size
+    n = public_cohort(spec.cohort)
+    return n if size is None else float(group_sizes(math.ceil(n), size)[-1])
+
+
+def most_in_sum(spec: FederationSpec) -> int:
+    """Return the most sites in one sum of a round: the cohort's, or the largest group's."""
+    size, most = spec.aggregation.group_size, largest_cohort(spec.cohort)
+    return most if size is None else group_sizes(most, size)[0]
 
 
 def given(value: _Number | None, key: str) -> _Number:

@@ -17,11 +17,12 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from cloister.core.spec import FederationSpec
+from cloister.core.spec.grouping import least_in_sum
 from cloister.privacy.accounting import Spent, spent
 from cloister.privacy.calibration import noise_multiplier_for
 from cloister.privacy.events import Composed, Event, PoissonGaussian, SeveralRecords
 from cloister.privacy.ledger.entry import Figures
-from cloister.privacy.public_numbers import given, largest_cohort, public_cohort
+from cloister.privacy.public_numbers import given, most_in_sum, sites_in_sum
 from cloister.privacy.site_plans import MEASURED, shares_not_covered
 from cloister.privacy.statement import Unit
 from cloister.privacy.updates import SHARE_BITS, ShareCode
@@ -259,8 +260,8 @@ def distributed_record_plan(spec: FederationSpec) -> DistributedRecordPlan:
     Raises:
         SpecError: the promise cannot be kept, or 32 bits do not suffice for it.
     """
-    stated, cohort = _stated(spec, steps=1), spec.cohort
-    least, colluders, most = cohort.min_sites, spec.privacy.colluders or 0, largest_cohort(cohort)
+    stated = _stated(spec, steps=1)
+    least, colluders, most = least_in_sum(spec), spec.privacy.colluders or 0, most_in_sum(spec)
     honest, clip = least - colluders, stated["clip"]
     code = ShareCode.choose(
         share=stated["noise_multiplier"] * clip / math.sqrt(honest),
@@ -270,7 +271,7 @@ def distributed_record_plan(spec: FederationSpec) -> DistributedRecordPlan:
     )
     return DistributedRecordPlan(
         **stated,
-        sites=public_cohort(cohort),
+        sites=sites_in_sum(spec),
         least=least,
         colluders=colluders,
         code=code,

@@ -8,6 +8,10 @@ least   ``cohort.min_sites``: so many noise shares are in every sum that is used
 most    the largest cohort: of a Poisson cohort its mean and eight standard deviations, at most all sites
 ======  ======================================================================================================
 
+With ``aggregation.group_size`` each is that of one group: a group's sum is opened by itself, so it carries the whole noise by itself, calibrated to
+the `LEAST_PROTECTED` sites with which it still counts. A site is in one group, so what it costs is one sum a round, however many groups there are; the
+rule that joins the groups' means reads nothing else.
+
 No gain from a cohort's secrecy is claimed: the server draws the cohort and sites see who is asked, so a site is charged in full for
 every round that it is asked in (known cohort; design: "cohort hidden or not").
 """
@@ -21,11 +25,12 @@ from typing import Any, ClassVar
 
 from cloister.core.errors import SpecError
 from cloister.core.spec import FederationSpec
+from cloister.core.spec.grouping import least_in_sum
 from cloister.privacy.accounting import Spent, spent
 from cloister.privacy.calibration import noise_multiplier_for
 from cloister.privacy.events import Composed, Gaussian, Skellam
 from cloister.privacy.ledger.entry import Figures
-from cloister.privacy.public_numbers import given, largest_cohort, public_cohort
+from cloister.privacy.public_numbers import given, most_in_sum, sites_in_sum
 from cloister.privacy.statement import Unit
 from cloister.privacy.updates import BITS, AdaptiveClip, IntegerCode, choose_scale, padded
 from cloister.privacy.updates.encoding import WRAP_SIGMAS
@@ -277,7 +282,7 @@ def server_or_local_plan(spec: FederationSpec) -> SitePlan | LocalPlan:
     noise = privacy.noise_multiplier
     if noise is None:
         noise = _calibrated(given(privacy.epsilon, "privacy.epsilon"), delta, rounds)
-    n = public_cohort(spec.cohort)
+    n = sites_in_sum(spec)
     if privacy.unit == "site-local":
         return LocalPlan(noise_multiplier=noise, clip=clip, sites=n, rounds=rounds, delta=delta)
     adaptive = None
@@ -299,10 +304,11 @@ def distributed_plan(spec: FederationSpec, size: int) -> DistributedPlan:
     Raises:
         SpecError: the promise cannot be kept, or 20 bits do not suffice for it.
     """
-    privacy, rounds, cohort = spec.privacy, spec.federation.rounds, spec.cohort
+    privacy, rounds = spec.privacy, spec.federation.rounds
     clip, delta = given(privacy.clip, "privacy.clip"), given(privacy.delta, "privacy.delta")
     colluders = privacy.colluders or 0
-    shares = _Shares(clip=clip, most=largest_cohort(cohort), honest=cohort.min_sites - colluders, size=size)
+    least = least_in_sum(spec)
+    shares = _Shares(clip=clip, most=most_in_sum(spec), honest=least - colluders, size=size)
     noise = privacy.noise_multiplier
     if noise is None:
         noise = _calibrated_shares(given(privacy.epsilon, "privacy.epsilon"), delta, rounds, shares)
@@ -318,10 +324,10 @@ def distributed_plan(spec: FederationSpec, size: int) -> DistributedPlan:
     return DistributedPlan(
         noise_multiplier=noise,
         clip=clip,
-        sites=public_cohort(cohort),
+        sites=sites_in_sum(spec),
         rounds=rounds,
         delta=delta,
-        least=cohort.min_sites,
+        least=least,
         colluders=colluders,
         code=code,
         seed=spec.federation.seed,

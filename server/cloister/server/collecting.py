@@ -6,7 +6,8 @@ cohort (under a rule that needs no rows).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from cloister.server.exchange import Answer
 from cloister.server.gathering import Gatherer, Gathering
 from cloister.server.plan import RunPlan
 from cloister.server.replies import (
+    LOST,
     CheckedEvaluation,
     CheckedUpdate,
     Refused,
@@ -41,6 +43,11 @@ class Collected:
         gathering: what the replies that were used add up to.
         bytes_down: payload sent to the cohort.
         bytes_up: payload of the replies that were used.
+        names: whose updates were added, in their order, where single ones were.
+        groups: what became of each group, where there are groups, for the round's event.
+        short: why the round does not count, however many answered; empty: it may.
+        suspects: who is likely to be why it does not.
+        tried: who was asked to open a sum that did not open: they open no other of this round, but one that leaves enough of them out.
     """
 
     asked: int
@@ -51,10 +58,17 @@ class Collected:
     gathering: Gathering
     bytes_down: int
     bytes_up: int
+    names: list[str] = field(default_factory=list)
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    short: str = ""
+    suspects: tuple[str, ...] = ()
+    tried: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Say who did not answer, by name, and why replies were refused; at most five of each."""
         parts = [f"{self.answered} of {self.asked} answered"]
+        if self.short:
+            parts.append(self.short)
         if self.missing:
             parts.append("missing: " + _some(self.missing))
         if self.refused:
@@ -84,7 +98,8 @@ class Collector:
         missing: list[str] = []
         refused: list[dict[str, str]] = []
         losses: list[float] = []
-        answered = up = 0
+        names: list[str] = []
+        up = 0
         for name, answer in self._courier.ask(
             "train", number, cohort, vectors=vectors, told=self._gatherer.job()
         ):
@@ -94,7 +109,7 @@ class Collector:
                 checked = gathering.add(checked) or checked
             self.tell(number, "train", name, answer=answer, checked=checked, nbytes=nbytes)
             if isinstance(checked, CheckedUpdate):
-                answered += 1
+                names.append(name)
                 up += checked.nbytes
                 if checked.loss is not None:
                     losses.append(checked.loss)
@@ -106,20 +121,26 @@ class Collector:
             asked=len(cohort),
             missing=missing,
             refused=refused,
-            answered=answered,
+            answered=len(names),
             losses=losses,
             gathering=gathering,
             bytes_down=len(cohort) * (nbytes + len(self._courier.federation)),
             bytes_up=up,
+            names=names,
         )
 
     def allowed(self, number: int) -> list[dict[str, str]]:
-        """Ask all sites whether they allow what is left of the run after round ``number``; return who does not, and why."""
+        """Ask all sites whether they allow what is left of the run after round ``number``; return who does not, and why.
+
+        A site that is away has said nothing: it is asked again with each round.
+        """
         everyone = self._courier.everyone()
         return [
             {"site": name, "reason": str(refused)}
             for name, answer in self._courier.ask("query", number, everyone)
-            if answer.reply is not None and isinstance(refused := check_introduction(answer, name), Refused)
+            if answer.reply is not None
+            and isinstance(refused := check_introduction(answer, name), Refused)
+            and refused.reason != LOST
         ]
 
     def measure(self, number: int, cohort: list[int], model: Vector) -> CheckedEvaluation | None:

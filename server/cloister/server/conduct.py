@@ -75,6 +75,7 @@ class Conduct:
         facts: what the first event says of the run, beside `run_facts`; asked for once, when what carries messages is ready.
         witnesses: what the server knows of the sites' ledgers, where they keep any.
         request: who asked for it, in a deployment.
+        before: what is done before the first round; when the run goes on after an interruption, not again.
         after: what is done with the model when the rounds are over.
     """
 
@@ -89,6 +90,7 @@ class Conduct:
     facts: Callable[[], Mapping[str, Any]]
     witnesses: Witnesses | None = None
     request: SignedRequest | None = None
+    before: Callable[[EventBus], None] = lambda _: None
     after: Callable[[EventBus], None] = lambda _: None
 
 
@@ -127,6 +129,7 @@ def conduct(
                     bus.recall(read_events(folder.events))
                 if checkpoint is None:
                     bus.emit("run", 0, **run_facts(one), **one.facts())
+                    one.before(bus)
                 plan = RunPlan(
                     loaded=one.loaded,
                     layout=one.layout,

@@ -16,16 +16,19 @@ from flwr.serverapp import Grid
 
 from cloister.core import protocol
 from cloister.core.errors import PeersMissing, PolicyError
+from cloister.core.spec.grouping import LEAST_PROTECTED
 from cloister.core.update import Vector
 from cloister.server.checkpoints import Arrays, Best, Checkpoint
 from cloister.server.cohort import choose_cohort
 from cloister.server.collecting import Collected
 from cloister.server.courier import Courier
 from cloister.server.directory import Directory
-from cloister.server.gathering import gatherer_from
+from cloister.server.gathering import Gatherer, gatherer_from, group_gatherer_from
+from cloister.server.grouping import placed_groups
 from cloister.server.leave import ends_run, refusal_of
 from cloister.server.plan import RunPlan
 from cloister.server.secure.choosing import collector_for
+from cloister.server.signals import Signals
 from cloister.server.spending import Spending
 from cloister.strategies.averaging import RunningMean
 from cloister.strategies.mean import Direction
@@ -66,8 +69,22 @@ class Coordinator:
         self._plan = plan
         self._spec = plan.loaded.spec
         self._sites = len(directory)
-        self._gatherer = gatherer_from(self._spec, size=plan.layout.size, randomness=plan.randomness)
-        self._collector = collector_for(plan, Courier(plan, grid, directory), self._gatherer)
+        groups = placed_groups(plan, directory)
+        self._gatherer: Gatherer = (
+            gatherer_from(self._spec, size=plan.layout.size, randomness=plan.randomness)
+            if groups is None
+            else group_gatherer_from(
+                self._spec,
+                size=plan.layout.size,
+                randomness=plan.randomness,
+                members=[len(members) for members in groups],
+            )
+        )
+        self._collector = collector_for(plan, Courier(plan, grid, directory), self._gatherer, groups)
+        self._grouped = groups is not None
+        self._directory = directory
+        #: Sites whose secrets could not be rebuilt: they are not asked again while the run lasts.
+        self._left_out: set[int] = set()
         self._optimiser = optimiser_from(self._spec.aggregation.optimizer)
         self._spending = Spending(
             self._spec,
@@ -77,6 +94,7 @@ class Coordinator:
             seeded=plan.randomness.reproducible,
             witnesses=plan.witnesses,
         )
+        self._signals = Signals(plan.layout, plan.bus)
         self._digest = plan.loaded.digest()
         self._saved = -1 if plan.resume is None else plan.resume.round_number
 
@@ -119,6 +137,7 @@ class Coordinator:
                 plan.memory.restore(_under(arrays, "site."))
             self._spending.restore(_under(arrays, "asked."))
             self._gatherer.restore(_under(arrays, "gathering."))
+            self._signals.restore(_under(arrays, "signals."))
             return _State(
                 round_number=plan.resume.round_number,
                 model=arrays["iterate"] if averaged else arrays["model"],
@@ -175,11 +194,13 @@ class Coordinator:
             loss=float(np.mean(collected.losses)) if collected.losses else None,
             update_norm=_norm(direction),
             **gathered.facts,
+            **({"groups": collected.groups} if collected.groups else {}),
             bytes_down=collected.bytes_down,
             bytes_up=collected.bytes_up,
             seconds=clock.seconds,
             **({} if self._plan.transcript is None else {"transcript": self._plan.transcript.head()}),
         )
+        self._signals.tell(number, direction, gathered.seen, collected.names)
         if self._plan.witnesses is not None:
             self._plan.witnesses.save()
         every, last = self._spec.federation.checkpoint_every, number == self._spec.federation.rounds
@@ -194,15 +215,20 @@ class Coordinator:
         if state.scaffold is not None:
             vectors[protocol.CONTROL] = state.scaffold.sent()
         attempts, why = 0, ""
+        again: list[int] | None = None
         for draw in range(1, _DRAWS + 1):
             generator = self._plan.randomness.generator("cohort", number, draw)
-            cohort = choose_cohort(self._spec.cohort, self._sites, generator)
+            cohort = again or choose_cohort(self._spec.cohort, self._sites, generator)
+            cohort = [position for position in cohort if position not in self._left_out]
             if len(cohort) < least:  # a small draw is nobody's fault: draw again
                 continue
             self._spending.ask(cohort)
             collected = self._collector.train(number, cohort, vectors)
-            if collected.answered >= least:
-                self._spending.settle(cohort, collected.answered)
+            if collected.answered >= least and not collected.short:
+                if (
+                    not self._grouped
+                ):  # of a group's own noise shares nothing is known here: charged as if the fewest answered
+                    self._spending.settle(cohort, collected.answered)
                 return cohort, collected
             final = [one for one in collected.refused if ends_run(one["reason"])]
             if final:
@@ -212,6 +238,7 @@ class Coordinator:
             attempts, why = attempts + 1, collected.summary()
             text = f"round {number} was not aggregated (attempt {attempts} of {_ATTEMPTS}): {why}"
             self._plan.bus.emit("warning", number, text=text)
+            again = self._repeated(number, attempts, cohort, collected)
             if attempts == _ATTEMPTS:
                 raise PeersMissing(
                     f"round {number} stayed below min_sites = {least} in {_ATTEMPTS} attempts: {why}",
@@ -221,6 +248,34 @@ class Coordinator:
             f"round {number}: cohort.per_round did not draw min_sites = {least} of {self._sites} sites in {_DRAWS} draws",
             remedy="raise cohort.per_round, or lower cohort.min_sites",
         )
+
+    def _repeated(
+        self, number: int, attempt: int, cohort: list[int], collected: Collected
+    ) -> list[int] | None:
+        """Return who is asked when a sum could not be opened, or ``None``: whoever is drawn.
+
+        The sites that were asked to open it open no sum of others in this round, so that no difference shows one of them. Where one of them has
+        shared garbage, they can be asked again without it and without as many others as make that difference one of `LEAST_PROTECTED` sites.
+        """
+        named = {self._directory.name(position): position for position in cohort}
+        tried = [named[name] for name in collected.tried]
+        if self._grouped or not tried:
+            return None
+        suspects = {named[name] for name in collected.suspects}
+        others = [position for position in tried if position not in suspects]
+        generator = self._plan.randomness.generator("left out", number, attempt)
+        more = generator.permutation(others)[: max(0, LEAST_PROTECTED - len(suspects))].tolist()
+        left = sorted(set(others) - set(more))
+        if not suspects or len(left) < max(LEAST_PROTECTED, self._spec.cohort.min_sites):
+            return sorted(tried)
+        self._left_out |= suspects
+        names = ", ".join(f"'{name}'" for name in collected.suspects)
+        text = (
+            f"round {number}: the shares of {names} do not give what was signed: it has shared garbage, or sites that hold its shares lie. The round is "
+            f"tried again without it and {len(more)} others, so that the two sums differ by at least {LEAST_PROTECTED} sites; in later rounds it is not asked"
+        )
+        self._plan.bus.emit("warning", number, text=text)
+        return left
 
     def _measure(self, number: int, model: Vector, cohort: list[int]) -> tuple[str, float] | None:
         """Measure the model where it is due, centrally and at the sites; return what the best round is judged by."""
@@ -234,6 +289,8 @@ class Coordinator:
             score = _score(found.metrics, found.loss)
         if evaluation.sites:
             everyone = list(range(self._sites)) if last and self._sites <= _ALL_SITES else cohort
+            if not self._grouped:
+                everyone = [position for position in everyone if position not in self._left_out]
             mean = self._collector.measure(number, everyone, model)
             if score is None and mean is not None:
                 score = _score(mean.metrics, mean.loss)
@@ -256,6 +313,7 @@ class Coordinator:
             arrays |= {f"scaffold.{name}": array for name, array in state.scaffold.arrays().items()}
         arrays |= {f"asked.{name}": array for name, array in self._spending.arrays().items()}
         arrays |= {f"gathering.{name}": array for name, array in self._gatherer.arrays().items()}
+        arrays |= {f"signals.{name}": array for name, array in self._signals.arrays().items()}
         if self._plan.memory is not None:
             arrays |= {f"site.{name}": array for name, array in self._plan.memory.arrays().items()}
         if self._plan.transcript is not None:

@@ -52,6 +52,7 @@ class Courier:
         told: Mapping[str, float] = _NOTHING,
         secure: Callable[[str], ConfigRecord] | None = None,
         phase: str = "",
+        apart: Sequence[Sequence[str]] = (),
     ) -> Iterator[tuple[str, Answer]]:
         """Send one message to each site of the cohort and yield (name, answer) in the cohort's order.
 
@@ -63,6 +64,7 @@ class Courier:
             told: what the job says beside.
             secure: gives each site's step of a secure session, by its name.
             phase: what a watcher is told that the sites do; ``kind`` unless given.
+            apart: the cohort's names by session, where it takes part in several at once: a transcript has a line for each.
         """
         job = ConfigRecord(
             {
@@ -92,20 +94,32 @@ class Courier:
             for position, name in zip(cohort, names, strict=True)
         ]
         self._plan.bus.announce("asked", number, phase=phase or kind, sites=names)
-        note = self._noting(kind, number, phase or kind, names, messages)
+        note = self._noting(kind, number, phase or kind, names, messages, apart=apart or [names])
         for answer in exchange(self._grid, messages, wait_s=self._wait_s, arrived=note):
             yield names[answer.position], answer
 
     def _noting(
-        self, kind: str, number: int, phase: str, names: list[str], messages: Sequence[Message]
+        self,
+        kind: str,
+        number: int,
+        phase: str,
+        names: list[str],
+        messages: Sequence[Message],
+        *,
+        apart: Sequence[Sequence[str]],
     ) -> Callable[[Answer], None]:
         """Write into the transcript what is asked, and return what writes down each answer."""
         transcript = self._plan.transcript
         if transcript is None:
             return lambda _: None
-        records = [message.content.config_records.get(protocol.SECURE) for message in messages]
-        secure = [record for record in records if record is not None]
-        transcript.asked(kind, number, phase=phase, sites=names, secure=secure)
+        records = {
+            name: message.content.config_records.get(protocol.SECURE)
+            for name, message in zip(names, messages, strict=True)
+        }
+        secure = [record for record in records.values() if record is not None]
+        for sites in apart:
+            told = [record for name in sites if (record := records[name]) is not None]
+            transcript.asked(kind, number, phase=phase, sites=list(sites), secure=told)
         step = str(secure[0].get(protocol.STEP, "")) if secure else ""
         about = {"phase": phase, "step": step}
         return lambda answer: transcript.received(

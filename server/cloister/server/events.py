@@ -11,12 +11,15 @@ run          name, digest, layout, parameters, seed, reproducible, sites, site_n
 site         site, phase (train | evaluate), status (answered | refused | missing), reason, seconds, loss;
              bytes_down and bytes_up where they were measured for the site
 round        cohort, answered, missing, refused ({site, reason}), loss, update_norm, bytes_down, bytes_up, seconds by phase;
-             clip and within (its noisy share of updates) under unit "site", noise_std under "…-distributed";
+             rows and groups ({group, sites, answered, loss, reason}) where there are groups; clip and within (its noisy share of updates) under unit "site", noise_std under "…-distributed";
              transcript (lines so far, SHA-256 of the last), where one is kept
+signals      direction ({norm, cosine to the last round's, last_layer: its share of the norm}), toward (median | last: what cosines are to),
+             rows ({who, norm, cosine, agreement, weight: 1 is that in the mean}), alerts ({who, signal, value, middle, of})
 evaluation   where (central | sites | site:<name> | baseline:pooled | baseline:local:<name>), loss, metrics, confusion,
              records
 privacy      epsilon (spent), allowed, delta, asked (rounds that it is for), site (where it is a site's own), then also
-             cap (what the site allows its dataset over all runs) and ledger (epsilon and delta of everything on the site's ledger)
+             cap (what the site allows its dataset over all runs) and ledger (epsilon and delta of everything on the site's ledger,
+             and its head)
 audit        check, verdict, evidence, power, reason
 warning      text
 end          status (done | interrupted | failed), code, message, model
@@ -49,6 +52,7 @@ REQUIRED: Mapping[str, frozenset[str]] = {
     "run": frozenset({"name", "rounds", "sites", "site_names"}),
     "site": frozenset({"site", "phase", "status"}),
     "round": frozenset({"cohort", "answered"}),
+    "signals": frozenset({"direction", "rows", "alerts"}),
     "evaluation": frozenset({"where", "loss", "metrics", "records"}),
     "privacy": frozenset({"epsilon"}),
     "audit": frozenset({"check", "verdict"}),

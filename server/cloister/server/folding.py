@@ -44,6 +44,7 @@ class Fold:
         self.privacy: dict[str, Mapping[str, Any]] = {}
         self._privacy_rounds: dict[int, Mapping[str, Any]] = {}
         self._audits: dict[str, Mapping[str, Any]] = {}
+        self._signals_of: dict[int, Mapping[str, Any]] = {}
         self._resumed: list[int] = []
         self._points: dict[str, dict[int, Measured]] = {}
         self._answers: dict[int, list[Answer]] = {}
@@ -83,6 +84,7 @@ class Fold:
             audits=dict(self._audits),
             warnings=tuple(self.warnings),
             end=self.end,
+            signals=tuple(self._signals_of[number] for number in sorted(self._signals_of)),
         )
 
     def _run(self, event: Mapping[str, Any], _: int) -> None:
@@ -98,6 +100,7 @@ class Fold:
             self.rounds,
             self._answers,
             self._privacy_rounds,
+            self._signals_of,
             *self._points.values(),
         ]
         for table in tables:
@@ -159,6 +162,10 @@ class Fold:
         if not event.get("site") and not self._live:
             self._privacy_rounds[number] = event
 
+    def _signals(self, event: Mapping[str, Any], number: int) -> None:
+        if not self._live:
+            self._signals_of[number] = event
+
     def _audit(self, event: Mapping[str, Any], _: int) -> None:
         self._audits[event["check"]] = event
 
@@ -174,7 +181,7 @@ class Fold:
         )
 
 
-_KINDS = frozenset({"run", "site", "round", "evaluation", "privacy", "audit", "warning", "end"})
+_KINDS = frozenset({"run", "site", "round", "evaluation", "privacy", "signals", "audit", "warning", "end"})
 
 
 def _read_run(event: Mapping[str, Any]) -> Run:

@@ -19,7 +19,8 @@ n and n·B are the plan's public divisors, never the number of sites that answer
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,21 +31,25 @@ from cloister.core import protocol
 from cloister.core.randomness import Randomness
 from cloister.core.schedule import learning_rate
 from cloister.core.spec import FederationSpec
+from cloister.core.spec.robustness import UNDEFENDED
+from cloister.core.update import Vector
 from cloister.privacy.noise import gaussian_source
-from cloister.privacy.plan import plan_from
+from cloister.privacy.plan import Plan, plan_from
 from cloister.privacy.record_plans import DistributedRecordPlan
 from cloister.privacy.site_plans import DistributedPlan, LocalPlan, SitePlan
 from cloister.privacy.sums import CUT, WEIGHT
 from cloister.privacy.updates import MODULUS, SHARE_BITS, ModularSum, exceeds_clip, rotation_signs
 from cloister.server.checkpoints import Arrays
-from cloister.server.gathered import Gathered, Sums
+from cloister.server.gathered import Gathered, Seen, Sums
+from cloister.server.group_gathering import GroupGatherer, Keyed
 from cloister.server.replies import CheckedUpdate, Refused, Wanted
 from cloister.server.row_gathering import RowGatherer
 from cloister.strategies.mean import Direction
 from cloister.strategies.robust.rule import RobustRule
 from cloister.strategies.rules import Rule, rule_from
+from cloister.strategies.signals import RowSignals
 
-__all__ = ["Gathered", "Gatherer", "Gathering", "gatherer_from"]
+__all__ = ["Gathered", "Gatherer", "Gathering", "gatherer_from", "group_gatherer_from"]
 
 
 class Gathering(Protocol):
@@ -94,14 +99,49 @@ class Gatherer(Protocol):
 
 
 def gatherer_from(spec: FederationSpec, *, size: int, randomness: Randomness) -> Gatherer:
-    """Return what gathers the replies of ``spec``.
+    """Return what gathers the replies of ``spec``, all of them together.
 
     Args:
         spec: the federation.
         size: length of the model's vector.
         randomness: where the server's noise comes from.
     """
-    plan = plan_from(spec, size)
+    return _gatherer(spec, plan_from(spec, size), size=size, randomness=randomness)
+
+
+def group_gatherer_from(
+    spec: FederationSpec, *, size: int, randomness: Randomness, members: Sequence[int]
+) -> GroupGatherer:
+    """Return what gathers the groups of ``spec`` and joins their means.
+
+    Args:
+        spec: the federation.
+        size: length of the model's vector.
+        randomness: where noise and the rule's draws come from.
+        members: how many sites each group has: its public divisor.
+    """
+    plan, table = plan_from(spec, size), spec.aggregation
+    averaged = spec.model_copy(update={"aggregation": table.model_copy(update={"rule": UNDEFENDED})})
+
+    def alone(group: int, number: int) -> Gathering:
+        """Start a group's own gathering: the plan is the federation's, with the group's size for its sites."""
+        own = plan
+        if isinstance(plan, SitePlan | LocalPlan | DistributedPlan | DistributedRecordPlan):
+            own = replace(plan, sites=float(members[group]))
+        keyed = Keyed(randomness, "group", group)
+        return _gatherer(averaged, own, size=size, randomness=keyed).start(number, (protocol.VECTOR,))
+
+    return GroupGatherer(
+        rule=table.rule,
+        byzantine=table.byzantine,
+        groups=len(members),
+        size=size,
+        randomness=randomness,
+        alone=alone,
+    )
+
+
+def _gatherer(spec: FederationSpec, plan: Plan | None, *, size: int, randomness: Randomness) -> Gatherer:
     if isinstance(plan, SitePlan):
         return _TrustedServer(plan, size, randomness)
     if isinstance(plan, LocalPlan):
@@ -114,7 +154,7 @@ def gatherer_from(spec: FederationSpec, *, size: int, randomness: Randomness) ->
     if isinstance(rule, RobustRule):
         return RowGatherer(rule, size=size, randomness=randomness)
     most = None if weighting == "uniform" else weighting.records_cap
-    return _Stateless(lambda _number, names: _ByRule(rule, size, names, most))
+    return _Averaging(rule, size, most)
 
 
 class _Stateless:
@@ -136,10 +176,41 @@ class _Stateless:
         """Nothing is kept."""
 
 
+class _Averaging:
+    """The mean: it keeps the last direction, for the signals of the updates that come next."""
+
+    def __init__(self, rule: Rule, size: int, records_cap: int | None) -> None:
+        self._rule, self._size, self._records_cap = rule, size, records_cap
+        self.last: Vector | None = None
+
+    def job(self) -> dict[str, float]:
+        return {}
+
+    def start(self, number: int, names: tuple[str, ...]) -> Gathering:  # noqa: ARG002 - the seam's signature
+        return _ByRule(self, self._rule, self._size, names, self._records_cap)
+
+    def arrays(self) -> Arrays:
+        return {} if self.last is None else {"last": self.last}
+
+    def restore(self, arrays: Arrays) -> None:
+        kept = arrays.get("last")
+        if kept is not None and kept.shape == (self._size,):
+            self.last = kept
+
+
 class _ByRule:
     """The rule of ``[aggregation]``, one accumulator an array."""
 
-    def __init__(self, rule: Rule, size: int, names: tuple[str, ...], records_cap: int | None) -> None:
+    def __init__(
+        self,
+        owner: _Averaging,
+        rule: Rule,
+        size: int,
+        names: tuple[str, ...],
+        records_cap: int | None,
+    ) -> None:
+        self._owner = owner
+        self._signals: list[tuple[float, float]] = []
         self.wanted = dict.fromkeys(names, Wanted(size=size))
         self._records_cap = records_cap
         self._accumulators = {name: rule.start(size) for name in names}
@@ -151,6 +222,7 @@ class _ByRule:
         for name, vector in checked.arrays.items():
             # Control variates are averaged uniformly, as SCAFFOLD defines them.
             self._accumulators[name].add(vector, weight if name == protocol.VECTOR else 1.0)
+        self._signals.append(_streamed(checked.arrays[protocol.VECTOR], self._owner.last))
 
     def add_sum(self, sums: Sums, count: int) -> None:
         for name in self._accumulators:
@@ -161,7 +233,23 @@ class _ByRule:
 
     def finish(self) -> Gathered:
         found = self._sums or {name: accumulator.result() for name, accumulator in self._accumulators.items()}
-        return Gathered(directions=found, facts=self._facts)
+        last, self._owner.last = self._owner.last, found[protocol.VECTOR].astype(np.float32)
+        seen = None
+        if last is not None and self._signals:
+            norm, cosine = np.array(self._signals).T
+            seen = Seen(signals=RowSignals(norm, cosine, None), toward="last")
+        return Gathered(directions=found, facts=self._facts, seen=seen)
+
+
+def _streamed(vector: Vector, last: Vector | None) -> tuple[float, float]:
+    """Return an update's norm and its cosine to the last direction (0 without one), without a copy of either."""
+
+    def product(one: Vector, other: Vector) -> float:
+        return float(np.einsum("i,i->", one, other, dtype=np.float64))
+
+    norm = math.sqrt(product(vector, vector))
+    length = 0.0 if last is None else norm * math.sqrt(product(last, last))
+    return norm, product(vector, last) / length if last is not None and length else 0.0
 
 
 class _TrustedServer:

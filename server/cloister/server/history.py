@@ -180,6 +180,7 @@ class History:
         privacy: the newest ``privacy`` event of each site ("" where it names none).
         privacy_by_round: the ``privacy`` events that name no site, by round: what the site that spent most had spent by then.
         audits: the newest ``audit`` event of each check.
+        signals: the ``signals`` event of each round that has one, in order.
         warnings: the distinct texts of the warnings, in order.
         end: how the run ended; ``None`` when no event says so.
     """
@@ -196,6 +197,7 @@ class History:
     audits: Mapping[str, Mapping[str, Any]]
     warnings: tuple[str, ...]
     end: End | None
+    signals: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def refused_by_reason(self) -> dict[str, int]:

@@ -25,6 +25,7 @@ from cloister.privacy.ledger.telling import FromSite
 from cloister.server.exchange import Answer
 
 __all__ = [
+    "LOST",
     "CheckedEvaluation",
     "CheckedUpdate",
     "Refused",
@@ -36,6 +37,9 @@ __all__ = [
     "check_step",
     "check_update",
 ]
+
+#: The reason for a site whose node is gone: it said nothing.
+LOST = "site-lost"
 
 _TEXT_LIMIT = 300
 _MOST_RECORDS = 10**12
@@ -275,7 +279,7 @@ def _usable(answer: Answer, wanted: set[str], allowed: AbstractSet[str] = frozen
     if answer.foreign:
         return Refused("foreign-sender", "the reply came from another node than the one asked")
     if message.has_error():
-        return Refused("site-lost", f"Flower error {message.error.code}")
+        return Refused(LOST, f"Flower error {message.error.code}")
     refusal = message.content.config_records.get(protocol.REFUSAL)
     if refusal is not None:
         code, text = refusal.get("code"), refusal.get("message")

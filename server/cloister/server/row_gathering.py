@@ -13,10 +13,11 @@ from cloister.core import protocol
 from cloister.core.errors import IntegrityError
 from cloister.core.randomness import Randomness
 from cloister.server.checkpoints import Arrays
-from cloister.server.gathered import Gathered, Sums
+from cloister.server.gathered import Gathered, Seen, Sums
 from cloister.server.replies import CheckedUpdate, Wanted
 from cloister.strategies.mean import Direction
 from cloister.strategies.robust.rule import RobustRule
+from cloister.strategies.signals import row_signals
 
 __all__ = ["RowGatherer"]
 
@@ -92,6 +93,7 @@ class _Rows:
         raise ValueError(f"a rule over rows was given the sum of {count} sites")
 
     def finish(self) -> Gathered:
-        direction = self._rows.result()
-        self._owner.keep(direction)
-        return Gathered(directions={protocol.VECTOR: direction}, facts={})
+        joined = self._rows.joined()
+        self._owner.keep(joined.direction)
+        seen = Seen(signals=row_signals(self._rows.rows), toward="median", shares=joined.shares)
+        return Gathered(directions={protocol.VECTOR: joined.direction}, facts={}, seen=seen)

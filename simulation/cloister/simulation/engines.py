@@ -25,6 +25,7 @@ from cloister.server.app import make_server_app
 from cloister.server.checkpoints import Arrays
 from cloister.server.conduct import Opened
 from cloister.server.directory import ComputedDirectory
+from cloister.server.grouping import placed_groups
 from cloister.server.plan import RunPlan, SiteMemory
 from cloister.simulation.attacks.grid import AttackedGrid, LiarsMemory
 from cloister.simulation.live_array import LiveArray
@@ -121,11 +122,12 @@ class _OpenedLocal:
         roster = self._sites.roster
         directory = ComputedDirectory(size=len(roster), name_of=roster.name)
         memory: SiteMemory = _GridMemory(self._grid)
-        grid: Grid = self._grid
+        grid: Grid = self._sites.watched(self._grid)
         attack, liars = self._sites.spec.attack, self._sites.liars
         if attack is not None and liars:
             nodes = frozenset(position + 1 for position in liars)
-            lying = AttackedGrid(grid, self._sites.spec, attack, nodes, self._sites.randomness)
+            groups = [[position + 1 for position in of] for of in placed_groups(plan, directory) or ()]
+            lying = AttackedGrid(grid, self._sites.spec, attack, nodes, self._sites.randomness, groups=groups)
             grid, memory = lying, LiarsMemory(memory, lying)
         plan = replace(plan, memory=memory, make_array=LiveArray)
         app = make_server_app(plan, lambda _: directory, models.append)

@@ -7,12 +7,12 @@ Everything that can be refused is refused before the run folder is made; after t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -42,10 +42,26 @@ from cloister.simulation.ledgers import SimulatedLedgers
 from cloister.simulation.sites import SimulatedSites
 from cloister.simulation.threads import one_thread
 
-__all__ = ["RunResult", "check", "resume", "simulate"]
+__all__ = ["Audited", "RunResult", "check", "resume", "simulate"]
 
 #: Sites that are named one by one in the first event, and those whose records are counted for the partition's plot.
 _NAMED, _COUNTED = 1000, 200
+
+
+class Audited(Protocol):
+    """A run with canaries: other sites, and two events more."""
+
+    def sites(self, federation: str, base: Path, ledgers: SimulatedLedgers | None) -> SimulatedSites:
+        """Return the sites of the federation file in ``federation`` (JSON)."""
+        ...
+
+    def sealed(self, layout: Layout) -> Mapping[str, Any]:
+        """Return the ``audit`` event before training."""
+        ...
+
+    def opened(self) -> Mapping[str, Any]:
+        """Return the ``audit`` event after it."""
+        ...
 
 
 def check(loaded: Loaded) -> str:
@@ -69,6 +85,7 @@ def simulate(
     sinks: tuple[Sink, ...] = (),
     on_start: Callable[[Path], None] = lambda _: None,
     ledgers: Path | None = None,
+    audited: Audited | None = None,
 ) -> RunResult:
     """Run a federation on this machine.
 
@@ -79,6 +96,7 @@ def simulate(
         sinks: who is told of events, beside the folder's own log.
         on_start: told of the run folder as soon as it is there.
         ledgers: the folder in which the sites of a private run keep their ledgers; ``None``: they keep none.
+        audited: canaries, where the run is an audit's.
 
     Raises:
         CloisterError: whatever refused the run.
@@ -88,11 +106,11 @@ def simulate(
         if loaded.spec.privacy.unit == "none" or ledgers is None
         else SimulatedLedgers(ledgers.absolute())
     )
-    loaded, sites = _sites(loaded, kept)
+    loaded, sites = _sites(loaded, kept, SimulatedSites if audited is None else audited.sites)
     prepared = _prepare(sites, loaded)
     folder = RunFolder.create(out, loaded, ledgers=ledgers if kept else None)
     on_start(folder.path)
-    return _run(folder, loaded, sites, prepared, engine=engine, sinks=sinks)
+    return _run(folder, loaded, sites, prepared, engine=engine, sinks=sinks, audited=audited)
 
 
 def resume(path: Path, *, engine: Engine, sinks: tuple[Sink, ...] = ()) -> RunResult:
@@ -123,13 +141,17 @@ class _Prepared:
     fingerprint: str
 
 
-def _sites(loaded: Loaded, ledgers: SimulatedLedgers | None) -> tuple[Loaded, SimulatedSites]:
+def _sites(
+    loaded: Loaded,
+    ledgers: SimulatedLedgers | None,
+    make: Callable[[str, Path, SimulatedLedgers | None], SimulatedSites] = SimulatedSites,
+) -> tuple[Loaded, SimulatedSites]:
     """Return the sites, and the file with what it left to their number."""
-    sites = SimulatedSites(json.dumps(loaded.effective()), loaded.base, ledgers)
+    sites = make(json.dumps(loaded.effective()), loaded.base, ledgers)
     settled = loaded if loaded.spec.cohort.sites else loaded.settled(len(sites.owners))
     if settled is loaded:
         return loaded, sites
-    return settled, SimulatedSites(json.dumps(settled.effective()), loaded.base, ledgers)
+    return settled, make(json.dumps(settled.effective()), loaded.base, ledgers)
 
 
 def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
@@ -187,6 +209,7 @@ def _run(
     *,
     engine: Engine,
     sinks: tuple[Sink, ...],
+    audited: Audited | None = None,
 ) -> RunResult:
     one = Conduct(
         folder=folder,
@@ -201,7 +224,8 @@ def _run(
         else None,
         facts=lambda: _facts(loaded, sites, prepared, engine),
         witnesses=sites.ledgers.witnesses(loaded.spec) if sites.ledgers else None,
-        after=partial(_compare, sites, prepared),
+        before=lambda bus: _tell(bus, 0, None if audited is None else audited.sealed(prepared.layout)),
+        after=partial(_compare, sites, prepared, audited),
     )
 
     @contextmanager
@@ -216,9 +240,15 @@ def _run(
     return conduct(one, opened, sinks=sinks)
 
 
-def _compare(sites: SimulatedSites, prepared: _Prepared, bus: EventBus) -> None:
-    """Train what the federation is compared with."""
+def _tell(bus: EventBus, number: int, found: Mapping[str, Any] | None) -> None:
+    if found is not None:
+        bus.emit("audit", number, **found)
+
+
+def _compare(sites: SimulatedSites, prepared: _Prepared, audited: Audited | None, bus: EventBus) -> None:
+    """Train what the federation is compared with, and open an audit's coins."""
     rounds = sites.spec.federation.rounds
+    _tell(bus, rounds, None if audited is None else audited.opened())
     for baseline in baselines(sites, prepared.initial, prepared.measure):
         try:
             found = baseline.train()

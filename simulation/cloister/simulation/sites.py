@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from flwr.app import Context
+from flwr.serverapp import Grid
 
 from cloister.client.app import Site, Workbench
 from cloister.client.book import Credentials
@@ -146,10 +147,19 @@ class SimulatedSites:
         protected = self.spec.aggregation.protection != "plain"
         return Site(
             name=name,
-            split=self._records(position),
+            split=self.records(position),
             ledger=ledger,
             credentials=self._credentials(name) if protected else None,
+            peers=self._peers if protected and self.spec.aggregation.group_size is not None else (),
         )
+
+    @cached_property
+    def _peers(self) -> tuple[str, ...]:
+        return tuple(self.roster.name(position) for position in range(len(self.roster)))
+
+    def watched(self, grid: Grid) -> Grid:
+        """Return the grid that carries a run's messages, here as it is: an audit looks at what goes through it."""
+        return grid
 
     def _credentials(self, name: str) -> Credentials:
         found = self._made.get(name)
@@ -163,7 +173,7 @@ class SimulatedSites:
     def _made(self) -> dict[str, Credentials]:
         return {}
 
-    def _records(self, position: int) -> Split:
+    def records(self, position: int) -> Split:
         """Return a site's records, or what a liar makes of its own."""
         split, attack = self.roster.split(position), self.spec.attack
         if attack is None or position not in self.liars:

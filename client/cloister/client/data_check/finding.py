@@ -50,5 +50,7 @@ def of(count: int, total: int) -> str:
 
 def sorted_findings(findings: list[Finding]) -> list[Finding]:
     """Return them, the gravest first, each only once."""
-    unique = {(finding.code, finding.what): finding for finding in reversed(findings)}
-    return sorted(reversed(unique.values()), key=lambda finding: SEVERITIES.index(finding.severity))
+    unique: dict[tuple[str, str], Finding] = {}
+    for finding in findings:
+        unique.setdefault((finding.code, finding.what), finding)
+    return sorted(unique.values(), key=lambda finding: SEVERITIES.index(finding.severity))

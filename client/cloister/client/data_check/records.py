@@ -22,7 +22,7 @@ _FEW, _VERY_FEW = 100, 10
 _RARE = 0.1
 #: Numbers that are looked at for repeated records; of more, the first records are.
 _LOOKED_AT = 50_000_000
-#: Steps of an input's range within which two are near, and the fewest inputs of a record for which that tells something.
+#: Steps of an input's range within which two are near, and the fewest quantities in a record for which chance does not make it so.
 _STEPS, _WIDE = 20, 6
 
 
@@ -107,7 +107,7 @@ def _shared(task: Task, train: Tensor, test: Tensor) -> Iterator[Finding]:
             what=f"{of(same, len(test))} kept for testing read the same as one to train on",
             remedy="remove repeated records; where one person has several, keep all of a person's in one part",
         )
-    if train.shape[1] < _WIDE:
+    if (train.shape[1] if task.features is None else len(task.features)) < _WIDE:
         return
     low, high = (
         (0.0, 1.0)

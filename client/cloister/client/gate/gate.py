@@ -24,11 +24,9 @@ the log cannot be written                   log-…
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -37,6 +35,7 @@ from flwr.app import Context, Message
 
 from cloister.client.app import SiteSource
 from cloister.client.deployed import ledger_of
+from cloister.client.gate.asking import asked, check_request, parsed
 from cloister.client.gate.case import MessageCase
 from cloister.client.gate.decision import Allowed, Refused, decide
 from cloister.client.gate.hours import within
@@ -52,17 +51,13 @@ from cloister.client.incoming import Job, read_job
 from cloister.client.site_config import SiteConfig
 from cloister.core import protocol
 from cloister.core._version import __version__
-from cloister.core.digests import federation_digest
 from cloister.core.errors import IntegrityError, SpecError
 from cloister.core.spec import FederationSpec, parse_federation
 from cloister.privacy.identity.kit import Kit
 from cloister.privacy.manifest import Floors
-from cloister.privacy.request import JobRequest, SignedRequest
 
 __all__ = ["Admitted", "Gate", "open_gate", "state_folder"]
 
-#: How far ahead of this site's clock a request may be dated.
-_AHEAD = timedelta(minutes=10)
 #: What is remembered of how many runs, and seconds until the same refusal is written down again.
 _RUNS, _AGAIN_S = 64, 60.0
 
@@ -133,6 +128,11 @@ class Gate:
         rules = self._policy().policy.rules_for(spec.task.use)
         return rules[0].dataset if rules else None
 
+    def repeats_for(self, spec: FederationSpec) -> int:
+        """Return how many rounds of a run may be charged once more, by policy."""
+        rules = self._policy().policy.rules_for(spec.task.use)
+        return rules[0].repeated_rounds if rules else 0
+
     def status(self) -> dict[str, Any]:
         """Return what ``cloister site status --json`` prints."""
         self._log.refresh()
@@ -161,7 +161,14 @@ class Gate:
         """
         self._log.refresh()
         job, read = read_job(message), self._policy()
-        user, request = self._request(message, job, read)
+        user, request = check_request(
+            message,
+            job,
+            self._in_force.consortium(),
+            site=self._kit.identity.name,
+            now=self._now(),
+            days=read.policy.who.request_days,
+        )
         if (before := self._state.runs.get(job.run)) is not None and before.state == "denied":
             self._active.pop(job.run, None)
             raise refused(
@@ -170,7 +177,7 @@ class Gate:
         self._check_time(read)
         spec = self._spec(job.federation)
         if before is None:
-            self._log.append("asked", _asked(job.run, user, request, spec))
+            self._log.append("asked", asked(user, request, spec))
         decision = self._decided(read, job, user, spec, context, source)
         self._check_approval(job.run, decision)
         self._check_busy(message, job, read, last=spec.federation.rounds)
@@ -230,24 +237,6 @@ class Gate:
         self._log.append(
             "refused", {"run": run, "message": kind, "code": code, "why": message, "by": by, **again}
         )
-
-    def _request(self, message: Message, job: Job, read: ReadPolicy) -> tuple[str, JobRequest]:
-        """Return who asks for what, checked against the job."""
-        record = message.content.config_records.get(protocol.REQUEST)
-        signed = SignedRequest.from_fields({} if record is None else dict(record))
-        user, request = signed.opened(self._in_force.consortium())
-        if request.run != job.run:
-            raise _not_this("it is for another run than the message")
-        if request.federation != federation_digest(_parsed(job.federation)):
-            raise _not_this("it is for another federation file than the message's")
-        if request.sites and self._kit.identity.name not in request.sites:
-            raise _not_this("it does not ask this site")
-        now, days = self._now(), read.policy.who.request_days
-        if request.time > now + _AHEAD:
-            raise _not_this("it is dated later than this site's clock")
-        if now - request.time > timedelta(days=days):
-            raise _not_this(f"it was signed more than {days:g} days ago")
-        return user.name, request
 
     def _decided(  # noqa: PLR0917 - all of one message
         self,
@@ -329,7 +318,7 @@ class Gate:
     def _spec(self, federation: str) -> FederationSpec:
         found = self._specs.get(federation)
         if found is None:
-            found = parse_federation(_parsed(federation), base=self._folder, name="the job's federation").spec
+            found = parse_federation(parsed(federation), base=self._folder, name="the job's federation").spec
             _remember(self._specs, federation, found)
         return found
 
@@ -383,38 +372,6 @@ def _remember(shelf: OrderedDict[Any, Any], key: Any, value: Any) -> None:
         shelf.popitem(last=False)
 
 
-def _parsed(federation: str) -> dict[str, Any]:
-    try:
-        found = json.loads(federation)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise IntegrityError("the job's federation is not JSON", code="job-malformed")
-    return found
-
-
-def _asked(run: str, user: str, request: JobRequest, spec: FederationSpec) -> dict[str, Any]:
-    return {
-        "run": run,
-        "user": user,
-        "name": request.name,
-        "purpose": request.purpose,
-        "signed": request.at,
-        "federation": request.federation,
-        "task": spec.task.use,
-        "protection": spec.aggregation.protection,
-        "unit": spec.privacy.unit,
-        "rounds": spec.federation.rounds,
-        "min_sites": spec.cohort.min_sites,
-    }
-
-
 def _step(message: Message) -> str:
     said = message.content.config_records.get(protocol.SECURE)
     return "" if said is None else str(said.get(protocol.STEP, ""))[:16]
-
-
-def _not_this(why: str) -> IntegrityError:
-    return IntegrityError(
-        f"the request to run a federation was refused: {why}", remedy="submit it anew", code="policy-request"
-    )

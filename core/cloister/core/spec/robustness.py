@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from cloister.core.spec.grouping import LEAST_PROTECTED
 from cloister.core.spec.pipelines import fewest_rows, read_pipeline
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def filled(document: dict[str, Any]) -> dict[str, Any]:
         least = fewest_rows(read_pipeline(rule), f)
     except ValueError:  # told where the key is checked
         return document
+    if least is not None and aggregation.get("group_size") is not None:
+        least *= LEAST_PROTECTED  # so many groups, none of which counts with fewer
     asked = [cohort.get(key) for key in ("sites", "per_round")]
     if least is None or any(isinstance(one, int) and one < least for one in asked):
         return document
@@ -59,10 +62,11 @@ def unsound_rule(spec: FederationSpec) -> Iterator[str]:
                 "aggregation.rule: 'fltrust' needs clean records at the server, which no federation file gives it; use it from Python "
                 "(cloister.strategies.robust.fltrust), or choose another rule"
             )
-        if spec.aggregation.protection != "plain":
+        if spec.aggregation.protection != "plain" and spec.aggregation.group_size is None:
             yield (
                 f"aggregation.rule = '{spec.aggregation.rule}' compares single updates, and protection = '{spec.aggregation.protection}' shows "
-                "the server sums only; set aggregation.protection = 'plain' (the server then sees every update), or use rule = 'mean'"
+                "the server sums only; give aggregation.group_size (the rule then joins the means of groups), set aggregation.protection = 'plain' (the server then "
+                "sees every update), or use rule = 'mean'"
             )
     if spec.attack is not None:
         yield from _unsound_attack(spec)
@@ -75,6 +79,8 @@ def _unsound_bound(spec: FederationSpec) -> Iterator[str]:
     if least is None:
         if rule != UNDEFENDED or spec.attack is None:
             yield f"{asks}: 'mean' tolerates no lying site; use a robust rule, for example 'arc | nnm | trimmed-mean'"
+        return
+    if spec.aggregation.group_size is not None:  # `cloister.core.spec.grouping`: it needs so many groups
         return
     needs = f"{asks} needs at least {least} updates a round"
     if cohort.sites is not None and cohort.sites < least:
@@ -99,7 +105,7 @@ def _unsound_attack(spec: FederationSpec) -> Iterator[str]:
     if spec.aggregation.protection != "plain" and attack.name not in _BEFORE_TRAINING:
         yield (
             f"attack.name = '{attack.name}' is made from the others' updates, which protection = '{spec.aggregation.protection}' shows nobody; "
-            "rehearse it with aggregation.protection = 'plain'"
+            "rehearse it with aggregation.protection = 'plain' (groups too: masks change nothing but the rounding)"
         )
     if spec.training.scaffold:
         yield "attack does not go with training.scaffold"

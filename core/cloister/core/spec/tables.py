@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from cloister.core.spec.adversarial import Adversarial
 from cloister.core.spec.attack import Attack
+from cloister.core.spec.auditing import Audit, Require
 from cloister.core.spec.base import Count, Positive, Rate, Spread, Table, Whole
+from cloister.core.spec.grouping import LEAST_PROTECTED, least_in_sum, unsound_groups
 from cloister.core.spec.pipelines import pipeline_text, read_pipeline
 from cloister.core.spec.privacy import AdaptiveClip, Privacy
 from cloister.core.spec.robustness import UNDEFENDED, filled, unsound_rule
@@ -35,6 +37,7 @@ __all__ = [
     "PoissonCohort",
     "Privacy",
     "RecordsCap",
+    "Require",
     "Schedule",
     "ServerOptimizer",
     "Table",
@@ -42,10 +45,6 @@ __all__ = [
     "Tracking",
     "Training",
 ]
-
-
-#: The fewest sites in a sum that is called protected: of a sum of two each knows the other's share.
-LEAST_PROTECTED = 3
 
 
 class Federation(Table):
@@ -209,6 +208,11 @@ class Aggregation(Table):
         default=0,
         description="f: how many of the sites that answer a round may lie; a rule that cannot bear so many is refused",
     )
+    group_size: Count | None = Field(
+        default=None,
+        description="masked, with a robust rule: sites are split into fixed groups of at least so many (3 or more) that nobody chooses, the server "
+        "sees one sum a group, and the rule joins the groups' means: see [robustness](robustness.md#under-masks-in-groups)",
+    )
     weighting: Literal["uniform"] | RecordsCap = Field(
         default="uniform",
         description="uniform, or { records_cap = n }: the server's choice, never only the site's word",
@@ -259,18 +263,6 @@ class Tracking(Table):
     )
 
 
-class Audit(Table):
-    """``[audit]``: what is kept for, and asked of, audits of the run."""
-
-    transcript: Literal["full", "bounded", "off"] = Field(
-        default="off",
-        description=(
-            "whether the server writes down all that it receives, for `cloister audit transcript`: full: with every protected vector; "
-            "bounded: of vectors beyond 256 MiB a digest and figures (the default where updates are protected); off (the default where not)"
-        ),
-    )
-
-
 class FederationSpec(Table):
     """A whole federation file."""
 
@@ -309,7 +301,9 @@ class FederationSpec(Table):
             return document
         asked = [cohort.get("sites"), cohort.get("per_round")]
         few = any(type(number) is int and number < LEAST_PROTECTED for number in asked)
-        single = aggregation.get("rule", UNDEFENDED) != UNDEFENDED or document.get("attack") is not None
+        grouped = aggregation.get("group_size") is not None
+        robust = aggregation.get("rule", UNDEFENDED) != UNDEFENDED and not grouped
+        single = robust or document.get("attack") is not None
         protection = aggregation.get("protection", "plain" if few or single else "masked")
         least = 1 if protection == "plain" else LEAST_PROTECTED
         return {
@@ -333,7 +327,7 @@ class FederationSpec(Table):
     @model_validator(mode="after")
     def _sound_rule(self) -> FederationSpec:
         """Refuse a rule that cannot keep what it says."""
-        reasons = list(unsound_rule(self))
+        reasons = [*unsound_rule(self), *unsound_groups(self)]
         if reasons:
             raise ValueError("; ".join(reasons))
         return self
@@ -396,17 +390,21 @@ class FederationSpec(Table):
 
     def _unsound_for_sums(self) -> dict[str, bool]:
         return {
-            "aggregation.rule must be 'mean': the noise is calibrated to a sum": self.aggregation.rule
-            != "mean",
+            "aggregation.rule must be 'mean': the noise is calibrated to a sum (aggregation.group_size gives each group one)": (
+                self.aggregation.rule != "mean" and self.aggregation.group_size is None
+            ),
             "the sum is divided by a public number of sites, and the file has none; give cohort.sites, or cohort.per_round as a number": (
                 self.cohort.sites is None and not isinstance(self.cohort.per_round, int)
             ),
         }
 
     def _unsound_for_shares(self) -> dict[str, bool]:
-        colluders, least = self.privacy.colluders or 0, self.cohort.min_sites
+        colluders, least = self.privacy.colluders or 0, least_in_sum(self)
+        of, more = ("cohort.min_sites", "raise min_sites")
+        if self.aggregation.group_size is not None:
+            of, more = ("the fewest sites in a group's sum", "lower colluders")
         return {
-            f"privacy.colluders = {colluders} leaves no honest site of cohort.min_sites = {least}; raise min_sites": colluders
+            f"privacy.colluders = {colluders} leaves no honest site of {of} = {least}; {more}": colluders
             >= least
         }
 

@@ -41,6 +41,7 @@ from pydantic import Field
 
 from cloister.core.errors import IntegrityError
 from cloister.core.files import write_whole
+from cloister.core.settings import Address
 from cloister.privacy.identity.documents import Content, encoded, read_document, sealed, unsealed
 from cloister.privacy.identity.keys import MemberKeys, PublicKeys, node_public_key, tls_public_key
 from cloister.privacy.identity.members import (
@@ -66,7 +67,7 @@ __all__ = ["GRANT", "LONGEST_REQUEST", "REQUEST", "Grant", "Request", "accept", 
 REQUEST, GRANT = "request.json", "grant.json"
 #: Most bytes of a request that is read.
 LONGEST_REQUEST = 1 << 14
-_Pem = Annotated[str, Field(max_length=4096)]
+_Pem = Annotated[str, Field(max_length=4096, pattern=r"^[\x20-\x7e\n]*$")]
 _Base64 = Annotated[str, Field(max_length=8192)]
 _ROLES = Literal["site", "server", "authority", "user"]
 
@@ -100,9 +101,9 @@ class Grant(Content):
 
     version: Literal[1] = 1
     consortium: _Base64
-    name: str = Field(min_length=1, max_length=64)
+    name: str = Field(pattern=NAME)
     role: _ROLES
-    address: str = Field(max_length=300)
+    address: Annotated[Address, Field(max_length=300)]
     identity: _Base64
     tls: _Pem | None
     root: _Pem | None

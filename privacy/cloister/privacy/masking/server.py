@@ -97,6 +97,8 @@ class ServerSession:
         self._graph: dict[str, tuple[str, ...]] = {}
         self._sharers: tuple[str, ...] = ()
         self._survivors: Survivors | None = None
+        #: Whose secrets alone could not be rebuilt, once `result` has failed for that (`cloister.privacy.masking.unmasking`).
+        self.suspects: tuple[str, ...] = ()
         self._sum: Residues = np.zeros(manifest.size, dtype=np.uint32)
 
     # ----- keys
@@ -277,7 +279,10 @@ class ServerSession:
             for name in self._sharers
             if name not in self._answered
         }
-        unmasking.unmask(self._sum, alive, dropped)
+        try:
+            unmasking.unmask(self._sum, alive, dropped)
+        finally:
+            self.suspects = unmasking.suspects
         if self.manifest.modulus_bits < 32:
             np.bitwise_and(self._sum, np.uint32((1 << self.manifest.modulus_bits) - 1), out=self._sum)
         return self._sum

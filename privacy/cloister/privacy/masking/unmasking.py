@@ -4,6 +4,9 @@ In the sum of the survivors' vectors stand each survivor's own mask, and the pai
 sharing; the pairwise masks between survivors have cancelled (Bonawitz et al. 2017, section 4).
 
 Formal guarantee: `Unmasking.unmask` takes away exactly these, or raises: each secret is checked against what its site signed.
+
+Where secrets cannot be rebuilt, `Unmasking.suspects` names the sites whose they are, if they are fewer than half: the others' shares, from the same
+holders, were good. Such a site has shared garbage, or more of its holders lie about its shares than there are to spare; which of the two cannot be told.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
-from cloister.core.errors import IntegrityError, PeersMissing
+from cloister.core.errors import CloisterError, IntegrityError, PeersMissing
 from cloister.privacy.manifest import Manifest
 from cloister.privacy.masking import keys
 from cloister.privacy.masking.messages import Advert, Reveal
@@ -40,6 +43,7 @@ class Unmasking:
         self._rebuilder = Rebuilder(manifest.threshold)
         self._seeds: dict[str, dict[int, bytes]] = {}
         self._keys: dict[str, dict[int, bytes]] = {}
+        self.suspects: tuple[str, ...] = ()
 
     def take(self, holder: str, reveal: Reveal) -> None:
         """Take the shares that ``holder`` revealed."""
@@ -61,12 +65,20 @@ class Unmasking:
             PeersMissing: (masking-short) there are too few shares of a secret.
             IntegrityError: (masking-shares) the shares of a secret do not agree.
         """
-        seeds = [self._secret("seed", owner, self._seeds, partial(self._is_seed, owner)) for owner in alive]
-        private = {
-            owner: self._secret("mask key", owner, self._keys, partial(self._is_key, owner))
-            for owner, beside in dropped.items()
-            if beside
-        }
+        broken: dict[str, CloisterError] = {}
+        seeds, private = [], {}
+        for owner in alive:
+            secret = self._secret("seed", owner, self._seeds, partial(self._is_seed, owner), broken)
+            seeds.append(secret)
+        for owner, beside in dropped.items():
+            if beside:
+                private[owner] = self._secret(
+                    "mask key", owner, self._keys, partial(self._is_key, owner), broken
+                )
+        if broken:
+            alone = 2 * len(broken) < len(seeds) + len(private)
+            self.suspects = tuple(sorted(broken)) if alone else ()
+            raise next(iter(broken.values()))
         streams = list(self._streams(seeds, private, dropped))
         for begin in range(0, len(streams), _AT_ONCE):
             add_streams(total, streams[begin : begin + _AT_ONCE])
@@ -85,23 +97,30 @@ class Unmasking:
                 yield key, (-1 if peer == low else 1)  # against the sign that the survivor added it with
 
     def _secret(
-        self, what: str, owner: str, shares: Mapping[str, Mapping[int, bytes]], holds: partial[bool]
+        self,
+        what: str,
+        owner: str,
+        shares: Mapping[str, Mapping[int, bytes]],
+        holds: partial[bool],
+        broken: dict[str, CloisterError],
     ) -> bytes:
+        """Return a secret; or nothing, and note in ``broken`` why."""
         found = shares.get(owner, {})
         if len(found) < self._manifest.threshold:
-            raise PeersMissing(
+            broken[owner] = PeersMissing(
                 f"{len(found)} sites revealed a share of the {what} of '{owner}', and it takes {self._manifest.threshold}",
                 remedy="run the round again when enough sites stay until its end",
                 code="masking-short",
             )
+            return b""
         secret = self._rebuilder.rebuilt(found, holds)
         if secret is None:
-            raise IntegrityError(
+            broken[owner] = IntegrityError(
                 f"unmasking: no {self._manifest.threshold} of {len(found)} shares of the {what} of '{owner}' give what it signed",
                 remedy=f"find out which site sends wrong shares, '{owner}' or those that hold them: the sum is not released",
                 code="masking-shares",
             )
-        return secret
+        return secret or b""
 
     def _is_seed(self, owner: str, secret: bytes) -> bool:
         return keys.hashed("seed", self._digest, secret) == self._adverts[owner].commitment

@@ -15,6 +15,7 @@ from cloister.core.errors import AuditFailed, PeersMissing, PolicyError
 from cloister.core.outcome import FileArgument, JsonOption, Outcome, SetOption, outcome, visible
 
 if TYPE_CHECKING:
+    from cloister.privacy.identity.kit import Kit
     from cloister.server.deployment.client import JobsClient
     from cloister.server.deployment.store import Job
 
@@ -112,7 +113,13 @@ def submit_command(  # noqa: PLR0917 - Typer reads a command's options from its 
         str, typer.Option("--purpose", help="Why: the sites' privacy officers read it.", show_default=False)
     ] = "",
     sites: Annotated[
-        str, typer.Option("--sites", metavar="A,B,C", help="Ask these sites only.", show_default=False)
+        str,
+        typer.Option(
+            "--sites",
+            metavar="A,B,C",
+            help="Ask these sites only; all members if left out.",
+            show_default=False,
+        ),
     ] = "",
     settings: SetOption = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it until it ends.")] = False,
@@ -121,16 +128,20 @@ def submit_command(  # noqa: PLR0917 - Typer reads a command's options from its 
     """Sign a request to run FILE, and queue it."""
     with outcome(json_output) as out:
         from cloister.core.spec import load_federation
+        from cloister.privacy.identity import Role
         from cloister.privacy.request import JobRequest
 
         loaded = load_federation(file, settings or [])
-        user, client = _client(kit)
+        own, client = _client(kit)
         with client:
             named = tuple(name.strip() for name in sites.split(",") if name.strip())
             request = JobRequest.new(
-                loaded.spec.federation.name, loaded.digest(), purpose=purpose, sites=named
+                loaded.spec.federation.name,
+                loaded.digest(),
+                purpose=purpose,
+                sites=named or tuple(own.members().of(Role.SITE)),  # what is signed says who is in the run
             )
-            job = client.submit(request.signed(user), json.dumps(loaded.effective()))
+            job = client.submit(request.signed(own.identity), json.dumps(loaded.effective()))
             out.result = _shown(job)
             out.say(visible(f"job {job.run} is {job.state}"))
             if watch:
@@ -193,14 +204,14 @@ def download_command(
             out.say(visible(str(path)))
 
 
-def _client(kit: Path) -> tuple[Any, JobsClient]:
+def _client(kit: Path) -> tuple[Kit, JobsClient]:
     from cloister.privacy.identity import Role
     from cloister.privacy.identity.kit import load_kit
     from cloister.server.deployment.client import JobsClient
     from cloister.server.deployment.user_settings import load_user
 
     config, own = load_user(kit), load_kit(kit, Role.USER)
-    return own.identity, JobsClient(config.server.address, own)
+    return own, JobsClient(config.server.address, own)
 
 
 def _follow(out: Outcome, client: JobsClient, run: str) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from cloister.core.errors import CloisterError
+from cloister.server.deployment.parent import PARENT
 from cloister.server.deployment.running import Office, check_job
 from cloister.server.deployment.service import JobService
 from cloister.server.deployment.store import Job, JobStore
@@ -56,9 +57,6 @@ class Daemon:
         self._jobs = Gauge("cloister_server_jobs", "jobs by state", ["state"], registry=self.registry)
         self._started = Counter(
             "cloister_server_attempts", "processes started for jobs", registry=self.registry
-        )
-        self._sites = Gauge(
-            "cloister_server_sites_online", "sites that are connected", registry=self.registry
         )
         self.service = JobService(
             office.config,
@@ -132,7 +130,7 @@ class Daemon:
                 [sys.executable, "-m", "cloister.server.deployment.work", str(self._office.folder), job.run],
                 env={
                     **os.environ,
-                    "CLOISTER_PARENT": str(os.getpid()),
+                    PARENT: str(os.getpid()),
                     "FLWR_TELEMETRY_ENABLED": "0",
                     "FLWR_DISABLE_UPDATE_CHECK": "1",
                 },

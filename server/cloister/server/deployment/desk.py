@@ -88,12 +88,14 @@ class Desk:
         root: whose certificates are accepted, PEM.
         secret: what lets its holder take a run's task.
         lock: a file that one process at a time holds while it begins a run.
+        app: the program of the bundle that Flower asks for with a run: one that refuses.
     """
 
     address: str
     root: bytes
     secret: bytes
     lock: Path
+    app: bytes = _REFUSAL
 
     def ready(self) -> bool:
         """Whether the SuperLink answers."""
@@ -168,7 +170,7 @@ class Desk:
                 pass  # it has ended by itself, or the SuperLink is gone
 
     def _begin(self) -> tuple[int, str]:
-        content, _ = build_fab_from_files({"pyproject.toml": _PROJECT.encode(), "cloister_job.py": _REFUSAL})
+        content, _ = build_fab_from_files({"pyproject.toml": _PROJECT.encode(), "cloister_job.py": self.app})
         with self._control() as control, self._executor() as executor:
             answer = control.StartRun(StartRunRequest(fab=Fab(content=content)))
             if not answer.HasField("run_id"):

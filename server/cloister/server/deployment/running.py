@@ -20,6 +20,7 @@ from flwr.app import Context, RecordDict
 from cloister.core._version import __version__
 from cloister.core.checking import check_federation
 from cloister.core.errors import PeersMissing, SpecError, UsageError
+from cloister.core.finding import innermost, named_tasks
 from cloister.core.randomness import SystemRandomness
 from cloister.core.resolve import build_model, described, load_task, notes_of
 from cloister.core.source import source_digest
@@ -164,7 +165,7 @@ def run_job(
             "attack": None,
             "liars": [],
         },
-        witnesses=_witnesses(office, spec.task.use) if spec.privacy.unit != "none" else None,
+        witnesses=_witnesses(office, innermost(spec.task).use) if spec.privacy.unit != "none" else None,
         request=signed,
     )
 
@@ -221,9 +222,10 @@ def _prepare(office: Office, federation: str, names: list[str]) -> _Prepared:
     loaded = parse_federation(tables, base=office.folder)
     spec = loaded.spec
     use = spec.task.use
-    if ":" in use and use not in office.config.jobs.tasks:
+    strange = [one for one in named_tasks(spec.task) if ":" in one and one not in office.config.jobs.tasks]
+    if strange:
         raise SpecError(
-            f"task.use = '{use}': a server runs installed tasks only",
+            f"task.use = '{strange[0]}': a server runs installed tasks only",
             remedy="install the task with an entry point at the server and at the sites, or have the server's operator name it in jobs.tasks",
             code="task-not-installed",
         )

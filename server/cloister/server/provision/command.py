@@ -187,8 +187,8 @@ def list_command(folder: FolderArgument, json_output: JsonOption = False) -> Non
 
         from cloister.server.provision.membership import members_table
 
-        rows = members_table(folder)
-        out.result = {"members": rows}
+        rows, number = members_table(folder)
+        out.result = {"members": rows, "number": number}
         table = Table(
             "role", "name", "state", "expires", "days", "keys made", "may", box=None, pad_edge=False
         )
@@ -204,6 +204,7 @@ def list_command(folder: FolderArgument, json_output: JsonOption = False) -> Non
             )
             table.add_row(*(visible(cell) for cell in cells))
         out.say(table)
+        out.say(f"\nthe newest lists have number {number}: 'cloister kit show' says which a kit has")
 
 
 def _spread(folder: Path) -> str:

@@ -13,17 +13,21 @@ case                                        outcome
 the same file again                         makes nothing, signs new lists
 a member that is new in the file            its kit is made
 a member that is no longer in the file      stays certified, and is named: revoke it
+others may change what is in the folder     ``UsageError``
 ==========================================  =====================================
 """
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cloister.core.errors import UsageError
 from cloister.core.files import write_whole
 from cloister.privacy.identity import Consortium, Role
 from cloister.privacy.identity.keys import private_folder
@@ -79,6 +83,7 @@ def provision(file: ConsortiumFile, raw: bytes, out: Path) -> Provisioned:
         StorageError: it cannot be written.
     """
     private_folder(out, there=True)
+    _refuse_shared(out)
     if not (out / OFFLINE).exists():
         make_offline(out / OFFLINE, file, raw)
     with opened(out, newer=(file, raw)) as (offline, kits):
@@ -104,6 +109,16 @@ def provision(file: ConsortiumFile, raw: bytes, out: Path) -> Provisioned:
             awaited=awaited,
             left=[f"{role}:{name}" for role, name in current if (Role(role), name) not in wanted],
             number=lists[1],
+        )
+
+
+def _refuse_shared(out: Path) -> None:
+    """Refuse a folder in which others could put something else in the place of what is made."""
+    found = out.stat()
+    if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
+        raise UsageError(
+            f"others than you can change what is in '{out}'",
+            remedy="name a folder of your own with --out, or: chmod go-w",
         )
 
 

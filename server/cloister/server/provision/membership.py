@@ -168,8 +168,8 @@ def revoke(out: Path, member: str, reason: Reason) -> Granted:
         return Granted(member=f"{line.role}:{line.name}", number=number)
 
 
-def members_table(out: Path) -> list[dict[str, Any]]:
-    """Return a row for each member, awaited or struck off: who, what, until when, and how it stands."""
+def members_table(out: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return a row for each member, awaited or struck off (who, what, until when, how it stands), and the number of the newest lists."""
     with opened(out) as (offline, _):
         now, current = datetime.now(UTC), offline.book.current()
         rows = [_row(line, now) for line in current.values()]
@@ -189,7 +189,7 @@ def members_table(out: Path) -> list[dict[str, Any]]:
                         "since": gone.at,
                     }
                 )
-        return rows
+        return rows, offline.book.number
 
 
 def _row(line: IssuedLine, now: datetime) -> dict[str, Any]:

@@ -27,6 +27,7 @@ a certificate would outlive the authority   ``UsageError``
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from cloister.core.errors import IntegrityError, UsageError
-from cloister.core.files import write_whole
+from cloister.core.files import sync_folder, write_whole
 from cloister.privacy.identity import ConsortiumAuthority, Purpose, Role
 from cloister.privacy.identity.documents import sealed
 from cloister.privacy.identity.keys import PublicKeys, private_folder
@@ -244,14 +245,19 @@ def make_offline(folder: Path, file: ConsortiumFile, raw: bytes) -> None:
     key = Ed25519PrivateKey.generate()
     identities = ConsortiumAuthority(file.consortium.name, key, days=_DAYS)
     tls = TlsAuthority.new(file.consortium.name, days=_DAYS)
-    private_folder(folder)
+    making = folder.parent / f".{folder.name}.making"
+    if making.is_dir():  # a command that was killed: nothing was issued from it
+        shutil.rmtree(making)
+    private_folder(making)
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    write_whole(folder / _IDENTITY_KEY, pem, mode=0o600)
-    write_whole(folder / _IDENTITY, identities.certificate)
-    write_whole(folder / _TLS_KEY, tls.secret, mode=0o600)
-    write_whole(folder / _TLS, tls.root)
-    write_whole(folder / _FILE, raw, mode=0o600)
-    write_whole(folder / _BOOK, b"", mode=0o600)
+    write_whole(making / _IDENTITY_KEY, pem, mode=0o600)
+    write_whole(making / _IDENTITY, identities.certificate)
+    write_whole(making / _TLS_KEY, tls.secret, mode=0o600)
+    write_whole(making / _TLS, tls.root)
+    write_whole(making / _FILE, raw, mode=0o600)
+    write_whole(making / _BOOK, b"", mode=0o600)
+    making.rename(folder)
+    sync_folder(folder.parent)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from cloister.server.history import History, Measured, Refused, Run, Series
 from cloister.server.report.seen import who_sees
 from cloister.server.report.spent import spent_so_far
 
-__all__ = ["FORMAT", "build_report", "site_series"]
+__all__ = ["FORMAT", "alerts_of", "build_report", "signals_figures", "site_series"]
 
 #: Version of the file's format; it grows when a key changes its meaning.
 FORMAT = 1
@@ -41,6 +41,7 @@ def build_report(run_folder: Path, *, spec_effective: Mapping[str, Any], history
         "metrics": _metrics(history),
         "privacy": _privacy(history, spec_effective),
         "aggregation": _aggregation(history, spec_effective),
+        "signals": signals_figures(history),
         "traffic": _traffic(history),
         "time": _time(history),
         "audit": {name: _audit(event) for name, event in history.audits.items()},
@@ -61,6 +62,19 @@ def site_series(history: History, prefix: str = "site:") -> dict[str, Series]:
         where.removeprefix(prefix): series
         for where, series in history.series.items()
         if where.startswith(prefix)
+    }
+
+
+def alerts_of(history: History) -> list[dict[str, Any]]:
+    """Return the alerts of a run in order, each with its ``round``."""
+    return [{"round": event["round"], **alert} for event in history.signals for alert in event["alerts"]]
+
+
+def signals_figures(history: History) -> dict[str, Any]:
+    """Return what ``report.json`` holds of signals: the alerts, and the direction of each round."""
+    return {
+        "alerts": alerts_of(history),
+        "rounds": [{"round": event["round"], **event["direction"]} for event in history.signals],
     }
 
 

@@ -8,8 +8,11 @@ from cloister.privacy.protection import BITS
 from cloister.server.collecting import Collector
 from cloister.server.courier import Courier
 from cloister.server.gathering import Gatherer
+from cloister.server.group_gathering import GroupGatherer
+from cloister.server.grouping import Placed
 from cloister.server.plan import RunPlan, SecureSeat
 from cloister.server.secure.collecting import SecureCollector
+from cloister.server.secure.group_collecting import ClearGroupCollector, GroupCollector
 from cloister.server.secure.manifests import Manifests
 from cloister.server.secure.masked import MaskedSums
 from cloister.server.secure.summing import Summing
@@ -17,13 +20,24 @@ from cloister.server.secure.summing import Summing
 __all__ = ["collector_for"]
 
 
-def collector_for(plan: RunPlan, courier: Courier, gatherer: Gatherer) -> Collector:
+def collector_for(
+    plan: RunPlan, courier: Courier, gatherer: Gatherer, groups: Placed | None = None
+) -> Collector:
     """Return what collects the replies of ``plan``.
+
+    Args:
+        plan: the run.
+        courier: reaches the sites.
+        gatherer: makes directions of replies.
+        groups: who is in which group, where there are groups.
 
     Raises:
         SpecError: updates are protected, and the server has no identity in a consortium.
     """
     protection = plan.loaded.spec.aggregation.protection
+    grouped = (gatherer, groups) if groups is not None and isinstance(gatherer, GroupGatherer) else None
+    if protection == "plain" and grouped is not None:
+        return ClearGroupCollector(plan, courier, *grouped)
     if protection == "plain":
         return Collector(plan, courier, gatherer)
     if plan.secure is None:
@@ -33,6 +47,10 @@ def collector_for(plan: RunPlan, courier: Courier, gatherer: Gatherer) -> Collec
             code="identity-missing",
         )
     manifests = Manifests(plan, protection, BITS[protection])
+    if grouped is not None:
+        return GroupCollector(
+            plan, courier, grouped[0], MaskedSums(courier, manifests, plan.secure), grouped[1]
+        )
     return SecureCollector(plan, courier, gatherer, _sums(protection, courier, manifests, plan.secure))
 
 

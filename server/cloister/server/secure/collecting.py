@@ -24,7 +24,7 @@ from cloister.server.replies import CheckedEvaluation, CheckedUpdate, Refused
 from cloister.server.secure.bounds import implausible
 from cloister.server.secure.summing import Summed, Summing
 
-__all__ = ["SecureCollector"]
+__all__ = ["Given", "SecureCollector"]
 
 
 class SecureCollector(Collector):
@@ -50,15 +50,15 @@ class SecureCollector(Collector):
             cohort,
             vectors=vectors,
             clip=self._gatherer.job().get(protocol.CLIP),
-            given=_Given(self, "train", number, sum(vector.nbytes for vector in vectors.values())),
+            given=Given(self, "train", number, sum(vector.nbytes for vector in vectors.values())),
         )
-        summed = self._plausible(number, summed)
+        summed = self.plausible(number, summed)
         losses = []
         if summed.values:
             gathering.add_sum(summed.values, summed.count)
             if LOSS in summed.values:
                 losses = [float(summed.values[LOSS][0]) / summed.count]
-            self._tell_cut(number, summed)
+            self.tell_cut(number, summed)
         elif summed.why:
             self._plan.bus.emit("warning", number, text=f"round {number}: no sum was unmasked: {summed.why}")
         heard = summed.heard
@@ -71,17 +71,21 @@ class SecureCollector(Collector):
             gathering=gathering,
             bytes_down=heard.bytes_down,
             bytes_up=heard.bytes_up,
+            short="" if summed.values else summed.why,
+            suspects=summed.suspects,
+            tried=summed.tried,
         )
 
-    def _plausible(self, number: int, summed: Summed) -> Summed:
+    def plausible(self, number: int, summed: Summed) -> Summed:
         """Return ``summed``, or nothing of it where no honest sites could have made it: somebody in it lied."""
         wrong = implausible(self._plan.loaded.spec, summed.values, summed.count)
         if not wrong:
             return summed
         self._plan.bus.emit("warning", number, text=f"round {number}: a sum was thrown away: {wrong}")
-        return Summed(values={}, count=0, heard=summed.heard)
+        return Summed(values={}, count=0, heard=summed.heard, why=wrong, tried=summed.tried)
 
-    def _tell_cut(self, number: int, summed: Summed) -> None:
+    def tell_cut(self, number: int, summed: Summed) -> None:
+        """Warn where updates were cut to the reach."""
         if CUT in summed.values and summed.values[CUT][0] >= 1:
             reach = self._plan.loaded.spec.aggregation.reach
             text = f"updates held numbers beyond aggregation.reach = {reach:g}, which were cut to it; raise it, or lower the learning rate"
@@ -95,9 +99,9 @@ class SecureCollector(Collector):
             cohort,
             vectors={protocol.VECTOR: model},
             clip=None,
-            given=_Given(self, "evaluate", number, model.nbytes),
+            given=Given(self, "evaluate", number, model.nbytes),
         )
-        summed = self._plausible(number, summed)
+        summed = self.plausible(number, summed)
         if not summed.values:
             text = f"round {number}: the sites' measurements were not unmasked: {summed.why}"
             self._plan.bus.emit("warning", number, text=text)
@@ -107,7 +111,7 @@ class SecureCollector(Collector):
         return mean
 
 
-class _Given:
+class Given:
     """Tells the run's watchers who answered, and has ledgers looked at."""
 
     def __init__(self, collector: Collector, kind: SumKind, number: int, nbytes: int) -> None:
@@ -119,6 +123,7 @@ class _Given:
     def __call__(
         self, name: str, answer: Answer, checked: CheckedUpdate | Refused
     ) -> CheckedUpdate | Refused:
+        """Look at the ledger that came with it, and tell; see `cloister.server.secure.summing.Given`."""
         if self._kind == "train":
             checked = self._collector.witnessed(name, checked)
         self._collector.tell(

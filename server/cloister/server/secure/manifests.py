@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from cloister.core.digests import vectors_digest
 from cloister.core.spec import FederationSpec
+from cloister.core.spec.grouping import least_in_sum
 from cloister.core.update import Vector
 from cloister.privacy.manifest import Manifest, Scheme, SumKind, cohort_digest
 from cloister.privacy.sums import SumCode, sum_code
@@ -53,6 +54,7 @@ class Manifests:
         vectors: Mapping[str, Vector],
         clip: float | None,
         graph: tuple[int, int],
+        group: int = 0,
         serial: int | None = None,
         key: str = "",
     ) -> Manifest:
@@ -65,6 +67,7 @@ class Manifests:
             vectors: what they are sent.
             clip: the round's clip, where it adapts.
             graph: (degree, threshold) of the sharing.
+            group: which of the run's groups ``names`` are, where it has groups.
             serial: of the session; a new one unless given.
             key: identifies the key that values are encrypted under.
         """
@@ -75,13 +78,14 @@ class Manifests:
             round_number=number,
             serial=self.next_serial() if serial is None else serial,
             kind=kind,
+            group=group,
             scheme=self._scheme,
             federation=self._federation,
             layout=self._plan.layout.digest,
             model=vectors_digest(vectors),
             cohort=cohort_digest(names),
             cohort_size=len(names),
-            least=self._spec.cohort.min_sites,
+            least=least_in_sum(self._spec) if kind == "train" else self._spec.cohort.min_sites,
             threshold=threshold,
             degree=degree,
             size=code.size,

@@ -52,12 +52,16 @@ class Summed:
         count: how many sites are in them.
         heard: who is not.
         why: why there is no sum, where there is none.
+        suspects: whose secret alone could not be rebuilt, so that there is none: it has shared garbage, or those that hold its shares lie.
+        tried: whose sum the sites were asked to open, where that failed: they open no other of the same round, but one that leaves enough of them out.
     """
 
     values: dict[str, npt.NDArray[Any]]
     count: int
     heard: Heard
     why: str = ""
+    suspects: tuple[str, ...] = ()
+    tried: tuple[str, ...] = ()
 
 
 class Summing(Protocol):

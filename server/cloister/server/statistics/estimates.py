@@ -22,11 +22,11 @@ shares below an edge that are not monotone  made so (isotonic regression) for th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
 
 __all__ = ["MISSING", "column_estimate", "records_estimate"]
 
@@ -88,24 +88,24 @@ def column_estimate(
 
 
 def _interval(value: float, std: float, confidence: float) -> dict[str, float]:
-    far = float(norm.ppf((1 + confidence) / 2)) * std
+    far = NormalDist().inv_cdf((1 + confidence) / 2) * std
     return {"value": value, "low": max(0.0, value - far), "high": max(0.0, value + far)}
 
 
 def _quantiles(
     bins: Counts, edges: Counts, std: float, wanted: Sequence[float], confidence: float
 ) -> list[dict[str, float]] | None:
-    from sklearn.isotonic import isotonic_regression  # type: ignore[import-untyped]  # scikit-learn ships no types
+    from scipy.optimize import isotonic_regression
 
     total, count = float(bins.sum()), len(bins)
-    z = float(norm.ppf((1 + confidence) / 2))
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
     if total <= 2 * z * std * count**0.5:
         return None
     below = np.concatenate([[0.0], np.cumsum(bins)]) / total
     places = np.arange(count + 1)
     # F = S/(S + R), S and R independent with variances s²j and s²(B - j): the delta method
     spread = z * std / total * np.sqrt(places * (1 - below) ** 2 + (count - places) * below**2)
-    monotone = np.clip(isotonic_regression(below, y_min=0.0, y_max=1.0), 0, 1)
+    monotone = np.clip(isotonic_regression(below).x, 0, 1)
     monotone[0], monotone[-1] = 0.0, 1.0
     found = []
     for share in wanted:

@@ -3,11 +3,14 @@
 The liars train as everybody does, so a round costs what it costs without them. What they send depends on the honest updates of the
 round and on what they remember, never on the order of arrival: the result is the same for any number of workers, and what they
 remember goes into checkpoints.
+
+Where the federation has groups, a liar's row is its group's mean: it fills up what the honest sites of its group dilute, so that the row becomes what
+it would send by itself. That is the strongest it can do, and takes knowing the others' updates before it sends its own, like all that liars do here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,13 +56,22 @@ class AttackedGrid(Grid):
         attack: its ``[attack]``.
         liars: the nodes that lie.
         randomness: where the liars draw from.
+        groups: the nodes of each group; none: every site is a row.
     """
 
     def __init__(
-        self, inner: Grid, spec: FederationSpec, attack: Attack, liars: frozenset[int], randomness: Randomness
+        self,
+        inner: Grid,
+        spec: FederationSpec,
+        attack: Attack,
+        liars: frozenset[int],
+        randomness: Randomness,
+        *,
+        groups: Sequence[Sequence[int]] = (),
     ) -> None:
         self._inner, self._spec, self._attack = inner, spec, attack
         self._liars, self._randomness = liars, randomness
+        self._groups = groups
         self._rounds: dict[str, _Round] = {}
         self._ready: dict[str, Message] = {}
         self.memory: Memory = {}
@@ -144,19 +156,20 @@ class AttackedGrid(Grid):
             node: vector for node, reply in sorted(one.held.items()) if (vector := _vector(reply)) is not None
         }
         craft = _CRAFTS.get(self._attack.name)
-        if craft is not None and own and one.honest:
+        rows = _rows_of(self._groups, one.honest, own)
+        if craft is not None and rows.own and rows.honest:
             known = Known(
                 attack=self._attack,
                 spec=self._spec,
                 number=one.number,
                 model=one.model,
                 moved=self._moved(one),
-                honest=one.honest,
-                own={node: vector.copy() for node, vector in own.items()},
+                honest=rows.honest,
+                own={row: vector.copy() for row, vector in rows.own.items()},
                 generator=self._randomness.generator("attack", one.number),
                 memory=self.memory,
             )
-            for node, vector in craft(known).items():
+            for node, vector in _filled_up(self._groups, rows, craft(known), one.honest, own).items():
                 arrays = one.held[node].content.array_records[protocol.UPDATE]
                 arrays[protocol.VECTOR] = LiveArray(np.ascontiguousarray(vector, dtype=np.float32))
         self._ready.update({reply.metadata.reply_to_message_id: reply for reply in one.held.values()})
@@ -188,6 +201,48 @@ class LiarsMemory:
         mine = {name: array for name, array in arrays.items() if name.startswith(_PREFIX)}
         self._grid.memory = {name.removeprefix(_PREFIX): array for name, array in mine.items()}
         self._sites.restore({name: array for name, array in arrays.items() if name not in mine})
+
+
+@dataclass(frozen=True)
+class _RowsOf:
+    """The rows that the rule sees: of honest sites or groups, and of those with a liar in them as if it were honest."""
+
+    honest: dict[int, Vector]
+    own: dict[int, Vector]
+
+
+def _rows_of(
+    groups: Sequence[Sequence[int]], honest: Mapping[int, Vector], own: Mapping[int, Vector]
+) -> _RowsOf:
+    if not groups:
+        return _RowsOf(dict(honest), dict(own))
+    found = _RowsOf({}, {})
+    for number, members in enumerate(groups):
+        there = [vector for node in members if (vector := honest.get(node, own.get(node))) is not None]
+        if there:
+            mean: Vector = np.asarray(np.mean(there, axis=0, dtype=np.float64), dtype=np.float32)
+            (found.own if any(node in own for node in members) else found.honest)[number] = mean
+    return found
+
+
+def _filled_up(
+    groups: Sequence[Sequence[int]],
+    rows: _RowsOf,
+    lies: Mapping[int, Vector],
+    honest: Mapping[int, Vector],
+    own: Mapping[int, Vector],
+) -> dict[int, Vector]:
+    """Return what each liar sends so that the rows become ``lies``: the liars of one group share the change."""
+    if not groups:
+        return dict(lies)
+    found: dict[int, Vector] = {}
+    for number, lie in lies.items():
+        liars = [node for node in groups[number] if node in own]
+        there = sum(node in honest or node in own for node in groups[number])
+        with np.errstate(invalid="ignore", over="ignore"):
+            change = (lie.astype(np.float64) - rows.own[number]) * there / len(liars)
+            found |= {node: (own[node] + change).astype(np.float32) for node in liars}
+    return found
 
 
 def _vector(reply: Message) -> Vector | None:

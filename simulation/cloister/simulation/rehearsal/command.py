@@ -129,13 +129,13 @@ def _rehearse(
     engine = make_engine("local", workers)
     if resume is not None:
         started(resume)
-        made = running.resume(resume, engine=engine, watch=watch)
+        made = running.resume(resume, engine=engine, watch=watch, past_stops=True)
         if {RULE, ATTACK} - made.figures["grid"]["over"].keys():
             raise UsageError(
                 f"'{resume}' is a sweep and no rehearsal", remedy=f"cloister sweep --resume {resume}"
             )
     elif grid is not None:
-        made = running.sweep(grid, out=out, engine=engine, watch=watch, on_start=started)
+        made = running.sweep(grid, out=out, engine=engine, watch=watch, on_start=started, past_stops=True)
     figures = judged(made.figures, notes)
     page = made.sweep / "rehearsal.html"
     write_whole(made.sweep / "rehearsal.json", json.dumps(figures, allow_nan=False, indent=1) + "\n")

@@ -2,6 +2,9 @@
 
 A score is the mean over the seeds of the last round's central measurement. The worst case of a rule is its worst attack by that mean, so
 it is a bound for these attacks, this data and these seeds, and for no others.
+
+A run that liars bring to a stop (its rounds stop counting) has no such measurement: it scores 0 where more is better, and is left out of a mean
+where less is.
 """
 
 from __future__ import annotations
@@ -27,12 +30,12 @@ def judged(figures: Mapping[str, Any], notes: Sequence[str] = ()) -> dict[str, A
         figures: what ``sweep.json`` holds.
         notes: what must be said of the rehearsal.
     """
-    metric = figures["metric"]
+    metric, stopped = figures["metric"], figures.get("stopped", {})
     found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for point in figures["points"]:
         by_attack = found.setdefault(point["values"][RULE], {})
         by_attack.setdefault(point["values"][ATTACK], [])
-        if point["done"]:
+        if point["done"] or point["name"] in stopped:
             by_attack[point["values"][ATTACK]].append(point)
     rules = [_rule(rule, by_attack, metric) for rule, by_attack in found.items()]
     return {
@@ -62,10 +65,14 @@ def _rule(rule: str, by_attack: Mapping[str, Sequence[Mapping[str, Any]]], metri
 
 
 def _scored(points: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
-    values = [value for point in points if (value := lead_of(point, metric)) is not None]
-    planted = [one for point in points if (one := point["metrics"].get("attack_success")) is not None]
+    ended = [point for point in points if point["done"]]
+    stops = len(points) - len(ended)
+    values = [value for point in ended if (value := lead_of(point, metric)) is not None]
+    values += [] if metric in _ERRORS else [0.0] * stops
+    planted = [one for point in ended if (one := point["metrics"].get("attack_success")) is not None]
     return {
         "n": len(values),
+        "stopped": stops,
         "mean": statistics.fmean(values) if values else None,
         "lowest": min(values, default=None),
         "highest": max(values, default=None),

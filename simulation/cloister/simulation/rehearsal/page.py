@@ -62,6 +62,8 @@ def table_of(figures: Mapping[str, Any]) -> TableText:
 
 def _cell(metric: str, one: Mapping[str, Any]) -> str:
     text = metric_text(metric, one["mean"])
+    if one.get("stopped"):
+        text += f"\n{plural(one['stopped'], 'run')} brought to a stop"
     return (
         f"{text}\ntrigger works {percent(one['attack_success'])}"
         if one["attack_success"] is not None

@@ -18,6 +18,8 @@ __all__ = ["ATTACK", "NOBODY", "RULE", "plan", "read_attacks", "read_rules"]
 
 #: The keys that a rehearsal sweeps over.
 RULE, ATTACK = "aggregation.rule", "attack.name"
+#: The key that says whether liars see the others' updates.
+PROTECTION = "aggregation.protection"
 #: The attack that is none: what the rule costs when nobody lies.
 NOBODY = "none"
 
@@ -91,6 +93,7 @@ def plan(
         else {}
     )
     stripped = {**document, "attack": amount}
+    settings, notes = _in_clear(stripped, base, settings)
     loaded = parse_federation(stripped, base=base, overrides=[*settings, f"{ATTACK}=sign-flip"])
     if not loaded.spec.evaluation.central:
         raise SpecError(
@@ -98,7 +101,6 @@ def plan(
             remedy="set evaluation.central = true",
             code="rehearse",
         )
-    notes = []
     planted = [name for name in attacks if name in BACKDOORS]
     if planted and tuple(attacks) == ATTACKS:
         tried = parse_federation(stripped, base=base, overrides=[*settings, f"{ATTACK}={planted[0]}"])
@@ -118,3 +120,16 @@ def plan(
         reference=False,
     )
     return grid, notes
+
+
+def _in_clear(
+    document: Mapping[str, Any], base: Path, settings: Sequence[str]
+) -> tuple[Sequence[str], list[str]]:
+    """Return the settings under which groups are rehearsed in clear, and say so: liars there see what masks hide."""
+    tried = parse_federation(
+        document, base=base, overrides=[*settings, f"{ATTACK}=label-flip"]
+    ).spec.aggregation
+    if tried.group_size is None:
+        return settings, []
+    note = f"in groups of {tried.group_size}, rehearsed in clear: a liar makes its group's mean what it likes; masks would change nothing but the rounding"
+    return [*settings, f"{PROTECTION}=plain"], [note]

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cloister.core.errors import IntegrityError
@@ -66,7 +67,11 @@ def finished(folder: SweepFolder, point: Point, run: Path) -> Finished | None:
 
 
 def sweep_figures(
-    folder: SweepFolder, found: Mapping[str, Finished], *, compose: bool = True
+    folder: SweepFolder,
+    found: Mapping[str, Finished],
+    *,
+    compose: bool = True,
+    stopped: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return what the finished points have come to: ``metric``, ``values``, ``composed`` and ``points`` by name.
 
@@ -74,6 +79,7 @@ def sweep_figures(
         folder: the sweep.
         found: the finished points by name.
         compose: whether to compute ``composed``, which may take seconds.
+        stopped: why points came to a stop, by name, where the sweep goes on without them.
 
     Raises:
         SpecError: no bound covers the points together.
@@ -91,7 +97,8 @@ def sweep_figures(
         if point.name in found
     ]
     return {
-        "done": len(points) == len(folder.points),
+        "done": len(points) + len(stopped) == len(folder.points),
+        **({"stopped": dict(stopped)} if stopped else {}),
         "metric": metric,
         "values": _values(folder.points, points, metric),
         "composed": composed(charged) if compose else [],

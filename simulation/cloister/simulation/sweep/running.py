@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cloister.core.errors import CloisterError, IntegrityError
+from cloister.core.errors import CloisterError, IntegrityError, PeersMissing
 from cloister.core.files import write_whole
 from cloister.server.events import Sink
 from cloister.simulation import simulate as simulation
@@ -54,6 +54,7 @@ def sweep(
     watch: Watch = _unwatched,
     on_start: Callable[[Path], None] = lambda _: None,
     ledgers: Path | None = None,
+    past_stops: bool = False,
 ) -> SweepResult:
     """Check every point of ``grid``, then run them.
 
@@ -64,6 +65,7 @@ def sweep(
         watch: who is told of the runs' events.
         on_start: told of the sweep folder as soon as it is there.
         ledgers: the folder in which the sites of private runs keep their ledgers; ``None``: they keep none.
+        past_stops: go on after a run whose rounds stopped counting (`PeersMissing`): what lying sites can bring about.
 
     Raises:
         CloisterError: whatever refused the grid, a point or a run.
@@ -73,12 +75,19 @@ def sweep(
     folder = SweepFolder.create(out, grid, points, prints=prints, ledgers=ledgers)
     try:
         on_start(folder.path)
-        return _run(folder, engine, watch)
+        return _run(folder, engine, watch, past_stops=past_stops)
     finally:
         folder.close()
 
 
-def resume(path: Path, *, engine: Engine, grid: Grid | None = None, watch: Watch = _unwatched) -> SweepResult:
+def resume(
+    path: Path,
+    *,
+    engine: Engine,
+    grid: Grid | None = None,
+    watch: Watch = _unwatched,
+    past_stops: bool = False,
+) -> SweepResult:
     """Go on with a sweep that was broken off.
 
     Args:
@@ -86,6 +95,7 @@ def resume(path: Path, *, engine: Engine, grid: Grid | None = None, watch: Watch
         engine: what carries the messages of each run.
         grid: where given, the sweep must be of this grid.
         watch: who is told of the runs' events.
+        past_stops: as in `sweep`.
 
     Raises:
         IntegrityError: the folder does not hold, is of another grid, or data, code or versions have changed since it began.
@@ -102,7 +112,7 @@ def resume(path: Path, *, engine: Engine, grid: Grid | None = None, watch: Watch
                     remedy="bring them back, or start a new sweep",
                     code="sweep-differs",
                 )
-        return _run(folder, engine, watch)
+        return _run(folder, engine, watch, past_stops=past_stops)
     finally:
         folder.close()
 
@@ -124,22 +134,29 @@ def _same_grid(folder: SweepFolder, grid: Grid) -> None:
         )
 
 
-def _run(folder: SweepFolder, engine: Engine, watch: Watch) -> SweepResult:
+def _run(folder: SweepFolder, engine: Engine, watch: Watch, *, past_stops: bool) -> SweepResult:
     found: dict[str, Finished] = {}
+    stopped: dict[str, str] = {}
     try:
         for number, point in enumerate(folder.points, start=1):
             run = folder.run_of(point)
             one = finished(folder, point, run) if run is not None else None
             if one is None:
-                with watch(point, number, len(folder.points)) as sinks, about(point.text):
-                    one = _run_point(folder, point, run, engine, sinks)
+                try:
+                    with watch(point, number, len(folder.points)) as sinks, about(point.text):
+                        one = _run_point(folder, point, run, engine, sinks)
+                except PeersMissing as error:
+                    if not past_stops:
+                        raise
+                    stopped[point.name] = error.message
+                    continue
             found[point.name] = one
             folder.save(sweep_figures(folder, found, compose=False))
     except BaseException:
         with contextlib.suppress(CloisterError, OSError):
-            _publish(folder, found)  # what there is so far
+            _publish(folder, found, {})  # what there is so far
         raise
-    return SweepResult(sweep=folder.path, page=folder.html, figures=_publish(folder, found))
+    return SweepResult(sweep=folder.path, page=folder.html, figures=_publish(folder, found, stopped))
 
 
 def _run_point(
@@ -157,7 +174,9 @@ def _run_point(
     return one
 
 
-def _publish(folder: SweepFolder, found: Mapping[str, Finished]) -> dict[str, Any]:
-    figures = folder.save(sweep_figures(folder, found))
+def _publish(
+    folder: SweepFolder, found: Mapping[str, Finished], stopped: Mapping[str, str]
+) -> dict[str, Any]:
+    figures = folder.save(sweep_figures(folder, found, stopped=stopped))
     write_whole(folder.html, render_page(figures))
     return figures

@@ -38,9 +38,22 @@ from cloister.strategies.robust.span import Span
 from cloister.strategies.robust.spectral import dnc_weights
 from cloister.strategies.robust.trust import fltrust_weights
 
-__all__ = ["Pipeline", "aggregate_groups"]
+__all__ = ["Joined", "Pipeline", "aggregate_groups"]
 
 Point = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What a pipeline made of its rows.
+
+    Attributes:
+        direction: (dim,) float64.
+        shares: (n,) the weight of each row in it; where the last rule looks at each coordinate by itself, that in what it was given.
+    """
+
+    direction: Direction
+    shares: Matrix
 
 
 @dataclass(frozen=True)
@@ -147,13 +160,26 @@ class Pipeline:
             InfeasibleByzantineBound: the pipeline cannot bear f lying rows of so many.
             ValueError: a row is not finite or of another shape, or an argument that a stage needs is missing.
         """
+        return self.joined(rows, f=f, generator=generator, start=start, trusted=trusted).direction
+
+    def joined(
+        self,
+        rows: RowsLike,
+        *,
+        f: int,
+        generator: np.random.Generator | None = None,
+        start: Direction | None = None,
+        trusted: Point | None = None,
+    ) -> Joined:
+        """Return what `aggregate` does, and how much of each row is in it."""
         self.check(n=len(rows), f=f)
         more = [one for one, wanted in ((start, self.remembers), (trusted, self.trusts)) if wanted]
         span = Span.of(rows, more=[one for one in more if one is not None])
         for stage in self.stages[:-1]:
             span = _step(stage, span, f, generator)
         point = None if not more or more[0] is None else np.eye(len(span.rows))[-1]
-        return _rule(self.stages[-1], span, f, generator, point)
+        found = _rule(self.stages[-1], span, f, generator, point)
+        return Joined(found.direction, found.shares[: len(rows)])
 
 
 def aggregate_groups(
@@ -190,19 +216,22 @@ def _step(stage: Stage, span: Span, f: int, generator: np.random.Generator | Non
 
 def _rule(
     stage: Stage, span: Span, f: int, generator: np.random.Generator | None, point: Matrix | None
-) -> Direction:
+) -> Joined:
+    alike = span.weights.mean(axis=0)
     match stage.name:
         case "median":
-            return by_coordinate(span, middle)
+            return Joined(by_coordinate(span, middle), alike)
         case "trimmed-mean":
-            return by_coordinate(span, trimmed(f))
+            return Joined(by_coordinate(span, trimmed(f)), alike)
         case "bulyan":
-            return bulyan_of(span, f)
+            return Joined(bulyan_of(span, f), alike)
         case "centered-clipping":
             start = np.zeros(len(span.rows)) if point is None else point
-            return span.of_rows(centered_clipping_weights(span, stage.number, start))
+            weights = centered_clipping_weights(span, stage.number, start)
+            return Joined(span.of_rows(weights), weights)
         case _:
-            return span.direction(_linear(stage, span, f, generator, point))
+            weights = _linear(stage, span, f, generator, point) @ span.weights
+            return Joined(span.of_rows(weights), weights)
 
 
 def _linear(

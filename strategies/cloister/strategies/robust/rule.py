@@ -12,7 +12,7 @@ import numpy as np
 
 from cloister.core.update import Vector
 from cloister.strategies.mean import Direction
-from cloister.strategies.robust.pipeline import Pipeline, Point
+from cloister.strategies.robust.pipeline import Joined, Pipeline, Point
 
 __all__ = ["KeptRows", "RobustRule"]
 
@@ -70,8 +70,17 @@ class KeptRows:
             raise ValueError("the vector holds a value that is not finite")
         self._rows.append(vector.copy())
 
+    @property
+    def rows(self) -> list[Vector]:
+        """The updates that were added, in their order; not to be written to."""
+        return self._rows
+
     def result(self) -> Direction:
-        """Return the direction of the rows, (size,) float64.
+        """Return the direction of the rows, (size,) float64; raises what `joined` does."""
+        return self.joined().direction
+
+    def joined(self) -> Joined:
+        """Return the direction of the rows, and the weight of each in it.
 
         Raises:
             InfeasibleByzantineBound: they are too few for f.
@@ -80,7 +89,7 @@ class KeptRows:
         if not self._rows:
             raise ValueError("the direction of no update is undefined")
         rule = self._rule
-        return rule.pipeline.aggregate(
+        return rule.pipeline.joined(
             self._rows,
             f=rule.byzantine,
             generator=rule.draw() if rule.pipeline.draws and rule.draw is not None else None,

@@ -130,7 +130,7 @@ def _protected(
         check_complete(record, events, looked, protected=True),
         check_clear(clear),
         check_signatures(looked, run=start.run, federation=loaded.digest()),
-        check_fresh(looked),
+        check_fresh(looked, grouped=loaded.spec.aggregation.group_size is not None),
         *([check_shares(looked)] if any(not one.scheme.holder for one in looked) else []),
         check_opening(looked),
         check_sums(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cloister.core import protocol
 from cloister.core.errors import CloisterError
 from cloister.core.spec import FederationSpec
+from cloister.core.spec.grouping import LEAST_PROTECTED
 from cloister.privacy.masking import quorum
 from cloister.privacy.sums import LOSS, sum_code
 from cloister.privacy.updates import centred
@@ -88,7 +89,10 @@ def _sums_missing(events: Sequence[Mapping[str, Any]], looked: Sequence[Looked])
             counts[key].append(len(one.found.survivors))
         why[key] = one.found.why
     wanted: list[tuple[int, str, int | None]] = [
-        (event["round"], "train", event["answered"]) for event in events if event["kind"] == "round"
+        (event["round"], "train", one["answered"])
+        for event in events
+        if event["kind"] == "round"
+        for one in _summed(event)
     ]
     wanted += [
         (event["round"], "evaluate", None)
@@ -141,11 +145,18 @@ def _schemes(looked: Sequence[Looked]) -> list[Scheme]:
     return list(dict.fromkeys(one.scheme for one in looked))
 
 
-def check_fresh(looked: Sequence[Looked]) -> Check:
-    """Check that no key, vector or sum could be set against another: fresh keys, one vector a session, one sum a round."""
+def check_fresh(looked: Sequence[Looked], *, grouped: bool = False, least: int = LEAST_PROTECTED) -> Check:
+    """Check that no key, vector or sum could be set against another: fresh keys, one vector a session, no two sums of a round that tell of few.
+
+    Args:
+        looked: the sessions.
+        grouped: whether the run has groups, which never change.
+        least: the fewest sites in a difference of two sums.
+    """
     wrong: list[str] = []
     seen: dict[bytes, str] = {}
     sums: dict[tuple[int, str], set[tuple[str, ...]]] = defaultdict(set)
+    together: dict[str, tuple[str, ...]] = {}
     serial = 0
     for one in looked:
         title, manifest = one.session.title, one.session.manifest
@@ -162,18 +173,40 @@ def check_fresh(looked: Sequence[Looked]) -> Check:
         serial = max(serial, manifest.serial)
         if one.found.groups:
             sums[manifest.round_number, manifest.kind].add(one.found.survivors)
+        if grouped and manifest.kind == "train":
+            cohort = tuple(sorted(one.session.names))
+            moved = [site for site in cohort if together.setdefault(site, cohort) != cohort]
+            wrong += [
+                f"{title}: '{site}' was summed with other sites before: groups are fixed" for site in moved
+            ]
     wrong += [
-        f"round {number} ({kind}): {len(sets)} sums of different sites were opened; their difference is a sum of fewer"
+        f"round {number} ({kind}): {len(sets)} sums of different sites were opened; the difference of two is a sum of fewer than {least}"
         for (number, kind), sets in sums.items()
-        if len(sets) > 1
+        if _telling(sets, least)
     ]
     return _verdict(
         "fresh",
         "Could one message be set against another?",
         wrong,
-        f"{len(seen)} keys and commitments, no two alike; one vector of a site in a session, one sum in a round",
+        f"{len(seen)} keys and commitments, no two alike; one vector of a site in a session, no two sums of a round whose difference is one of few sites",
         {"keys": len(seen)},
     )
+
+
+def _telling(sets: Collection[tuple[str, ...]], least: int) -> bool:
+    """Whether the sums over two of these sets of sites differ by fewer than ``least``; disjoint ones tell nothing more."""
+    found = [frozenset(one) for one in sets]
+    for place, one in enumerate(found):
+        for other in found[place + 1 :]:
+            parts = (one & other, one - other, other - one)
+            if parts[0] and any(part and len(part) < least for part in parts):
+                return True
+    return False
+
+
+def _summed(event: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what a round's event tells of each sum: answers and loss."""
+    return [one for one in event.get("groups") or [event] if one.get("answered")]
 
 
 def check_shares(looked: Sequence[Looked]) -> Check:
@@ -267,7 +300,12 @@ def check_sums(
             losses[manifest.round_number, manifest.kind].append(
                 float(values[LOSS][0]) / count if count else math.nan
             )
-    told = [(event["round"], "train", event.get("loss")) for event in events if event["kind"] == "round"]
+    told = [
+        (event["round"], "train", one.get("loss"))
+        for event in events
+        if event["kind"] == "round"
+        for one in _summed(event)
+    ]
     told += [
         (event["round"], "evaluate", event["loss"])
         for event in events

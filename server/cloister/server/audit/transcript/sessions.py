@@ -1,6 +1,7 @@
 """Which lines of a transcript are of which secure session.
 
-A session begins where the server sends a manifest, and every message of a step after that belongs to it, until the next manifest.
+A session begins where the server sends a manifest, and every message of a step after that, to or from one of its sites, belongs to it, until a manifest
+goes to that site again. Groups have sessions side by side, each with sites of its own.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Session:
     @property
     def title(self) -> str:
         """How a reader finds it: round and kind."""
-        return f"round {self.manifest.round_number} ({self.manifest.kind})"
+        group = f", group {self.manifest.group}" if self.manifest.group else ""
+        return f"round {self.manifest.round_number} ({self.manifest.kind}{group})"
 
     def of(self, step: str) -> Iterator[Received]:
         """Yield the replies to one step that came whole."""
@@ -104,19 +106,22 @@ def sessions_of(record: Record) -> tuple[list[Session], list[Received]]:
 def _split(lines: Iterable[Start | Asked | Received]) -> tuple[list[Session], list[Received]]:
     sessions: list[Session] = []
     outside: list[Received] = []
+    current: dict[str, Session] = {}
     for line in lines:
         if isinstance(line, Asked):
-            _open(sessions, line)
+            _open(sessions, current, line)
         elif isinstance(line, Received):
-            (sessions[-1].replies if line.step and sessions else outside).append(line)
+            one = current.get(line.site, sessions[-1] if sessions else None)
+            (one.replies if line.step and one is not None else outside).append(line)
     return sessions, outside
 
 
-def _open(sessions: list[Session], asked: Asked) -> None:
+def _open(sessions: list[Session], current: dict[str, Session], asked: Asked) -> None:
     """Take what the server told of a session: a manifest begins one, names close its sum; keys and digests come with them."""
+    of = {id(found): found for site in asked.sites if (found := current.get(site)) is not None}
     if "manifest" in asked.said:
         signed = SignedManifest.from_fields(asked.said)
-        if not sessions or sessions[-1].signed != signed:
+        if not any(one.signed == signed for one in of.values()):
             sessions.append(
                 Session(
                     manifest=Manifest.decode(signed.encoded),
@@ -125,15 +130,16 @@ def _open(sessions: list[Session], asked: Asked) -> None:
                     time=asked.time,
                 )
             )
-        _once(sessions[-1].keys, asked.said.get(protocol.KEY))
+            current |= dict.fromkeys(asked.sites, sessions[-1])
+        _once(current[asked.sites[0]].keys, asked.said.get(protocol.KEY))
     elif asked.step in (protocol.CONFIRM, protocol.SEAL) and sessions:
-        one = sessions[-1]
-        one.closed = one.closed or asked.seq
-        if asked.step == protocol.SEAL:
-            _once(one.named, asked.sites)
-            _once(one.together, asked.said.get(protocol.TOGETHER, b""))
-        else:
-            _once(one.named, _texts(asked.said.get("names")))
+        for one in of.values() or [sessions[-1]]:
+            one.closed = one.closed or asked.seq
+            if asked.step == protocol.SEAL:
+                _once(one.named, asked.sites)
+                _once(one.together, asked.said.get(protocol.TOGETHER, b""))
+            else:
+                _once(one.named, _texts(asked.said.get("names")))
 
 
 def _once(known: list[_T], new: _T | None) -> None:

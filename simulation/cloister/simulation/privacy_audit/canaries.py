@@ -1,0 +1,147 @@
+"""Canaries in gradient space: records whose gradient is one number in a direction that no other record has.
+
+The model gets one layer more, a weight for each canary, that is not connected to its inputs. A canary's loss is that weight times a constant, so its gradient is a multiple
+of a unit vector (a Dirac), far longer than the clip. It goes the way of every record's gradient: through the batch's draw, the per-record gradients, clip,
+sum, noise, optimiser, rounding and masks. No part of that way is told which records are canaries. Under DP-SGD a Dirac is the worst record there is: it moves
+the sum by all of C, where nothing else does.
+
+A record is known to be a canary by its target: canary i has the class K + i, where the task has the classes 0 to K - 1. The last one, i = m, is a blank: its
+gradient is 0. A regression has no classes, and is refused.
+
+What an audit with them cannot find: faults that touch only gradients of real layers (a wrong norm in one of them). Canaries in input space are for those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cloister.core.data import Data, Rows, Split
+from cloister.core.errors import TaskError
+from cloister.core.task import Task
+
+__all__ = ["LAYER", "CanaryModel", "CanaryTask", "PlantedData", "planted"]
+
+#: The name of the layer's weight in the model.
+LAYER = "canaries.weight"
+
+
+class CanaryModel(nn.Module):
+    """A task's model, and beside it a weight for each canary and for the blank.
+
+    Returns (n, classes + canaries + 1): the model's scores, then the weights, the same in each row.
+    """
+
+    def __init__(self, inner: nn.Module, canaries: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.canaries = nn.Linear(1, canaries + 1, bias=False)
+        nn.init.zeros_(self.canaries.weight)
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Return the scores and, in every row, the weights."""
+        scores: Tensor = self.inner(inputs)
+        return torch.cat([scores, self.canaries(scores.new_ones(len(scores), 1))], dim=1)
+
+
+class CanaryTask(Task):
+    """A task with canaries.
+
+    Args:
+        inner: the task.
+        canaries: m.
+        norm: the length of a canary's gradient: far above the clip, so that a clip that is missing shows.
+
+    Raises:
+        TaskError: the task is a regression.
+    """
+
+    allows_single_class = True
+
+    def __init__(self, inner: Task, canaries: int, norm: float) -> None:
+        if inner.kind != "classification":
+            raise TaskError(
+                "a canary is known by its class, and the task is a regression",
+                remedy="audit a classification under the same [privacy] table: the mechanism is the same code",
+                code="audit-task",
+            )
+        self.inner, self.count, self._norm = inner, canaries, norm
+        self.classes = (*inner.classes, *(f"canary {number}" for number in range(canaries)), "blank canary")
+        self.bounds = inner.bounds
+        self.features = inner.features
+        self.notes = list(getattr(inner, "notes", ()))
+
+    @property
+    def first(self) -> int:
+        """The class of the first canary."""
+        return len(self.inner.classes)
+
+    def model(self) -> nn.Module:
+        """Return the task's model with the canaries' layer."""
+        return CanaryModel(self.inner.model(), self.count)
+
+    def data(self) -> Split | Mapping[str, Split]:
+        """Return the task's records; no canary is among them yet."""
+        return self.inner.data()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the task says of itself."""
+        return self.inner.describe()
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return (n,) losses: the task's for a record, weight times norm for a canary, 0 for a blank."""
+        planted = targets >= self.first
+        own = self.inner.loss(outputs[:, : self.first], targets.clamp(max=self.first - 1))
+        weight = outputs.gather(1, targets.clamp(min=self.first)[:, None]).squeeze(1)
+        blank = targets == self.first + self.count
+        return torch.where(planted, self._norm * weight * ~blank, own)
+
+
+class PlantedData:
+    """A site's records, and canaries after them.
+
+    Args:
+        records: the site's own; a canary's input is one of theirs, which its loss does not read.
+        targets: (k,) of the canaries.
+    """
+
+    def __init__(self, records: Data, targets: Tensor) -> None:
+        self._records = records
+        self.targets = torch.cat([records.targets, targets.to(records.targets.dtype)])
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def batch(self, rows: Tensor) -> tuple[Any, Tensor]:
+        """Return the inputs and targets of ``rows`` ((k,) int64), in that order."""
+        inputs, _ = self._records.batch(rows % len(self._records))
+        return inputs, self.targets.index_select(0, rows)
+
+    def subset(self, rows: Rows) -> Data:
+        """Return these rows as data of their own."""
+        return _Subset(self, torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)))
+
+
+class _Subset:
+    def __init__(self, whole: Data, rows: Tensor) -> None:
+        self._whole, self._rows = whole, rows
+        self.targets = whole.targets.index_select(0, rows).clone()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batch(self, rows: Tensor) -> tuple[Any, Tensor]:
+        return self._whole.batch(self._rows.index_select(0, rows))
+
+    def subset(self, rows: Rows) -> Data:
+        picked = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))
+        return _Subset(self._whole, self._rows.index_select(0, picked))
+
+
+def planted(split: Split, task: CanaryTask, canaries: Tensor) -> Split:
+    """Return a site's records with canaries ((k,) int64, numbers from 0, m for a blank) among those that it trains on."""
+    return Split(PlantedData(split.train, canaries + task.first), split.test)

@@ -1,0 +1,155 @@
+"""A site's line: what it takes from whoever answers at the coordinator's address, which may be anybody."""
+
+from __future__ import annotations
+
+import gzip
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
+
+from cloister.client import fleet_link
+from cloister.client.fleet_link import FleetLink, LinkLostError
+from cloister.core.errors import PolicyError
+from cloister.privacy.identity import Role
+from cloister.privacy.identity.kit import Kit, load_kit
+from cloister.server.provision.consortium_file import load_consortium_file
+from cloister.server.provision.making import provision
+
+Answer = Callable[[str], tuple[int, dict[str, str], bytes]]
+
+
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("consortium")
+    file = folder / "consortium.toml"
+    file.write_text(
+        '[consortium]\nname = "test"\n[server]\nhost = "127.0.0.1"\n[[sites]]\nname = "a"\n[[sites]]\nname = "b"\n'
+    )
+    loaded, raw = load_consortium_file(file)
+    provision(loaded, raw, folder / "c")
+    return folder / "c" / "kits"
+
+
+@pytest.fixture
+def kit(kits: Path) -> Kit:
+    return load_kit(kits / "sites" / "a", Role.SITE)
+
+
+@contextmanager
+def answering(server: Path, answer: Answer) -> Iterator[str]:
+    """Answer as the coordinator, over TLS, with whatever ``answer`` gives for a path."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", "0")))
+            status, headers, body = answer(self.path)
+            self.send_response(status)
+            for name, value in {"content-length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Keep quiet."""
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(server / "tls" / "own.pem", server / "tls" / "own.key")
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    listening.socket = context.wrap_socket(listening.socket, server_side=True)
+    listening.daemon_threads = True
+    thread = threading.Thread(target=listening.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{listening.server_address[1]}"
+    finally:
+        listening.shutdown()
+        listening.server_close()
+
+
+def knows(path: str) -> tuple[int, dict[str, str], bytes]:
+    """Let the site in and have nothing for it."""
+    if path.endswith("activate-node"):
+        return 200, {}, ActivateNodeResponse(node_id=7).SerializeToString()
+    return 200, {}, PullMessagesResponse().SerializeToString()
+
+
+def test_a_site_that_is_let_in_has_a_number_and_nothing_to_do(kits: Path, kit: Kit) -> None:
+    with answering(kits / "server", knows) as address, FleetLink(address, kit) as link:
+        assert link.node_id == 7
+        assert link.receive() is None
+
+
+def test_a_server_of_another_consortium_is_not_spoken_to(kits: Path, kit: Kit, tmp_path: Path) -> None:
+    file = tmp_path / "consortium.toml"
+    file.write_text('[consortium]\nname = "other"\n[server]\nhost = "127.0.0.1"\n[[sites]]\nname = "a"\n')
+    loaded, raw = load_consortium_file(file)
+    provision(loaded, raw, tmp_path / "c")
+    with answering(tmp_path / "c" / "kits" / "server", knows) as address, pytest.raises(LinkLostError):
+        FleetLink(address, kit)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 412])
+def test_a_key_that_is_not_known_is_the_policy_of_the_coordinator(kits: Path, kit: Kit, status: int) -> None:
+    with (
+        answering(kits / "server", lambda _: (status, {}, b"")) as address,
+        pytest.raises(PolicyError) as refused,
+    ):
+        FleetLink(address, kit)
+    assert refused.value.code == "link-refused"
+
+
+def test_a_key_file_that_others_may_read_is_not_used(kits: Path, kit: Kit, tmp_path: Path) -> None:
+    import shutil
+
+    from cloister.core.errors import IntegrityError
+
+    shutil.copytree(kit.folder, tmp_path / "kit")
+    (tmp_path / "kit" / "node.key").chmod(0o644)
+    with answering(kits / "server", knows) as address, pytest.raises(IntegrityError) as refused:
+        FleetLink(address, replace(kit, folder=tmp_path / "kit"))
+    assert refused.value.code == "kit-key"
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({}, b"\x00" * 3000),
+        ({"content-encoding": "gzip"}, gzip.compress(b"\x00" * 1_000_000)),
+    ],
+    ids=["too long", "packed"],
+)
+def test_an_answer_that_is_too_long_or_unfolds_is_not_taken(
+    kits: Path, kit: Kit, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], body: bytes
+) -> None:
+    monkeypatch.setattr(fleet_link, "_MOST_ANSWERED", 2000)
+
+    def answer(path: str) -> tuple[int, dict[str, str], bytes]:
+        return (200, headers, body) if path.endswith("pull-messages") else knows(path)
+
+    with (
+        answering(kits / "server", answer) as address,
+        FleetLink(address, kit) as link,
+        pytest.raises(LinkLostError, match="Decoding"),
+    ):
+        link.receive()
+
+
+def test_what_cannot_be_read_breaks_the_line_and_nothing_else(kits: Path, kit: Kit) -> None:
+    def answer(path: str) -> tuple[int, dict[str, str], bytes]:
+        return (200, {}, b"\xff\xff\xff") if path.endswith("pull-messages") else knows(path)
+
+    with (
+        answering(kits / "server", answer) as address,
+        FleetLink(address, kit) as link,
+        pytest.raises((LinkLostError, fleet_link.MessageLostError)),
+    ):
+        link.receive()
