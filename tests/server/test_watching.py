@@ -211,12 +211,14 @@ def test_memory_does_not_grow_with_the_rounds(monkeypatch: pytest.MonkeyPatch) -
             )
 
     book = Book()
-    feed(book, 1, 1500)
+    feed(book, 1, 700)
     tracemalloc.start()
-    feed(book, 1500, 3000)
+    feed(book, 700, 1400)
     grown, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert grown < 300_000
+    assert (
+        grown < 1_200_000
+    )  # curves, between two thinnings; a kept answer of each site and round would be several times that
 
 
 @pytest.mark.parametrize(
