@@ -18,6 +18,7 @@ from cloister.core.spec import parse_federation
 from cloister.server.events import EventBus, EventLog, read_events
 from cloister.server.folding import Fold
 from cloister.server.report import ReportPaths, build_report, model_card, write_report
+from cloister.server.report.clearance import clearance_of
 from cloister.server.report.words import (
     bytes_text,
     interval95,
@@ -540,7 +541,9 @@ def test_no_number_that_a_site_sends_breaks_the_report(tmp_path: Path) -> None:
 def test_model_card_can_be_made_of_the_figures_alone(heart: ReportPaths) -> None:
     history = Fold.of(read_events(heart.json.parent / "events.jsonl")).history()
     report = strictly(heart.json)
-    assert model_card(report=report, spec={}, history=history).startswith("# Heart disease")
+    assert model_card(
+        report=report, spec={}, history=history, clearance=clearance_of(heart.json.parent)
+    ).startswith("# Heart disease")
 
 
 def test_numbers_carry_no_more_digits_than_they_mean() -> None:

@@ -271,7 +271,9 @@ def test_nothing_in_the_folder_is_written(tmp_path: Path) -> None:
     assert look() == before
 
 
-def test_a_site_that_is_not_heard_of_yet_is_awaited_and_time_left_is_told(tmp_path: Path) -> None:
+def test_a_site_that_is_not_heard_of_yet_is_awaited_and_time_left_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = Script(tmp_path / "run", rounds=10)
     script.begin()
     for number in (1, 2, 3):
@@ -281,13 +283,9 @@ def test_a_site_that_is_not_heard_of_yet_is_awaited_and_time_left_is_told(tmp_pa
     os.close(held)
     watch = RunWatch(tmp_path / "run", clock=lambda: script.time)
     watch.refresh()
-    import cloister.server.watching.run_watch as module
-
-    keep, module.is_held = module.is_held, lambda _: True  # type: ignore[attr-defined]  # a lock of this very process is not seen
-    try:
-        found = watch.sections()
-    finally:
-        module.is_held = keep  # type: ignore[attr-defined]
+    # A lock of this very process is not seen.
+    monkeypatch.setattr("cloister.server.watching.run_watch.is_held", lambda _: True)
+    found = watch.sections()
     assert found["progress"]["heard"] == 1
     assert found["progress"]["asked"] == 3
     assert sorted(found["sites"]["awaited"]) == ["a", "c"]
