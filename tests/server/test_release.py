@@ -18,6 +18,7 @@ from cloister.privacy.events import to_json
 from cloister.privacy.identity import Identity, Role
 from cloister.privacy.identity.kit import load_kit
 from cloister.privacy.ledger import Ledger, load_key
+from cloister.privacy.ledger.inspection import inspect
 from cloister.privacy.plan import plan_from
 from cloister.privacy.request import JobRequest
 from cloister.server.audit.verdicts import read_summary
@@ -396,6 +397,21 @@ class TestOfAConsortium:
         _resigned(signed[0], smaller, load_kit(kits / "server", Role.SERVER).identity)
         assert _codes(_verified(signed[0])) == {"release-epsilon"}
 
+    def test_a_server_that_signs_too_few_rounds_is_found_out_by_a_ledger(
+        self, signed: tuple[Path, Path], kits: Path, home: Path
+    ) -> None:
+        def fewer(content: dict[str, Any]) -> None:
+            content["run"] = _named(home)
+            content["request"] = None
+            for site in content["sites"]:
+                site["rounds"] = [[survivors, 1] for survivors, _ in site["rounds"]]
+
+        _resigned(signed[0], fewer, load_kit(kits / "server", Role.SERVER).identity)
+        assert _verified(signed[0]).faults == []
+        found = _verified(signed[0], ledgers=_ledgers(home)[:1])
+        assert _codes(found) == {"release-epsilon"}
+        assert "charged 2 rounds of this run, and 1 are certified" in found.faults[0].message
+
     def test_a_server_that_signs_a_failed_check_is_found_out(
         self, signed: tuple[Path, Path], kits: Path
     ) -> None:
@@ -453,6 +469,11 @@ class TestEncrypted:
         raw[-1] ^= 1
         sealed.write_bytes(raw)
         assert _codes(_verified(run / "release")) == {"release-model"}
+
+
+def _named(home: Path) -> str:
+    """Return what names the simulated run in the ledgers."""
+    return str(inspect(_ledgers(home)[0]).chain.holdings[0].reserve.run)
 
 
 def _as_deployed(run: Path) -> None:
