@@ -554,3 +554,21 @@ def test_a_run_that_is_watched_to_its_end_stays_on_the_page(tmp_path: Path) -> N
         assert found["head"]["state"] == "done"
         assert found["progress"]["round"] == found["progress"]["rounds"] == 1
         assert found["curves"]["lead"][0]["text"] == "54.0%"
+
+
+def test_a_refusal_that_only_the_round_tells_of_is_told_once() -> None:
+    book = Book()
+    told = {"site": "a", "reason": "not-finite: x"}
+    site = {
+        "kind": "site",
+        "round": 1,
+        "site": "a",
+        "phase": "train",
+        "status": "refused",
+        "reason": "not-finite: x",
+    }
+    one = {"kind": "round", "cohort": 2, "answered": 1, "refused": [told]}
+    for event in (site, {**one, "round": 1}, {**one, "round": 2}):
+        book.add(event)
+    assert [refused.round for refused, _ in book.refused] == [1, 2]
+    assert book.sites["a"].total.refused == 2

@@ -146,7 +146,7 @@ const views = {
       ...listed.map((one) => el("div", {}, el("span", {}, one.site),
         bar(`ε of ${one.site}: ${number(one.epsilon)}`, one.epsilon, scale, one.cap ?? NaN),
         el("span", {}, `${number(one.epsilon)}${one.ledger !== null ? `; ledger ${number(one.ledger)}` : ""}${one.cap !== null ? ` of ${number(one.cap)}` : ""}`))))) : null;
-    const words = [p.at_end !== null && p.at_end !== undefined ? `A site that is asked in every round that is left will have spent ε = ${number(p.at_end)} at the end.` : "", p.delta ? `δ = ${number(p.delta)}.` : "",
+    const words = [p.at_end !== null && p.at_end !== undefined ? `A site that is asked in every round that is left will have spent ε = ${number(p.at_end)} at the end.` : "", p.delta ? `δ = ${p.delta}.` : "",
       p.refused ? `The accountant gives no figure: ${p.refused}` : ""].filter(Boolean).join(" ");
     return section("privacy", "Privacy spent", grid(figure, bars), words ? el("p", { class: "note" }, words) : null,
       p.statement ? el("details", { "data-keep": "statement" }, el("summary", {}, "What this promises, and what not"), el("p", {}, p.statement)) : null);
