@@ -43,8 +43,12 @@ class Seen:
         page.on("console", lambda told: self.console.append(f"{told.type}: {told.text}"))
         page.on("pageerror", lambda error: self.console.append(f"error: {error}"))
         page.on("request", lambda request: self.requests.append(request.url))
-        page.on("dialog", lambda dialog: (self.console.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("dialog", self._dialog)
         page.on("load", lambda _: setattr(self, "loads", self.loads + 1))
+
+    def _dialog(self, dialog: Any) -> None:
+        self.console.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
 
     def is_clean(self) -> None:
         assert self.console == []  # a violation of the Content-Security-Policy is told there

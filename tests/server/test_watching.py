@@ -157,10 +157,8 @@ def test_a_resume_that_cuts_the_file_is_followed(tmp_path: Path) -> None:
     assert watch.sections()["head"]["state"] == "interrupted"
     os.truncate(script.path, place)
     script.round(2)
-    held = script.hold()
     watch.refresh()
     found = watch.sections()
-    os.close(held)
     assert found["progress"]["round"] == 2
     assert all(one["missing"] == 0 for one in found["sites"]["listed"])
 
@@ -271,23 +269,19 @@ def test_nothing_in_the_folder_is_written(tmp_path: Path) -> None:
     assert look() == before
 
 
-def test_a_site_that_is_not_heard_of_yet_is_awaited_and_time_left_is_told(tmp_path: Path) -> None:
+def test_a_site_that_is_not_heard_of_yet_is_awaited_and_time_left_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = Script(tmp_path / "run", rounds=10)
     script.begin()
     for number in (1, 2, 3):
         script.round(number)
     script.site(4, "b")
-    held = script.hold()
-    os.close(held)
     watch = RunWatch(tmp_path / "run", clock=lambda: script.time)
     watch.refresh()
-    import cloister.server.watching.run_watch as module
-
-    keep, module.is_held = module.is_held, lambda _: True  # type: ignore[attr-defined]  # a lock of this very process is not seen
-    try:
-        found = watch.sections()
-    finally:
-        module.is_held = keep  # type: ignore[attr-defined]
+    # A lock of this very process is not seen by it.
+    monkeypatch.setattr("cloister.server.watching.run_watch.is_held", lambda _: True)
+    found = watch.sections()
     assert found["progress"]["heard"] == 1
     assert found["progress"]["asked"] == 3
     assert sorted(found["sites"]["awaited"]) == ["a", "c"]
