@@ -11,7 +11,7 @@ Formal guarantees:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
@@ -162,8 +162,4 @@ def _texts(value: Any) -> Iterator[str]:
         yield value
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _texts(inner)
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _texts(key)
             yield from _texts(inner)
