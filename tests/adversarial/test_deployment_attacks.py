@@ -93,7 +93,7 @@ class TestWhatMayLeave:
             assert code_of(reply) == ""
             kept = context.state.array_records[protocol.CONTROL]
             assert list(kept) == [asked.request.run]
-            return cast("np.ndarray", kept[asked.request.run].numpy())
+            return kept[asked.request.run].numpy()
 
         file = federation(privacy=NONE, training={"scaffold": True})
         control(site.request(file))
