@@ -82,7 +82,7 @@ def judged(spec: FederationSpec, measures: Measures, findings: Sequence[Finding]
         measures: the run's figures.
         findings: of the checks that were made.
     """
-    require = spec.audit.require or Require()
+    require = spec.audit.require or Require.model_validate({})
     found = {one.name: one.verdict for one in findings}
     return [*_figures(require, measures), *_levels(require, found)]
 

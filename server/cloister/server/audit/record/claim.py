@@ -136,7 +136,7 @@ def _same(found: Mapping[str, Any], subject: AuditSubject, run: ChargedRun) -> b
 
 
 def _power(found: Mapping[str, Any]) -> str:
-    deciding = next((one for one in found["estimators"] if one.get("decides")), {})
+    deciding: Mapping[str, Any] = next((one for one in found["estimators"] if one.get("decides")), {})
     refutable = deciding.get("refutable")
     above = (
         "at no epsilon" if refutable is None else f"a mechanism that costs epsilon = {refutable:.3g} or more"
