@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,20 @@ def allow(consortium: Deployment, name: str) -> None:
     policy.write_text(policy.read_text() + "\n[[allow]]" + ALLOWS)
 
 
+def connected(consortium: Deployment, name: str) -> bool:
+    """Whether a site has been let in."""
+    return "connected to" in consortium.log(name)
+
+
 @pytest.fixture(scope="module")
 def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Four hospitals, three of which allow statistics."""
     with Deployment(tmp_path_factory.mktemp("deployed"), HOSPITALS, door=False) as one:
         for name in HOSPITALS[:3]:
             allow(one, name)
-        one.start_all()
+        one.start("server", *HOSPITALS)
+        for name in HOSPITALS:
+            one.until(partial(connected, one, name), 300, name)
         yield one
 
 

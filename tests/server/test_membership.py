@@ -20,7 +20,7 @@ from cloister.privacy.identity.enrolling import ask, complete
 from cloister.privacy.identity.enrolment import accept, new_request, read_request
 from cloister.privacy.identity.keys import MemberKeys
 from cloister.privacy.identity.kit import load_kit
-from cloister.privacy.identity.register import take_document
+from cloister.privacy.identity.register import Register, take_document
 from cloister.server.provision.membership import add, members_table, renew, revoke
 from consortia import FILE, make_consortium
 
@@ -147,6 +147,19 @@ def test_each_certificate_in_a_grant_must_be_of_the_keys_here(tmp_path: Path, ou
             "members": [(kit / "members.json").read_bytes().replace(b"switzerland", b"cleveland")],
             "name": [b"cleveland"],
         }
+        listed = json.loads(content["members"])["content"]
+        for change in (
+            {"identity": twin.identity.hex()},
+            {"node": (twin.node or b"").decode()},
+            {"name": "x"},
+        ):
+            entries = [
+                entry | (change if entry["name"] == "switzerland" else {}) for entry in listed["members"]
+            ]
+            other = Register.model_validate(listed | {"members": entries})
+            changes["members"].append(
+                sealed(other, lambda signed: offline.identities.sign(Purpose.REGISTER, signed))
+            )
         for key, values in changes.items():
             for value in values:
                 text = base64.b64encode(value).decode() if key == "identity" else value.decode()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cloister.client.trainer import Trainer
-from cloister.core.data import TensorData
+from cloister.core.data import Split, TensorData
 from cloister.core.evidence import Finding
 from cloister.core.randomness import SeededRandomness
 from cloister.core.resolve import build_model, load_task
@@ -60,7 +60,9 @@ partition = {{ by = "iid" }}
 def parts(loaded: Loaded) -> tuple[Any, Any, list[Records], np.ndarray]:
     task = load_task(loaded.spec.task, loaded.base)
     model = build_model(task, loaded.spec.federation.seed)
-    x, y = task.data().train.batch(torch.arange(90))
+    split = task.data()
+    assert isinstance(split, Split)
+    x, y = split.train.batch(torch.arange(90))
     records = [Records(inputs=x[:50], targets=y[:50]), Records(inputs=x[50:], targets=y[50:])]
     members = np.random.default_rng(0).random((3, 90)) < 0.5
     return task, model, records, members
@@ -102,7 +104,7 @@ class TestSideBySide:
                     change = trainer.train(
                         vector, data, site="x", round_number=number, randomness=SEED
                     ).change
-                    share = 1.0 if weights == "uniform" else min(len(data), weights.records_cap)  # type: ignore[union-attr]
+                    share = 1.0 if weights == "uniform" else min(len(data), weights.records_cap)
                     total, weight = total + share * change, weight + share
                 vector, state = server.step(vector, total / weight, state)
             made = torch.cat([value.flatten() for value in found[shadow].values()]).numpy()
@@ -189,7 +191,7 @@ class TestCheck:
     ) -> None:
         monkeypatch.setattr(shadows_module, "_STACKED", 2 * 650)  # two at a time: three chunks
         calls: list[int] = []
-        real = shadows_module.train_side_by_side
+        real = train_side_by_side
 
         def counted(*given: Any, **named: Any) -> Any:
             calls.append(len(given[4]))

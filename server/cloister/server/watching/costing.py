@@ -1,6 +1,7 @@
 """What a private run has spent and will spend, worked out beside the page: an accountant may take seconds for a figure.
 
-One thread, which rests nine times as long as it worked, so that watching takes at most a tenth of a core from the run for it.
+One thread, which rests nine times as long as it worked (once as long after the first time, which loads the accountant), so that watching takes
+about a tenth of a core from the run for it. `Costing.at` says of which round its figures are.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class Costing:
 
     def __init__(self) -> None:
         self.found: SpentSoFar | None = None
+        #: The round after which they hold.
+        self.at = 0
         #: Why there is no figure, where there is none.
         self.refused = ""
         self._of: object = None
@@ -47,8 +50,10 @@ class Costing:
         begun = time.monotonic()
         try:
             self.found, self.refused = spent_so_far(spec, history), ""
+            self.at = max((one.round for one in history.rounds), default=0)
         except (CloisterError, ValueError, KeyError, TypeError, ArithmeticError) as error:
             # Only our own errors are shown: another's text may quote the file.
             self.refused = error.message if isinstance(error, CloisterError) else type(error).__name__
         now = time.monotonic()
-        self._of, self._rest_until = of, now + _REST * (now - begun)
+        rest = 1.0 if self._of is None else _REST
+        self._of, self._rest_until = of, now + rest * (now - begun)

@@ -103,7 +103,9 @@ class RunWatch:
             "progress": telling.progress(book, spec, state=state, now=now),
             "sites": telling.sites(book, spec, spent, state=state),
             "curves": telling.curves(book),
-            "privacy": telling.privacy(book, spec, spent, refused=self.costing.refused) if private else None,
+            "privacy": telling.privacy(book, spec, spent, at=self.costing.at, refused=self.costing.refused)
+            if private
+            else None,
             "refused": telling.refused(book),
             "signals": telling.signals(book),
             "traffic": telling.traffic(book),

@@ -251,25 +251,35 @@ def _lead(book: Book) -> list[dict[str, Any]]:
 
 
 def privacy(
-    book: Book, spec: Mapping[str, Any] | None, spent: SpentSoFar | None, *, refused: str
+    book: Book, spec: Mapping[str, Any] | None, spent: SpentSoFar | None, *, at: int, refused: str
 ) -> dict[str, Any]:
-    """Return ε by round with the accountant's projection, against what is allowed and the smallest cap that a site told."""
+    """Return ε by round with the accountant's projection, against what is allowed and the smallest cap that a site told.
+
+    Args:
+        book: the run.
+        spec: its federation file.
+        spent: the accountant's figures, where it has any yet.
+        at: the round after which they hold; what is spent is never told as less than the events have told since.
+        refused: why there are none.
+    """
     told: Mapping[str, Any] = book.fold.privacy.get("") or {}
     asked = table(spec, "privacy")
-    history = list(spent.rounds) if spent else book.spent.points()
-    newest = max(book.spent.points()[-1:] + list(history[-1:]), default=None)
-    costs = list(spent.sites.values()) if spent else []
-    most = max((cost.epsilon for cost in costs), default=newest[1] if newest else None)
+    history = book.spent.points()
+    figures = [value for _, value in history[-1:]]
+    figures += [cost.epsilon for cost in spent.sites.values()] if spent else []
     projection = list(spent.projection) if spent else []
+    newest = history[-1][0] if history else 0
     return {
         "unit": shown(asked.get("unit", "")),
         "delta": told.get("delta", asked.get("delta")),
         "allowed": spent.allowed if spent else asked.get("epsilon"),
         "cap": spent.cap if spent else None,
-        "spent": most,
-        "at_end": projection[-1][1] if projection else None,
+        "spent": max(figures, default=None),
+        "at": max(at if spent else 0, newest),
+        "sites_at": at if spent else newest,
+        "at_end": projection[-1][1] if projection and book.fold.end is None else None,
         "history": history,
-        "projection": projection,
+        "projection": [point for point in projection if point[0] >= newest],
         "statement": shown(told["statement"].replace("\n", " "), _STATEMENT)
         if isinstance(told.get("statement"), str)
         else "",

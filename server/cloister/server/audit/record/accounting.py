@@ -47,8 +47,8 @@ def charged_in(run: ChargedRun) -> dict[str, Charged]:
     for site, numbers in sorted(run.asked.items()):
         rounds = Counter(run.survivors.get(number, _UNKNOWN) for number in numbers)
         said = run.stated.get(site, {}).get("epsilon")
-        cost = _cost(run.plan, frozenset(rounds.items()))  # type: ignore[arg-type]  # every plan is a frozen dataclass
-        found[site] = Charged(rounds=rounds, epsilon=cost, stated=said)
+        epsilon = _cost(run.plan, frozenset(rounds.items()))  # type: ignore[arg-type]  # a plan is frozen, so hashable
+        found[site] = Charged(rounds=rounds, epsilon=epsilon, stated=said)
     return found
 
 

@@ -1,5 +1,5 @@
 // The page: takes the parts that the stream sends and shows them. Whatever a site named or wrote is set as text, never as markup.
-import { el, plot } from "/static/plot.js";
+import { bar, el, plot } from "/static/plot.js";
 import { DASH, ago, bytes, count, day, number, plural, seconds, share } from "/static/words.js";
 
 const base = location.pathname.replace(/\/+$/, "");
@@ -37,6 +37,9 @@ function tile(name, figure, small) {
 
 const live = (kind, at) => el("span", { class: "live", "data-live": kind, "data-at": at }, "");
 const grid = (...figures) => (figures.filter(Boolean).length ? el("div", { class: "grid" }, ...figures.filter(Boolean)) : null);
+
+/** Up to which round a plot goes: to the end of the run, once a third of it is there to see. */
+const across = (progress) => (progress?.rounds && 3 * progress.round >= progress.rounds ? progress.rounds : 0);
 
 // ---- the parts of a run
 
@@ -77,7 +80,7 @@ const views = {
     }
     for (const one of (curves?.lead ?? []).slice(0, 1))
       tiles.append(tile(one.label, one.text, `${one.where}${one.records ? `, n = ${count(one.records)}` : ""}${one.interval ? `, 95%: ${one.interval.join(" to ")}` : ""}`));
-    if (privacy) tiles.append(tile("ε spent", number(privacy.spent), privacy.allowed === null ? `unit: ${privacy.unit}` : `of ${number(privacy.allowed)} allowed; unit: ${privacy.unit}`));
+    if (privacy) tiles.append(tile("ε spent", number(privacy.spent), `${(privacy.allowed ?? null) === null ? "" : `of ${number(privacy.allowed)} allowed; `}${privacy.at ? `after round ${count(privacy.at)}; ` : ""}unit: ${privacy.unit}`));
     if (traffic) tiles.append(tile("Traffic", bytes(traffic.down + traffic.up), `${bytes(traffic.down)} down, ${bytes(traffic.up)} up`));
     const last = el("p", { class: "note" }, "Last event: ", p.newest === null ? DASH : live("ago", p.newest), p.begun ? ` · begun ${day(p.begun)}` : "");
     const bar = p.rounds ? el("progress", { max: p.rounds, value: p.round, "aria-label": `${p.round} of ${p.rounds} rounds` }) : null;
@@ -87,7 +90,7 @@ const views = {
   curves() {
     const { curves: c, progress } = parts;
     if (!c) return null;
-    const format = (one) => (one.share ? share : number), until = progress?.rounds ?? 0;
+    const format = (one) => (one.share ? share : number), until = across(progress);
     const figures = c.metrics.map((one) => plot({ title: one.label, format: format(one), until,
       series: one.series.map((line, index) => ({ ...line, kind: index || one.series.length === 1 ? "line" : "thick" })) }));
     let sites = null;
@@ -112,7 +115,7 @@ const views = {
     const has = (key) => s.listed.some((one) => one[key] !== null && one[key] !== undefined);
     const columns = ["Site", progress?.doing ? "This round" : "Last", "Last seen", "Answered", "Refused", "Missing", "Seconds a round", "Down / up"];
     if (s.measure && has("measured")) columns.push(s.measure);
-    if (has("epsilon")) columns.push("ε of this run");
+    if (has("epsilon")) columns.push(`ε of this run${parts.privacy?.sites_at ? ` (round ${parts.privacy.sites_at})` : ""}`);
     if (has("ledger")) columns.push("ε on its ledger");
     if (has("cap")) columns.push("Its cap");
     const rows = s.listed.map((one) => {
@@ -139,11 +142,11 @@ const views = {
     });
     const listed = (parts.sites?.listed ?? []).filter((one) => one.epsilon !== null && one.epsilon !== undefined).slice(0, 24);
     const scale = Math.max(...listed.flatMap((one) => [one.epsilon, one.ledger ?? 0, one.cap ?? 0]), p.allowed ?? 0, 1e-9);
-    const bars = listed.length ? el("figure", {}, el("figcaption", {}, "ε by site", el("span", {}, " of this run, against its cap")), el("div", { class: "bars" },
+    const bars = listed.length ? el("figure", {}, el("figcaption", {}, "ε by site", el("span", {}, ` of this run after round ${count(p.sites_at)}, against its cap`)), el("div", { class: "bars" },
       ...listed.map((one) => el("div", {}, el("span", {}, one.site),
-        el("meter", { min: 0, max: scale, value: one.epsilon, "aria-label": `ε of ${one.site}` }),
+        bar(`ε of ${one.site}: ${number(one.epsilon)}`, one.epsilon, scale, one.cap ?? NaN),
         el("span", {}, `${number(one.epsilon)}${one.ledger !== null ? `; ledger ${number(one.ledger)}` : ""}${one.cap !== null ? ` of ${number(one.cap)}` : ""}`))))) : null;
-    const words = [p.at_end !== null && p.at_end !== undefined ? `A site that is asked in every round that is left will have spent ε = ${number(p.at_end)} at the end.` : "", p.delta ? `δ = ${number(p.delta)}.` : "",
+    const words = [p.at_end !== null && p.at_end !== undefined ? `A site that is asked in every round that is left will have spent ε = ${number(p.at_end)} at the end.` : "", p.delta ? `δ = ${p.delta}.` : "",
       p.refused ? `The accountant gives no figure: ${p.refused}` : ""].filter(Boolean).join(" ");
     return section("privacy", "Privacy spent", grid(figure, bars), words ? el("p", { class: "note" }, words) : null,
       p.statement ? el("details", { "data-keep": "statement" }, el("summary", {}, "What this promises, and what not"), el("p", {}, p.statement)) : null);
@@ -166,7 +169,7 @@ const views = {
       : el("p", { class: "note" }, s.rows.length ? "Nobody has stood out over several rounds." : "The server sees sums over all sites only, of which none can stand out.");
     const rows = s.rows.length ? el("details", { "data-keep": "signal-rows" }, el("summary", {}, `Round ${s.round}, each update${s.toward ? ` (cosine to ${s.toward})` : ""}`),
       table("Signals of the round", ["Who", "Norm", "Cosine", "Agreement of signs", "Weight"], s.rows.map((one) => [one.who, number(one.norm), number(one.cosine), share(one.agreement), number(one.weight)]))) : null;
-    const figure = plot({ title: "Cosine of each step to the last", format: number, until: parts.progress?.rounds ?? 0, series: [{ name: "cosine", points: s.cosine }] });
+    const figure = plot({ title: "Cosine of each step to the last", format: number, until: across(parts.progress), series: [{ name: "cosine", points: s.cosine }] });
     const odd = s.alerts.length ? el("p", { class: "note" }, "Standing out is no proof: a site whose data are unlike the others' does so as well. Nothing was done about it.") : null;
     return section("signals", "Signals of the updates", alerts, odd, grid(figure), rows);
   },
@@ -174,7 +177,7 @@ const views = {
   traffic() {
     const t = parts.traffic;
     if (!t || !t.seconds.length) return null;
-    const until = parts.progress?.rounds ?? 0, total = t.seconds.reduce((sum, one) => sum + one.seconds, 0);
+    const until = across(parts.progress), total = t.seconds.reduce((sum, one) => sum + one.seconds, 0);
     const time = plot({ title: "Seconds of each round", more: "by phase", format: seconds, zero: true, until, series: t.seconds.map((one) => ({ name: one.phase, points: one.points })) });
     const moved = plot({ title: "Traffic of each round", format: bytes, zero: true, until, series: [{ name: "down to the sites", points: t.by_round.down }, { name: "up from the sites", points: t.by_round.up }] });
     const rows = t.seconds.map((one) => [one.phase, seconds(one.seconds), total ? share(one.seconds / total) : DASH]);
@@ -216,7 +219,7 @@ function runs() {
 
 const ORDER = ["head", "progress", "curves", "sites", "privacy", "refused", "signals", "audits", "warnings", "traffic", "seen"];
 const NEEDS = {
-  head: ["head", "progress"], progress: ["progress", "head", "curves", "privacy", "traffic", "sites"], curves: ["curves", "progress"], sites: ["sites", "progress", "head"],
+  head: ["head", "progress"], progress: ["progress", "head", "curves", "privacy", "traffic", "sites"], curves: ["curves", "progress"], sites: ["sites", "progress", "head", "privacy"],
   privacy: ["privacy", "sites", "progress"], signals: ["signals", "progress"], traffic: ["traffic", "progress"],
 };
 const slots = new Map();
