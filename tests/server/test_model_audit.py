@@ -259,6 +259,11 @@ class TestBackdoor:
         assert anomaly(sizes * 7) == pytest.approx(anomaly(sizes))
         assert anomaly(np.array([10.0, 10.0, 10.0, 10.0, 3.0])).max() == pytest.approx(np.log(10 / 3) / 0.25)
         assert (anomaly(np.full(6, 4.0)) == 0).all()
+        # Two triggers lie together, apart from all others; a class that is the smallest of many sizes does not (both of MNIST).
+        two = anomaly(np.array([10.0, 11.0, 9.0, 10.5, 9.5, 10.2, 3.0, 3.1, 9.8, 10.0]))
+        assert two.argsort()[-2:].tolist() == [7, 6]
+        assert np.sort(two)[-2] > 3
+        assert anomaly(np.array([87.0, 138.9, 60.8, 45.1, 91.9, 61.9, 81.9, 87.6, 54.3, 82.7])).max() < 1.6
         # As measured on MNIST: large sizes are no reason to overlook a small one.
         assert anomaly(np.array([82.6, 129.7, 55.3, 40.5, 104.0, 30.0, 5.6, 77.9, 47.6, 80.5])).max() > 4
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cloister.core.evidence import Finding, Verdict
-from cloister.server.audit.model.cleanse import LEAST, Patches, anomaly, middle_and_spread, reverse
+from cloister.server.audit.model.cleanse import GAP, LEAST, Patches, anomaly, middle_and_spread, reverse
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject, Batch
 
@@ -115,7 +115,11 @@ def _judged(subject: AuditSubject, batch: Batch, found: Patches, accuracy: float
     top = int(indices.argmax())
     area = int(found.masks[0].numel())
     middle_log, spread = middle_and_spread(found.sizes)
-    middle, smallest = float(np.exp(middle_log)), float(np.exp(middle_log - THRESHOLD * spread))
+    middle = float(np.exp(middle_log))
+    next_size = float(found.sizes[indices <= THRESHOLD].min())
+    smallest = min(
+        float(np.exp(middle_log - THRESHOLD * spread)), next_size * float(np.exp(-THRESHOLD * GAP))
+    )
     names = [str(name) for name in subject.task.classes]
     alarm = bool(indices[top] > THRESHOLD)
     searched = float(found.reached.min()) >= 0.9

@@ -9,6 +9,10 @@ The index of a class is how far the logarithm of its size lies below the median 
 of a few that happen to be alike accuses a clean model. Hence the logarithm, and a spread of at least `SPREAD_FLOOR`: an index above 2 says that the class takes less than
 61% of what the middle one takes, and lies outside of the spread of all.
 
+And hence a gap: classes of a clean model are of many sizes down to the smallest (a clean MNIST model in five has an index above 2 by the spread alone), where planted ones lie apart
+from all others. The index is at most the widest gap of logarithms above the class, among the smallest third, in units of `GAP`: above 2 where the next class takes at least
+28% more.
+
 =========================  ===================================================================
 case                       outcome
 =========================  ===================================================================
@@ -29,13 +33,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["LEAST", "SPREAD_FLOOR", "Patches", "anomaly", "middle_and_spread", "reverse"]
+__all__ = ["GAP", "LEAST", "SPREAD_FLOOR", "Patches", "anomaly", "middle_and_spread", "reverse"]
 
 #: Fewest classes for which an index means something.
 LEAST = 5
 _ENOUGH = 0.99
 #: The least spread of the logarithms.
 SPREAD_FLOOR = 0.25
+#: The unit of the gap of logarithms between a class and the next.
+GAP = 0.125
 #: A size below this counts as this.
 _SMALL = 0.01
 _UP, _DOWN, _PATIENCE = 1.5, 1.5, 5
@@ -133,9 +139,16 @@ def reverse(
 
 
 def anomaly(sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return each class's index: how far the logarithm of its size ((classes,), at least 0) lies below the median, in units of the spread."""
+    """Return each class's index: how far the logarithm of its size ((classes,), at least 0) lies below the median, and apart from the others."""
     middle, spread = middle_and_spread(sizes)
-    found: npt.NDArray[np.float64] = (middle - _logs(sizes)) / spread
+    logs = _logs(sizes)
+    found: npt.NDArray[np.float64] = (middle - logs) / spread
+    order = np.argsort(logs, kind="stable")
+    small = max(1, len(sizes) // 3)
+    gaps = np.diff(logs[order])[:small] / GAP
+    for rank, place in enumerate(order):
+        apart = float(gaps[rank:].max()) if rank < len(gaps) else 0.0
+        found[place] = min(found[place], apart)
     return found
 
 
