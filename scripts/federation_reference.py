@@ -58,6 +58,12 @@ _BOUNDS = {
     Le: ("at most {}", "le"),
     Lt: ("less than {}", "lt"),
 }
+#: What tables say of keys that they do not name.
+_OTHER = {
+    "TaskTable": "| any other | the task's own | | the task checks it: see [tasks](tasks.md) and `cloister tasks` |",
+    "Require": "| a check's name | `pass`, `warn`, `not-failed` or `any` | `not-failed` | pass: it must pass; warn: pass or warn; not-failed: \"no "
+    'power" will do too; any: it may fail, and the certificate says that this was accepted |',
+}
 
 
 def main() -> int:
@@ -94,7 +100,7 @@ def _tables(model: type[BaseModel], path: str) -> Iterator[str]:
             yield "| key | value | default | meaning |\n|---|---|---|---|"
             yield from _rows(table)
             if table.model_config.get("extra") == "allow":
-                yield "| any other | the task's own | | the task checks it: see [tasks](tasks.md) and `cloister tasks` |"
+                yield _OTHER[table.__name__]
             yield ""
             yield from _tables(table, key)
 

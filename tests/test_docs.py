@@ -35,6 +35,12 @@ def test_the_reference_of_the_federation_file_is_current(repository: Path) -> No
     assert done.returncode == 0, done.stderr
 
 
+def test_the_map_of_evidence_and_law_is_current(repository: Path) -> None:
+    script = repository / "scripts" / "compliance_reference.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_federation_file_in_a_document_is_accepted(repository: Path) -> None:
     found = 0
     for path in documents(repository):

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from cloister.client.data_check import Finding, check_dataset
+from cloister.client.data_check.checking import check_dataset
+from cloister.client.data_check.finding import Finding
 from cloister.client.data_check.identifiers import by_name, by_values
 from cloister.client.data_check.numbers import CHECKED, FORMS
 from cloister.client.site_config import DataTable

@@ -97,7 +97,7 @@ def test_a_server_of_another_consortium_is_not_spoken_to(kits: Path, kit: Kit, t
         FleetLink(address, kit)
 
 
-@pytest.mark.parametrize("status", [400, 401, 403])
+@pytest.mark.parametrize("status", [400, 401, 403, 412])
 def test_a_key_that_is_not_known_is_the_policy_of_the_coordinator(kits: Path, kit: Kit, status: int) -> None:
     with (
         answering(kits / "server", lambda _: (status, {}, b"")) as address,

@@ -77,6 +77,21 @@ def test_the_reply_itself_is_what_the_app_answered(site: Callable[..., GatedSite
         ({"units": ["site"]}, {}, {}, "policy-unit"),
         ({"sites_in_sum": 4}, {}, {}, "policy-sites"),
         (
+            {
+                "sites_in_sum": 4,
+                "protection": ["masked"],
+                "units": ["none"],
+                "outputs": ["update", "sums of metrics"],
+            },
+            {},
+            {
+                "privacy": NONE,
+                "cohort": {"sites": 20, "min_sites": 20},
+                "aggregation": {"protection": "masked", "rule": "median", "group_size": 4, "byzantine": 1},
+            },
+            "policy-sites",
+        ),
+        (
             {"colluders": 1, "units": ["record-distributed"]},
             {},
             {
@@ -457,7 +472,7 @@ class TestOpening:
 
     def test_an_empty_policy_allows_nothing(self, tmp_path: Path) -> None:
         made = GatedSite(tmp_path, {"who": {"users": []}}).open()
-        assert made.request(federation()).code("query") == "policy-task"
+        assert made.request(federation()).code("query") == "policy-user"
 
     def test_the_floors_of_its_sessions_are_the_policy_s(self, site: Callable[..., GatedSite]) -> None:
         made = site({"protection": ["masked"], "sites_in_sum": 5})

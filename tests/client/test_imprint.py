@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def test_the_planted_layer_does_copy_records() -> None:
     values = (records @ measured).sort().values
     cuts = torch.cat([values[:1] - 1, (values[1:] + values[:-1]) / 2, values[-1:] + 1])
     layer = linear(measured.repeat(len(cuts), 1).numpy(), -cuts.numpy())
-    torch.relu(layer(records)).sum().backward()
+    torch.relu(layer(records)).sum().backward()  # type: ignore[no-untyped-call]
     assert isinstance(layer, nn.Linear)
     assert layer.weight.grad is not None
     found = layer.weight.grad[:-1] - layer.weight.grad[1:]
@@ -146,7 +147,7 @@ def test_a_layer_far_wider_than_what_it_reads_is_refused() -> None:
         linear(np.zeros((50, 20))),
         linear(np.ones((7, 20))),
         nn.Embedding(1000, 4),
-        nn.Sequential(nn.Embedding.from_pretrained(torch.ones(100, 8), freeze=False), nn.Linear(8, 4)),
+        nn.Sequential(nn.Embedding(100, 8, _weight=torch.ones(100, 8)), nn.Linear(8, 4)),
         nn.Linear(2, 500),
         nn.Linear(3, 1000),
         nn.GRU(3, 64),
@@ -205,11 +206,12 @@ TRAINED: list[tuple[str, ModelChoice, str, int]] = [
 def test_no_model_is_refused_after_training(use: str, model: ModelChoice, optimizer: str, steps: int) -> None:
     """With strong weight decay too, under which rows die and others become one."""
     net, inputs, targets = trained(use, model)
-    made = {
+    optimizers: dict[str, Callable[[], torch.optim.Optimizer]] = {
         "sgd": lambda: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
         "adam": lambda: torch.optim.Adam(net.parameters(), lr=3e-3),
         "decay": lambda: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.02),
-    }[optimizer]()
+    }
+    made = optimizers[optimizer]()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         start = float(functional.cross_entropy(net(inputs), targets))
@@ -217,7 +219,7 @@ def test_no_model_is_refused_after_training(use: str, model: ModelChoice, optimi
         rows = torch.randint(len(targets), (64,), generator=generator)
         loss = functional.cross_entropy(net(inputs[rows]), targets[rows])
         made.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         made.step()
         if step % 30 == 0:
             check(net)

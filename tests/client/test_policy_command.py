@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from cloister.client.gate.careful import careful_policy
 from cloister.client.gate.hours import within
 from cloister.client.gate.leaving import check_reply, steps_of
-from cloister.client.gate.policy import Allow, Policy, read_policy
+from cloister.client.gate.policy import Allow, DataLimits, Policy, read_policy
 from cloister.client.site_config import load_site
 from cloister.core import protocol
 from cloister.core.command import run
@@ -140,6 +140,14 @@ def test_init_writes_a_policy_that_allows_nothing_and_whose_every_line_holds_whe
     tables = [Policy.model_fields[name].annotation for name in ("who", "models", "when", "limits")]
     keys = {key for table in tables for key in table.model_fields} | set(Allow.model_fields)  # type: ignore[union-attr]
     assert keys - documented == {"layouts"}
+
+
+def test_the_officer_s_page_explains_every_key(repository: Path) -> None:
+    text = (repository / "docs" / "privacy-officer.md").read_text(encoding="utf-8")
+    table = text[text.index("### The policy, key by key") : text.index("### Approving a run")]
+    tables = [Policy.model_fields[name].annotation for name in ("who", "models", "when", "limits")]
+    keys = [key for one in (*tables, Allow, DataLimits) for key in one.model_fields]  # type: ignore[union-attr]
+    assert [key for key in keys if f"{key}`" not in table] == []
 
 
 def test_status_says_who_asks_why_and_what_it_costs(

@@ -90,6 +90,23 @@ def test_a_line_removed_moved_repeated_or_cut_off_is_found_and_the_site_does_not
     assert caught.value.code == code
 
 
+def test_a_line_of_another_history_that_the_site_itself_signed_does_not_fit(
+    log: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in (log, log.with_suffix(".head"), log.with_suffix(".pem")):
+        (copy / path.name).write_bytes(path.read_bytes())
+        (copy / path.name).chmod(0o600)
+    for folder, code in ((copy, "policy-user"), (log.parent, "policy-unit")):
+        made = opened(folder)
+        made.append("refused", {"code": code})
+        made.append("stopped", {})
+    lines, others = (one.read_bytes().splitlines(keepends=True) for one in (log, copy / LOG))
+    log.write_bytes(b"".join([*lines[:LINES], others[LINES], *lines[LINES + 1 :]]))
+    assert codes(log) == ["log-chain"]
+
+
 def test_half_a_line_of_a_complete_log_is_a_lost_line_and_no_crash(log: Path) -> None:
     log.write_bytes(log.read_bytes()[:-10])
     assert codes(log) == ["log-rollback"]

@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from cloister.privacy.identity.enrolling import ask, complete
 from cloister.privacy.identity.enrolment import accept, new_request, read_request
 from cloister.privacy.identity.keys import MemberKeys
 from cloister.privacy.identity.kit import load_kit
-from cloister.privacy.identity.register import take_document
+from cloister.privacy.identity.register import Register, take_document
 from cloister.server.provision.membership import add, members_table, renew, revoke
 from consortia import FILE, make_consortium
 
@@ -129,20 +130,44 @@ def test_each_certificate_in_a_grant_must_be_of_the_keys_here(tmp_path: Path, ou
     assert grant is not None
     content = json.loads(grant.read_bytes())["content"]
     kit = out / "kits/sites/cleveland"
-    changes = {
-        "identity": base64.b64encode((kit / "identity.der").read_bytes()).decode(),
-        "tls": (kit / "tls/own.pem").read_text(),
-        "root": (out / "kits/authority/tls/root.pem").read_text(),
-        "members": (kit / "members.json").read_text().replace("switzerland", "cleveland"),
-        "name": "cleveland",
-    }
+    twin = MemberKeys.generate(Role.SITE).public  # other keys, certified under the same name
+    assert twin.tls is not None
+    end = datetime.now(UTC) + timedelta(days=1)
     with opened(out) as (offline, _):
-        for key, value in changes.items():
-            made = Grant.model_validate(content | {key: value})
-            raw = sealed(made, lambda signed: offline.identities.sign(Purpose.GRANT, signed))
-            with pytest.raises(IntegrityError):
-                accept(site, raw)
-            assert not (site / "identity.der").exists()
+        changes = {
+            "identity": [
+                (kit / "identity.der").read_bytes(),
+                offline.identities.certify("switzerland", Role.SITE, twin.identity),
+            ],
+            "tls": [
+                (kit / "tls/own.pem").read_bytes(),
+                offline.tls.certify("switzerland", Role.SITE, twin.tls, end=end).public_bytes(Encoding.PEM),
+            ],
+            "root": [(out / "kits/authority/tls/root.pem").read_bytes()],
+            "members": [(kit / "members.json").read_bytes().replace(b"switzerland", b"cleveland")],
+            "name": [b"cleveland"],
+        }
+        listed = json.loads(content["members"])["content"]
+        for change in (
+            {"identity": twin.identity.hex()},
+            {"node": (twin.node or b"").decode()},
+            {"name": "x"},
+        ):
+            entries = [
+                entry | (change if entry["name"] == "switzerland" else {}) for entry in listed["members"]
+            ]
+            other = Register.model_validate(listed | {"members": entries})
+            changes["members"].append(
+                sealed(other, lambda signed: offline.identities.sign(Purpose.REGISTER, signed))
+            )
+        for key, values in changes.items():
+            for value in values:
+                text = base64.b64encode(value).decode() if key == "identity" else value.decode()
+                made = Grant.model_validate(content | {key: text})
+                raw = sealed(made, lambda signed: offline.identities.sign(Purpose.GRANT, signed))
+                with pytest.raises(IntegrityError):
+                    accept(site, raw)
+                assert not (site / "identity.der").exists()
     accept(site, grant.read_bytes())
 
 

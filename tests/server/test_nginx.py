@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -329,6 +330,9 @@ def test_a_client_that_is_slow_with_its_handshake_or_its_body_is_dropped(door: D
 
 
 def test_old_tls_is_refused(door: Door) -> None:
+    """By nginx.conf itself too, where OpenSSL's own settings would let it pass."""
+    config = (door.folder / "nginx.conf").read_text(encoding="utf-8")
+    assert set(re.findall(r"ssl_protocols ([^;]*);", config)) == {"TLSv1.2 TLSv1.3"}
     context = client_context(door.kits / "sites/cleveland")
     context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
     with pytest.warns(DeprecationWarning, match="TLSv1_1"):

@@ -17,8 +17,12 @@ from cloister.core.tasks.digits import Digits
 from cloister.core.tasks.heart import Heart
 from cloister.simulation.attacks.crafting import CRAFTS, hiding_z
 from cloister.simulation.attacks.data import flipped, poisoned, trigger_of, triggered
+from cloister.simulation.attacks.grid import _filled_up, _rows_of
 from cloister.simulation.attacks.knowing import Known, draw_liars
 from cloister.simulation.attacks.optimising import opt_alie, opt_ipm, rehearsed
+from cloister.simulation.rehearsal.judging import judged
+from cloister.simulation.rehearsal.page import table_of
+from cloister.simulation.rehearsal.planning import ATTACK, RULE
 from cloister.strategies.robust import Pipeline
 
 SIZE = 30
@@ -240,3 +244,75 @@ class TestData:
         assert isinstance(first, Split)
         with pytest.raises(SpecError, match="inputs are none"):
             trigger_of(attack, heart, first.train)
+
+
+class TestInGroups:
+    """Two of three groups of three have a liar; the row of each becomes what the liar would send by itself."""
+
+    GROUPS = ((1, 2, 3), (4, 5, 6), (7, 8, 9))
+
+    def test_rows_are_the_means_and_lies_become_the_rows(self) -> None:
+        rows = _rows_of(self.GROUPS, HONEST, OWN)
+        assert list(rows.honest) == [2]
+        assert list(rows.own) == [0, 1]
+        assert rows.honest[2] == pytest.approx(
+            np.mean([HONEST[node] for node in (7, 8, 9)], axis=0), abs=1e-6
+        )
+        lies = {0: np.full(SIZE, -3, np.float32), 1: np.linspace(0, 9, SIZE, dtype=np.float32)}
+        sent = _filled_up(self.GROUPS, rows, lies, HONEST, OWN)
+        assert sent.keys() == OWN.keys()
+        after = _rows_of(self.GROUPS, HONEST, sent)
+        for group, lie in lies.items():
+            assert after.own[group] == pytest.approx(lie, abs=1e-5)
+
+    def test_liars_of_one_group_share_the_change_and_nan_stays_nan(self) -> None:
+        groups = ((1, 2, 5), (3, 4, 6, 7, 8, 9))
+        rows = _rows_of(groups, HONEST, OWN)
+        sent = _filled_up(groups, rows, {0: np.full(SIZE, 2, np.float32)}, HONEST, OWN)
+        assert _rows_of(groups, HONEST, sent).own[0] == pytest.approx(np.full(SIZE, 2), abs=1e-5)
+        assert sent[2] - OWN[2] == pytest.approx(sent[5] - OWN[5], abs=1e-5)
+        spoilt = _filled_up(groups, rows, {0: np.full(SIZE, np.nan, np.float32)}, HONEST, OWN)
+        assert np.isnan(spoilt[2]).all()
+
+    def test_without_groups_nothing_is_filled_up(self) -> None:
+        rows = _rows_of((), HONEST, OWN)
+        assert (dict(rows.honest), dict(rows.own)) == (HONEST, OWN)
+        assert _filled_up((), rows, OWN, HONEST, OWN) == OWN
+
+
+def test_a_run_that_liars_bring_to_a_stop_scores_nothing_and_is_told() -> None:
+    def point(name: str, attack: str, accuracy: float | None) -> dict[str, Any]:
+        return {
+            "name": name,
+            "seed": 1,
+            "values": {RULE: "mean", ATTACK: attack},
+            "done": accuracy is not None,
+            "metrics": {} if accuracy is None else {"accuracy": accuracy},
+            "loss": 1.0,
+        }
+
+    figures = {
+        "name": "t",
+        "sweep": "s",
+        "done": True,
+        "metric": "accuracy",
+        "stopped": {"c": "no"},
+        "points": [
+            point("a", "none", 0.9),
+            point("b", "ipm", 0.8),
+            point("c", "ipm", None),
+            point("d", "alie", 0.5),
+        ],
+    }
+    (rule,) = judged(figures)["rules"]
+    assert rule["attacks"]["ipm"] == {
+        "n": 2,
+        "stopped": 1,
+        "mean": 0.4,
+        "lowest": 0.0,
+        "highest": 0.8,
+        "attack_success": None,
+    }
+    assert rule["worst"] == {"attack": "ipm", "mean": 0.4}
+    text = table_of(judged(figures)).rows[1].cells[0]
+    assert "one run brought to a stop" in text

@@ -166,7 +166,8 @@ class TestOverRounds:
     def test_each_row_and_signal_alerts_once_and_what_is_not_there_keeps_its_sum(self) -> None:
         names = [f"site-{place}" for place in range(6)]
         odd = RowSignals(np.ones(6), np.array([0.5, 0.5, 0.5, 0.5, 0.5, -1]), None)
-        cusum, told = Cusum.start(), []
+        cusum = Cusum.start()
+        told: list[Alert] = []
         for _ in range(8):
             cusum, alerts = cusum.after(names, odd)
             told += alerts

@@ -16,6 +16,7 @@ killed after the charge, before it was kept     charged; asked again: a new atte
 killed after it was kept                        asked again: the kept update, under the same charge
 asked again with another model                  a new attempt
 asked again, noise shared, only sums seen       a new attempt: `Plan.repeatable`
+more new attempts in a run than the site allows  ``PolicyError`` (policy-repeats); nothing charged
 ==============================================  ==================================================================
 """
 
@@ -30,7 +31,7 @@ from typing import Any
 import numpy.typing as npt
 
 from cloister.client.kept import Kept, keep, kept_output
-from cloister.core.errors import IntegrityError
+from cloister.core.errors import IntegrityError, PolicyError
 from cloister.privacy.accounting import account
 from cloister.privacy.events import to_json
 from cloister.privacy.ledger import Ledger, Reservation, load_key, load_or_create_key, sign_witness
@@ -106,6 +107,7 @@ class Charge:
         plan: what a round is, to the accountant.
         code_hash: what computes.
         told: what others saw of this ledger, and heads of theirs to be signed.
+        repeats: how many rounds of the run may be charged once more; ``None``: any number, up to the cap.
     """
 
     run: str
@@ -114,6 +116,7 @@ class Charge:
     plan: Plan
     code_hash: str
     told: ToSite
+    repeats: int | None = None
 
 
 def afford(ledger: SiteLedger, plan: Plan, rounds: int, told: ToSite) -> None:
@@ -154,6 +157,8 @@ def release(ledger: SiteLedger, charge: Charge, compute: Callable[[], Arrays]) -
                 before.commit(output=kept.digest)
                 return kept.arrays, _told(ledger, book, charge)
         attempt = 1 if before is None else (before.entry.attempt or 1) + 1
+        if attempt > 1:
+            _check_repeats(book, charge)
         _reserve(book, charge, attempt).noise_drawn()
     # The lock is free while the site trains: another run on the same data set may write its own lines.
     kept = Kept(
@@ -170,6 +175,22 @@ def release(ledger: SiteLedger, charge: Charge, compute: Callable[[], Arrays]) -
             raise RuntimeError("a charge that was written is not in the ledger")
         reserved.commit(output=kept.digest)
         return kept.arrays, _told(ledger, book, charge)
+
+
+def _check_repeats(book: Ledger, charge: Charge) -> None:
+    """Refuse a round that was charged before, where the run was charged again too often: a server may ask as often as it likes."""
+    charged = [
+        entry.round
+        for entry in book.entries
+        if entry.kind == "RESERVE" and (entry.run, entry.unit) == (charge.run, charge.plan.unit)
+    ]
+    again = len(charged) - len(set(charged))
+    if charge.repeats is not None and again >= charge.repeats:
+        raise PolicyError(
+            f"this site charges at most {charge.repeats} rounds of a run once more, and it has done so",
+            remedy="submit the federation anew; at the site: repeated_rounds in policy.toml",
+            code="policy-repeats",
+        )
 
 
 def _reserve(book: Ledger, charge: Charge, attempt: int) -> Reservation:

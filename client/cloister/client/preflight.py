@@ -16,7 +16,7 @@ import httpx
 import torch
 from cryptography import x509
 
-from cloister.client.data_check import check_dataset
+from cloister.client.data_check.checking import check_dataset
 from cloister.client.fleet_link import FleetLink, LinkLostError, tls_context
 from cloister.client.gate import state_folder
 from cloister.client.gate.policy import POLICY, read_policy
@@ -166,7 +166,15 @@ def _server(config: SiteConfig, kit: Kit) -> Iterator[Checked]:
             remedy="check the address, the firewall, and that the server's certificate is the consortium's",
         )
         return
-    yield Checked(what="server", state="ok", found=f"{address} answers (HTTP {answer.status_code})")
+    answers = answer.status_code < httpx.codes.BAD_REQUEST
+    yield Checked(
+        what="server",
+        state="ok" if answers else "error",
+        found=f"{address} answers (HTTP {answer.status_code})",
+        remedy=""
+        if answers
+        else "have the server's operator look: nginx answers, and the SuperLink behind it does not",
+    )
     told = answer.headers.get("date")
     if told:
         apart = abs(time.time() - parsedate_to_datetime(told).timestamp())

@@ -31,7 +31,15 @@ class OpenSite:
     def __init__(self, folder: Path, config: SiteConfig, kit: Kit, gate: Gate) -> None:
         self.config, self.kit, self.gate = config, kit, gate
         self.watched = Watched()
-        source = DeployedSite(folder, config, kit, dataset_for=gate.dataset_for, floors=lambda: gate.floors)
+        source = DeployedSite(
+            folder,
+            config,
+            kit,
+            dataset_for=gate.dataset_for,
+            floors=lambda: gate.floors,
+            repeats=gate.repeats_for,
+            consortium=gate.consortium,
+        )
         app = make_client_app(source)
         self._runner = Runner(config.server, self._connect, GatedApp(app, gate, source), self.watched)
 

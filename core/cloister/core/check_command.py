@@ -143,8 +143,8 @@ def _protection(found: Mapping[str, Any]) -> str:
     shares = ""
     if name == "masked":
         shares = (
-            f", {found['threshold']} of {found['degree'] + 1} shares take a mask off, and up to {found['colluders']} of a round's sites may side with "
-            "the server"
+            f", {found['threshold']} of {found['degree'] + 1} shares take a mask off, and up to {found['colluders']} of a "
+            f"{'group' if groups else 'round'}'s sites may side with the server"
         )
     return (
         f"{name}: a sum is opened from {found['least']} sites on{shares}; {found['numbers']:,} integers a site, "

@@ -99,7 +99,8 @@ def _seen_as_sums(spec: FederationSpec) -> Iterator[str]:
             if spec.aggregation.weighting != "uniform"
             else ""
         )
-        yield f"The sum of the sites' training losses{weights}, and how many updates were cut to aggregation.reach."
+        whose = "the sites'" if spec.aggregation.group_size is None else "each group's"
+        yield f"The sum of {whose} training losses{weights}, and how many updates were cut to aggregation.reach."
     if spec.evaluation.sites:
         yield (
             "The sums of the metrics, and of the counts by true and predicted class, of the sites that have test records (from two rounds that differ "

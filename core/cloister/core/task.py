@@ -63,6 +63,7 @@ class Task(ABC):
             and protection only (`cloister.core.tasks.statistics.bare_statistic`).
         places: the options that say where the data lie: at a real site these, and no others, come from the site's own
             ``site.toml``, and never from the federation file. ``None``: those annotated as nothing but paths.
+        groups: names of columns by whose values a model's fairness is looked at, for example ``("age", "sex")``.
     """
 
     kind: Literal["classification", "regression"] = "classification"
@@ -73,6 +74,7 @@ class Task(ABC):
     columns: Mapping[str, Column] | None = None
     statistic: ClassVar[bool] = False
     places: ClassVar[tuple[str, ...] | None] = None
+    groups: tuple[str, ...] = ()
 
     @abstractmethod
     def model(self) -> nn.Module:

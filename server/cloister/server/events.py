@@ -18,7 +18,8 @@ signals      direction ({norm, cosine to the last round's, last_layer: its share
 evaluation   where (central | sites | site:<name> | baseline:pooled | baseline:local:<name>), loss, metrics, confusion,
              records
 privacy      epsilon (spent), allowed, delta, asked (rounds that it is for), site (where it is a site's own), then also
-             cap (what the site allows its dataset over all runs) and ledger (epsilon and delta of everything on the site's ledger)
+             cap (what the site allows its dataset over all runs) and ledger (epsilon and delta of everything on the site's ledger,
+             and its head)
 audit        check, verdict, evidence, power, reason
 warning      text
 end          status (done | interrupted | failed), code, message, model

@@ -24,7 +24,7 @@ from cloister.server.history import (
     best_of,
 )
 
-__all__ = ["Fold"]
+__all__ = ["Fold", "tallies"]
 
 
 class Fold:
@@ -70,7 +70,7 @@ class Fold:
     def history(self) -> History:
         """Return what the events so far add up to."""
         rounds = tuple(self.rounds[number] for number in sorted(self.rounds))
-        sites, measured = _tallies(rounds, self._answers)
+        sites, measured = tallies(rounds, self._answers)
         return History(
             run=self.run,
             resumed_from=tuple(self._resumed),
@@ -241,11 +241,16 @@ def _refusals(rounds: Mapping[int, Round], answers: Mapping[int, Sequence[Answer
     return tuple(found)
 
 
-def _tallies(
+def tallies(
     rounds: tuple[Round, ...], answers: Mapping[int, Sequence[Answer]]
 ) -> tuple[dict[str, SiteTally], bool]:
-    """What became of each site, and whether every site's bytes were measured for itself."""
-    tallies: dict[str, SiteTally] = {}
+    """Return what became of each site in ``rounds``, and whether every site's bytes were measured for itself.
+
+    Args:
+        rounds: rounds that ended.
+        answers: what came of asking each site, by round.
+    """
+    found: dict[str, SiteTally] = {}
     measured = bool(rounds)
     for one in rounds:
         known = {
@@ -263,8 +268,8 @@ def _tallies(
             down = sum(told.bytes_down or 0 for told in phases) if own else one.bytes_down / len(outcome)
             share = one.bytes_up / arrived if status != "missing" else 0.0
             up = sum(told.bytes_up or 0 for told in phases) if own else share
-            old = tallies.get(site, SiteTally())
-            tallies[site] = SiteTally(
+            old = found.get(site, SiteTally())
+            found[site] = SiteTally(
                 asked=old.asked + 1,
                 answered=old.answered + (status == "answered"),
                 refused=old.refused + (status == "refused"),
@@ -274,4 +279,4 @@ def _tallies(
                 bytes_down=old.bytes_down + down,
                 bytes_up=old.bytes_up + up,
             )
-    return tallies, measured
+    return found, measured

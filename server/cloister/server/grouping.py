@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from cloister.core.errors import PeersMissing, SpecError
+from cloister.core.spec import FederationSpec
+from cloister.core.spec.grouping import unsound_groups
 from cloister.privacy.grouping import Groups, beacon_of
 from cloister.privacy.request import JobRequest
 from cloister.server.directory import Directory
@@ -19,7 +21,7 @@ def placed_groups(plan: RunPlan, directory: Directory) -> Placed | None:
 
     Raises:
         PeersMissing: sites that the request lists are not in the directory: their groups would be others than the sites compute.
-        SpecError: the request lists no sites, or fewer than one group has.
+        SpecError: the request lists no sites, or too few for the rule.
     """
     size = plan.loaded.spec.aggregation.group_size
     if size is None:
@@ -39,12 +41,17 @@ def placed_groups(plan: RunPlan, directory: Directory) -> Placed | None:
                 remedy="bring them back, or submit the job without them",
             )
         names = list(asked)
-    if len(names) < size:
+    if wrong := list(unsound_groups(_of(plan.loaded.spec, len(names)))):
         raise SpecError(
-            f"aggregation.group_size = {size} is more than the run's {len(names)} sites",
-            remedy="lower it, or ask more sites",
+            f"the run has {len(names)} sites: " + "; ".join(wrong),
+            remedy="ask more sites, or lower byzantine or group_size",
             code="groups-few",
         )
     position_of = {directory.name(position): position for position in range(len(directory))}
     drawn = Groups.draw(beacon_of(plan.randomness, plan.run), names, size)
     return tuple(tuple(sorted(position_of[name] for name in group)) for group in drawn.members)
+
+
+def _of(spec: FederationSpec, sites: int) -> FederationSpec:
+    """Return the federation as if its file said how many sites there are."""
+    return spec.model_copy(update={"cohort": spec.cohort.model_copy(update={"sites": sites})})

@@ -15,11 +15,14 @@ from cloister.core.errors import IntegrityError, StorageError, UsageError
 from cloister.core.files import sweep, write_whole
 from cloister.core.spec import Loaded, load_federation
 
-__all__ = ["RunFolder", "lock_folder", "new_folder"]
+__all__ = ["REQUEST", "RunFolder", "lock_folder", "new_folder"]
+
+#: The request as its user signed it, in the folder of a job's run: the certificate of a release quotes it.
+REQUEST = "request.json"
 
 #: The files that are written whole: in the run folder, and among the checkpoints.
 _WHOLE = re.compile(
-    r"federation\.toml|run-id\.txt|origins\.json|base\.txt|ledgers\.txt|model\.safetensors|report\.(json|html)|model-card\.md"
+    r"federation\.toml|run-id\.txt|origins\.json|base\.txt|ledgers\.txt|request\.json|model\.safetensors|report\.(json|html)|model-card\.md"
 )
 _CHECKPOINT = re.compile(r"round-\d{6,}\.safetensors")
 

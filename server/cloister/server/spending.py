@@ -130,6 +130,11 @@ class Spending:
             site=site,
             ledger=None
             if told is None
-            else {"epsilon": told.epsilon, "delta": told.delta, "entries": told.head.seq},
+            else {
+                "epsilon": told.epsilon,
+                "delta": told.delta,
+                "entries": told.head.seq,
+                "head": told.head.as_dict(),
+            },
             cap=None if told is None else told.cap,
         )

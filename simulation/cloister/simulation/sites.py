@@ -147,7 +147,7 @@ class SimulatedSites:
         protected = self.spec.aggregation.protection != "plain"
         return Site(
             name=name,
-            split=self._records(position),
+            split=self.records(position),
             ledger=ledger,
             credentials=self._credentials(name) if protected else None,
             peers=self._peers if protected and self.spec.aggregation.group_size is not None else (),
@@ -173,7 +173,7 @@ class SimulatedSites:
     def _made(self) -> dict[str, Credentials]:
         return {}
 
-    def _records(self, position: int) -> Split:
+    def records(self, position: int) -> Split:
         """Return a site's records, or what a liar makes of its own."""
         split, attack = self.roster.split(position), self.spec.attack
         if attack is None or position not in self.liars:

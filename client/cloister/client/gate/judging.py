@@ -20,6 +20,7 @@ from cloister.core.errors import CloisterError, PolicyError
 from cloister.core.metrics import METRIC_RANGES
 from cloister.core.randomness import SystemRandomness
 from cloister.core.spec import FederationSpec
+from cloister.core.spec.grouping import least_in_sum
 from cloister.core.task import Task
 from cloister.core.update import Layout
 from cloister.privacy.plan import Plan, plan_from
@@ -167,7 +168,7 @@ def _of_user(policy: Policy, rule: Allow, user: str | None) -> Iterator[PolicyEr
 
 
 def _of_file(rule: Allow, spec: FederationSpec) -> Iterator[PolicyError]:
-    protection, unit, least = spec.aggregation.protection, spec.privacy.unit, spec.cohort.min_sites
+    protection, unit, least = spec.aggregation.protection, spec.privacy.unit, least_in_sum(spec)
     if protection not in rule.protection:
         yield refused(
             "policy-protection",
@@ -178,7 +179,7 @@ def _of_file(rule: Allow, spec: FederationSpec) -> Iterator[PolicyError]:
     if least < rule.sites_in_sum:
         yield refused(
             "policy-sites",
-            f"cohort.min_sites = {least}; at least {rule.sites_in_sum} sites must be in every round",
+            f"{_sum_of(spec)} = {least}; at least {rule.sites_in_sum} sites must be in every sum of a round",
         )
     if rule.colluders:
         yield from _of_colluders(rule.colluders, spec)
@@ -192,12 +193,23 @@ def _of_file(rule: Allow, spec: FederationSpec) -> Iterator[PolicyError]:
         )
 
 
+def _sum_of(spec: FederationSpec) -> str:
+    """What says how many sites are in a sum: in groups a sum counts with fewer than the round."""
+    return (
+        "cohort.min_sites"
+        if spec.aggregation.group_size is None
+        else "the fewest sites in a group's sum (aggregation.group_size)"
+    )
+
+
 def _of_colluders(wanted: int, spec: FederationSpec) -> Iterator[PolicyError]:
-    least = spec.cohort.min_sites
-    if spec.aggregation.protection == "masked" and (borne := colluders_borne(least)) < wanted:
+    least = least_in_sum(spec)
+    size = spec.aggregation.group_size
+    sums = {least} if size is None else {size, size + 1}  # groups differ by one site
+    if spec.aggregation.protection == "masked" and (borne := min(map(colluders_borne, sums))) < wanted:
         yield refused(
             "policy-colluders",
-            f"masks over {least} sites bear {borne} that side with the server; {wanted} are asked for",
+            f"masks over {min(sums)} sites bear {borne} that side with the server; {wanted} are asked for",
         )
     if spec.privacy.shares_noise and (spec.privacy.colluders or 0) < wanted:
         yield refused(

@@ -57,7 +57,7 @@ def check_reply(reply: Message, spec: FederationSpec, rule: Allow) -> None:
                     "policy-output",
                     "the control variate would leave, and 'control' is not among the allowed outputs",
                 )
-        if name == protocol.REPORT:
+        if isinstance(record, MetricRecord):
             _check_report(record, rule, protected=protected)
 
 

@@ -42,7 +42,7 @@ def settle(limits: Limits) -> None:
     """
     if limits.threads is not None:
         torch.set_num_threads(limits.threads)
-    if not limits.gpu and not torch.cuda.is_initialized():
+    if not limits.gpu and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 

@@ -144,7 +144,8 @@ class Allow(Table):
         description="whose privacy must be guaranteed: one of these; none: nobody's",
     )
     sites_in_sum: Count = Field(
-        default=3, description="cohort.min_sites is at least this: the fewest sites in a round"
+        default=3,
+        description="so many sites are in every sum of a round: cohort.min_sites is at least this; in groups (aggregation.group_size) a sum counts with 3",
     )
     colluders: Whole = Field(
         default=0,
@@ -152,6 +153,11 @@ class Allow(Table):
     )
     epsilon_run: Positive | None = Field(default=None, description="the most that one whole run may cost")
     rounds: Count | None = Field(default=None, description="the most rounds of a run")
+    repeated_rounds: Whole = Field(
+        default=5,
+        description="so many rounds of a run may be charged once more, since a server or a site died in the middle; a server that asks more often "
+        "is refused",
+    )
     outputs: tuple[Output, ...] = Field(
         default=("update",), strict=False, min_length=1, description="what may leave"
     )

@@ -40,9 +40,7 @@ __all__ = [
 ]
 
 #: Keys that the file's format documents and this version does not offer, with what they ask for.
-NOT_YET = {
-    "audit.checks": "audits",
-}
+NOT_YET: dict[str, str] = {}
 #: Values that the format documents and this version does not offer, by key.
 NOT_YET_VALUES = {
     "aggregation.protection": ("threshold-bfv",),

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from cloister.core.spec.adversarial import Adversarial
 from cloister.core.spec.attack import Attack
+from cloister.core.spec.auditing import Audit, Require
 from cloister.core.spec.base import Count, Positive, Rate, Spread, Table, Whole
 from cloister.core.spec.grouping import LEAST_PROTECTED, least_in_sum, unsound_groups
 from cloister.core.spec.pipelines import pipeline_text, read_pipeline
@@ -36,6 +37,7 @@ __all__ = [
     "PoissonCohort",
     "Privacy",
     "RecordsCap",
+    "Require",
     "Schedule",
     "ServerOptimizer",
     "Table",
@@ -258,18 +260,6 @@ class Tracking(Table):
     mlflow: str | None = Field(
         default=None,
         description="an MLflow tracking address, for example 'file:mlruns' (extra cloister[mlflow])",
-    )
-
-
-class Audit(Table):
-    """``[audit]``: what is kept for, and asked of, audits of the run."""
-
-    transcript: Literal["full", "bounded", "off"] = Field(
-        default="off",
-        description=(
-            "whether the server writes down all that it receives, for `cloister audit transcript`: full: with every protected vector; "
-            "bounded: of vectors beyond 256 MiB a digest and figures (the default where updates are protected); off (the default where not)"
-        ),
     )
 
 

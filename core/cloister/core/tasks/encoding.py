@@ -14,7 +14,7 @@ from cloister.core.task import Bounds
 from cloister.core.tasks.columns import BooleanColumn, CategoricalColumn, Column, NumericColumn
 from cloister.core.tasks.tables import RawTable
 
-__all__ = ["Encoded", "bounds", "encode", "numeric_places", "places", "scaled", "width"]
+__all__ = ["Encoded", "bounds", "encode", "input_names", "numeric_places", "places", "scaled", "width"]
 
 Values = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -52,6 +52,19 @@ def numeric_places(columns: Mapping[str, Column]) -> dict[str, int]:
     return {
         name: place for name, place in places(columns).items() if isinstance(columns[name], NumericColumn)
     }
+
+
+def input_names(columns: Mapping[str, Column]) -> tuple[str, ...]:
+    """Return the name of each input: the column's, ``column=value`` for one of its values, ``column?`` for a value that is missing."""
+    found: list[str] = []
+    for name, column in columns.items():
+        if isinstance(column, CategoricalColumn):
+            found += [f"{name}={value}" for value in column.values]
+            found += [f"{name}=other"] if column.other else []
+        else:
+            found.append(name)
+        found += [f"{name}?"] if column.missing == "indicator" else []
+    return tuple(found)
 
 
 def bounds(columns: Mapping[str, Column]) -> Bounds:

@@ -66,6 +66,7 @@ class Heart(Task):
     """
 
     classes = ("no disease", "disease")
+    groups = ("age", "sex")
     places = ("data",)
     columns = _COLUMNS
     target = "num"

@@ -12,6 +12,8 @@ module          what it is
 `claims`        the mechanism that a run claims to be, and scores as it would give them
 `power`         what an audit could find, computed before anything is measured
 `judging`       the verdict
+`membership`    who was trained on, told from a model: the loss, LiRA, RMIA
+`leakage`       records rebuilt from an update
 ==============  ==========================================================================================
 
 A bound from below says what an attacker was shown to learn. It never proves that not more can be learnt: where an audit finds nothing, the

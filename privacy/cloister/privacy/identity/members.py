@@ -65,6 +65,7 @@ class Purpose(StrEnum):
     GRANT = "grant"
     REGISTER = "register"
     REVOKED = "revoked"
+    CERTIFICATE = "certificate"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,7 +153,8 @@ class JobsClient:
 def _placed(folder: Path, file: messages.File, content: bytearray) -> Path:
     if len(content) != file.size or hashlib.sha256(content).digest() != file.sha256:
         raise _odd("other bytes than it told")
-    path = folder / file.name
+    path = folder / file.name  # one of HANDED_OUT
+    path.parent.mkdir(exist_ok=True)
     write_whole(path, bytes(content))
     return path
 

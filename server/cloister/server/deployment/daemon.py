@@ -21,6 +21,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from cloister.core.errors import CloisterError
+from cloister.server.deployment.parent import PARENT
 from cloister.server.deployment.running import Office, check_job
 from cloister.server.deployment.service import JobService
 from cloister.server.deployment.store import Job, JobStore
@@ -129,7 +130,7 @@ class Daemon:
                 [sys.executable, "-m", "cloister.server.deployment.work", str(self._office.folder), job.run],
                 env={
                     **os.environ,
-                    "CLOISTER_PARENT": str(os.getpid()),
+                    PARENT: str(os.getpid()),
                     "FLWR_TELEMETRY_ENABLED": "0",
                     "FLWR_DISABLE_UPDATE_CHECK": "1",
                 },

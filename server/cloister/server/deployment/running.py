@@ -20,6 +20,7 @@ from flwr.app import Context, RecordDict
 from cloister.core._version import __version__
 from cloister.core.checking import check_federation
 from cloister.core.errors import PeersMissing, SpecError, UsageError
+from cloister.core.files import write_whole
 from cloister.core.finding import innermost, named_tasks
 from cloister.core.randomness import SystemRandomness
 from cloister.core.resolve import build_model, described, load_task, notes_of
@@ -44,7 +45,7 @@ from cloister.server.deployment.sites import asked_sites, gather
 from cloister.server.events import Sink
 from cloister.server.plan import RunPlan, SecureSeat
 from cloister.server.release import try_model
-from cloister.server.run_folder import RunFolder
+from cloister.server.run_folder import REQUEST, RunFolder
 from cloister.server.witnessing import Witnesses
 
 __all__ = ["Office", "check_job", "open_office", "run_job"]
@@ -144,6 +145,8 @@ def run_job(
     prepared = _prepare(office, federation, names)
     loaded = prepared.loaded
     folder = _folder(office, request, loaded)
+    fields = {name: value.hex() for name, value in signed.to_fields().items()}
+    write_whole(folder.path / REQUEST, json.dumps(fields, sort_keys=True) + "\n")
     spec = loaded.spec
     one = Conduct(
         folder=folder,

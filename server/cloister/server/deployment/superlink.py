@@ -16,6 +16,7 @@ from cloister.core.errors import UsageError
 from cloister.core.settings import host_of, port_of
 from cloister.privacy.identity.kit import Kit, read_secret
 from cloister.server.deployment.desk import make_secret
+from cloister.server.deployment.parent import PARENT
 
 __all__ = ["SuperLink", "command", "environment"]
 
@@ -23,16 +24,25 @@ _LOG = logging.getLogger("cloister.server.superlink")
 _STOP_S = 10.0
 #: What the command ``flower-superlink`` does, wherever that was installed.
 _PROGRAM = "from flwr.superlink.cli.flower_superlink import flower_superlink; flower_superlink()"
+#: The same as a child, which ends with its parent: an orphan would keep the port.
+_CHILD = "from cloister.server.deployment.parent import end_with_parent; end_with_parent(); " + _PROGRAM
 
 
-def command(kit: Kit, address: str, state: Path) -> list[str]:
-    """Return the command that starts the SuperLink; it needs `environment`."""
+def command(kit: Kit, address: str, state: Path, *, child: bool = False) -> list[str]:
+    """Return the command that starts the SuperLink; it needs `environment`.
+
+    Args:
+        kit: the server's.
+        address: where it listens.
+        state: the server's state folder.
+        child: whether it ends with the process that starts it.
+    """
     read_secret(kit.key)
     make_secret(state / "superlink.secret")
     return [
         sys.executable,
         "-c",
-        _PROGRAM,
+        _CHILD if child else _PROGRAM,
         "--host",
         host_of(address),
         "--port",
@@ -76,7 +86,8 @@ class SuperLink:
     """
 
     def __init__(self, kit: Kit, address: str, state: Path) -> None:
-        self._command, self._environment = command(kit, address, state), environment(state)
+        self._command = command(kit, address, state, child=True)
+        self._environment = environment(state) | {PARENT: str(os.getpid())}
         self._log = state / "superlink.log"
         self._process: subprocess.Popen[bytes] | None = None
 

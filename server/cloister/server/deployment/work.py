@@ -10,21 +10,19 @@ import logging
 import os
 import signal
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 from cloister.core.errors import CloisterError
 from cloister.core.files import write_whole
 from cloister.core.observing import log_to
+from cloister.server.deployment.parent import end_with_parent
 from cloister.server.deployment.running import open_office, run_job
 from cloister.server.deployment.store import JobStore
 
 __all__ = ["main", "outcome_path"]
 
 _LOG = logging.getLogger("cloister.server.work")
-_WATCH_S = 0.5
 
 
 def outcome_path(state: Path, run: str) -> Path:
@@ -36,7 +34,7 @@ def main() -> int:
     """Run the job that the arguments name."""
     folder, run = Path(sys.argv[1]), sys.argv[2]
     log_to()
-    _end_with_parent(int(os.environ.get("CLOISTER_PARENT", "0")))
+    end_with_parent()
     signal.signal(
         signal.SIGTERM, lambda *_: os._exit(143)
     )  # whatever stands in the run folder stays resumable
@@ -61,18 +59,6 @@ def main() -> int:
         said = {"kind": "fault", "code": "internal", "message": "a fault of the server's own", "status": 1}
     write_whole(path, json.dumps(said), mode=0o600)
     return int(said["status"])
-
-
-def _end_with_parent(parent: int) -> None:
-    if not parent:
-        return
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_WATCH_S)
-        os._exit(143)
-
-    threading.Thread(target=watch, daemon=True, name="parent").start()
 
 
 if __name__ == "__main__":

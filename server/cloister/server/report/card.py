@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cloister.server.history import History, Measured
+from cloister.server.report.clearance import Clearance
 from cloister.server.report.tables import TableText, side_by_side, sites_table
 from cloister.server.report.verdict import site_noun, verdict
 from cloister.server.report.words import (
@@ -27,7 +28,9 @@ _TEXT = 1200
 _RUN_ONLY = frozenset({"Rounds answered", "Time a round", "Received", "Sent"})
 
 
-def model_card(*, report: Mapping[str, Any], spec: Mapping[str, Any], history: History) -> str:
+def model_card(
+    *, report: Mapping[str, Any], spec: Mapping[str, Any], history: History, clearance: Clearance
+) -> str:
     """Return the model card.
 
     Every text that is not ours is escaped: a site's name can add no markup, link or HTML.
@@ -36,6 +39,7 @@ def model_card(*, report: Mapping[str, Any], spec: Mapping[str, Any], history: H
         report: the figures of ``report.json``.
         spec: the effective federation file.
         history: what the run's events add up to.
+        clearance: what became of the model.
     """
     task = {
         key: value for key, value in (report.get("task") or {}).items() if isinstance(value, str) and value
@@ -45,6 +49,7 @@ def model_card(*, report: Mapping[str, Any], spec: Mapping[str, Any], history: H
     )
     sections = [
         f"# {_safe(task.get('title') or report['name'])}",
+        f"**{clearance.word}.** {_safe(clearance.sentence, _TEXT)}",
         f"{_safe(learned, _TEXT)}",
         _section("Task", _task(report, task)),
         _section(
@@ -56,10 +61,20 @@ def model_card(*, report: Mapping[str, Any], spec: Mapping[str, Any], history: H
         _section("How it was trained", _training(report, spec)),
         _section("How well it does", _quality(history)),
         _section("Limits", _limits(report, task, history)),
+        _section("Audits", _audits(clearance)),
         _section("Privacy", f"{_safe(price, _TEXT)}\n\n{_safe(report['privacy']['statement'], _TEXT)}"),
         _section("Versions", _versions(report)),
     ]
     return "\n\n".join(part for part in sections if part) + "\n"
+
+
+def _audits(clearance: Clearance) -> str:
+    if clearance.summary is None:
+        return ""
+    lines = [
+        f"- **{_safe(one.name)}**: {one.verdict}. {_safe(one.sentence, _TEXT)}" for one in clearance.findings
+    ]
+    return "\n".join([_safe(clearance.failed, _TEXT), "", *lines])
 
 
 def _section(title: str, body: str) -> str:

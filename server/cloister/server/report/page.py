@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from cloister.server.history import History
-from cloister.server.report import budget, curves, maps
+from cloister.server.report import audited, budget, curves, maps
+from cloister.server.report.clearance import Clearance
+from cloister.server.report.compliance import laws_of
 from cloister.server.report.figures import site_series
 from cloister.server.report.seen import who_sees
 from cloister.server.report.spent import SpentSoFar, spent_so_far
 from cloister.server.report.standing import signals_plot, standing_table, standing_words
 from cloister.server.report.tables import refused_table, settings_table, side_by_side, sites_table
 from cloister.server.report.template import style, template
-from cloister.server.report.verdict import site_noun, verdict
+from cloister.server.report.verdict import privacy_in_a_word, saw_in_a_word, site_noun, verdict
 from cloister.server.report.words import (
     bytes_text,
     count,
@@ -32,11 +34,17 @@ from cloister.server.report.words import (
 
 __all__ = ["render_page"]
 
+_CLEARED = {"released": "good", "passed": "open", "barred": "bad", "not audited": "open"}
 _STATUS = {"done": "done", "interrupted": "interrupted", "failed": "failed"}
 
 
 def render_page(
-    *, report: Mapping[str, Any], spec: Mapping[str, Any], origins: Mapping[str, str], history: History
+    *,
+    report: Mapping[str, Any],
+    spec: Mapping[str, Any],
+    origins: Mapping[str, str],
+    history: History,
+    clearance: Clearance,
 ) -> str:
     """Return the page.
 
@@ -45,6 +53,7 @@ def render_page(
         spec: the effective federation file.
         origins: where each dotted key's value came from; may be empty.
         history: what the run's events add up to.
+        clearance: what became of the model.
     """
     from markupsafe import Markup
 
@@ -58,6 +67,14 @@ def render_page(
         name=shown(report["name"], 64),
         run=shown(report["run"], 100),
         status=_STATUS.get(report["status"], "unfinished"),
+        clearance=clearance,
+        cleared=_CLEARED[clearance.state],
+        saw=saw_in_a_word(report),
+        told_privacy=privacy_in_a_word(report),
+        thresholds=audited.thresholds_table(clearance),
+        checks=audited.checks_table(clearance),
+        in_full=audited.figures_of(clearance),
+        laws=laws_of(report, clearance),
         learned=learned,
         price=price,
         tiles=_tiles(report, history),

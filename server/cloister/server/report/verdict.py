@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from cloister.server.history import History, Measured, Run, Series
 from cloister.server.report.figures import site_series
 from cloister.server.report.words import (
@@ -16,7 +19,16 @@ from cloister.server.report.words import (
     shown,
 )
 
-__all__ = ["site_noun", "verdict"]
+__all__ = ["privacy_in_a_word", "saw_in_a_word", "site_noun", "verdict"]
+
+
+_UNITS = {
+    "record": "record",
+    "record-distributed": "record",
+    "site": "site",
+    "site-local": "site",
+    "site-distributed": "site",
+}
 
 
 def verdict(history: History, *, protection: str, unit: str) -> tuple[str, str]:
@@ -30,6 +42,31 @@ def verdict(history: History, *, protection: str, unit: str) -> tuple[str, str]:
     return " ".join(part for part in (_happened(history), _quality(history)) if part), _privacy(
         protection, unit, history
     )
+
+
+def privacy_in_a_word(report: Mapping[str, Any]) -> str:
+    """Return what is promised to whom, in one line.
+
+    Args:
+        report: the figures of ``report.json``.
+    """
+    private = report["privacy"]
+    if private["unit"] == "none":
+        return "None promised: the model may reveal something about single records."
+    if private["epsilon"] is None:
+        return f"Unit '{shown(private['unit'])}'; nothing was spent yet."
+    allowed = private.get("allowed")
+    cap = f", allowed {number(allowed)}" if allowed is not None else ""
+    return f"ε = {number(private['epsilon'])} at δ = {number(private['delta'])} for each {_UNITS.get(private['unit'], shown(private['unit']))}{cap}."
+
+
+def saw_in_a_word(report: Mapping[str, Any]) -> str:
+    """Return what lay open to the server, in one line."""
+    protection = report["aggregation"]["protection"]
+    if protection == "plain":
+        return "Each site's update, in clear. No training record."
+    how = {"masked": "secure aggregation"}.get(protection, f"encryption, {shown(protection)}")
+    return f"Sums of updates over several sites only ({how}). No training record."
 
 
 def site_noun(run: Run | None) -> str:

@@ -128,8 +128,9 @@ class AuditedSites(SimulatedSites):
         held = planted(base, self._canary_task, torch.tensor([number]))
         return Split(held.train.subset(np.array([1])), held.test)
 
-    def _records(self, position: int) -> Split:
-        split, plan = super()._records(position), self._planting
+    def records(self, position: int) -> Split:
+        """Return a site's records, with the canaries among them at the site that holds them."""
+        split, plan = super().records(position), self._planting
         if plan.site is None or self.roster.name(position) != plan.site:
             return split
         inside = torch.from_numpy(np.flatnonzero(plan.coins.included)).repeat_interleave(plan.copies)

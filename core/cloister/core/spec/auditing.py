@@ -1,0 +1,98 @@
+"""``[audit]``: what is kept for audits of the run, which audits are made, and what its model must pass before it is released.
+
+Thresholds are a part of the file, and so of its digest: every site knows them before it trains, and nobody lowers them once the figures are known.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from cloister.core.spec.base import Positive, Table
+
+__all__ = ["Audit", "CheckName", "Level", "Require"]
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
+
+CheckName = Annotated[str, Field(pattern=f"^{_NAME.pattern}$")]
+#: What a check's verdict must be: pass; pass or warn; anything but fail; anything.
+Level = Literal["pass", "warn", "not-failed", "any"]
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Require(Table):
+    """``[audit.require]``: what the model must pass for `cloister release`; beside the keys below, the name of any check."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+    __pydantic_extra__: dict[str, Level]
+
+    epsilon_at_most: Positive | None = Field(
+        default=None,
+        description="no site may have spent more than this ε in the run, recomputed from its events",
+    )
+    accuracy_at_least: _Share | None = Field(
+        default=None,
+        description="on the pooled test records, or the mean of the sites where nobody holds those",
+    )
+    auroc_at_least: _Share | None = Field(default=None, description="on the same records as the accuracy")
+    worst_site_accuracy_at_least: _Share | None = Field(
+        default=None, description="the least accuracy of a site on its own test records"
+    )
+
+    @property
+    def levels(self) -> dict[str, Level]:
+        """What each named check's verdict must be."""
+        return dict(self.__pydantic_extra__ or {})
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        for name in self.__pydantic_extra__ or {}:
+            if not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"'{name}' is neither a threshold nor the name of a check (lower-case letters, digits, hyphens)"
+                )
+        return self
+
+
+class Audit(Table):
+    """``[audit]``: what is kept for, and asked of, audits of the run."""
+
+    transcript: Literal["full", "bounded", "off"] = Field(
+        default="off",
+        description=(
+            "whether the server writes down all that it receives, for `cloister audit transcript`: full: with every protected vector; "
+            "bounded: of vectors beyond 256 MiB a digest and figures (the default where updates are protected); off (the default where not)"
+        ),
+    )
+    checks: tuple[CheckName, ...] | None = Field(
+        default=None,
+        description="the checks that `cloister audit run` makes; left out, every installed one",
+        strict=False,
+    )
+    require: Require | None = Field(
+        default=None,
+        description="thresholds of `cloister release`; without any, no check may have failed",
+    )
+
+    @field_validator("checks", mode="before")
+    @classmethod
+    def _each_once(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and len({str(name) for name in value}) != len(value):
+            raise ValueError("a check is named twice; name each once")
+        return value
+
+    @model_validator(mode="after")
+    def _made(self) -> Self:
+        """Refuse a threshold on a check that is not made."""
+        if self.checks is None or self.require is None:
+            return self
+        left = [
+            name for name, level in self.require.levels.items() if level != "any" and name not in self.checks
+        ]
+        if left:
+            raise ValueError(
+                f"audit.require.{left[0]} asks for a check that audit.checks leaves out; name it there too"
+            )
+        return self

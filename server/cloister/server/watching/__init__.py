@@ -1,0 +1,1 @@
+"""Watching a run: a read-only page on this machine that follows a run folder while it grows (``cloister watch``)."""
