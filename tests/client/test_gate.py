@@ -472,7 +472,7 @@ class TestOpening:
 
     def test_an_empty_policy_allows_nothing(self, tmp_path: Path) -> None:
         made = GatedSite(tmp_path, {"who": {"users": []}}).open()
-        assert made.request(federation()).code("query") == "policy-task"
+        assert made.request(federation()).code("query") == "policy-user"
 
     def test_the_floors_of_its_sessions_are_the_policy_s(self, site: Callable[..., GatedSite]) -> None:
         made = site({"protection": ["masked"], "sites_in_sum": 5})

@@ -43,10 +43,10 @@ class Seen:
         page.on("console", lambda told: self.console.append(f"{told.type}: {told.text}"))
         page.on("pageerror", lambda error: self.console.append(f"error: {error}"))
         page.on("request", lambda request: self.requests.append(request.url))
-        page.on("dialog", self._refused)
+        page.on("dialog", self._dialog)
         page.on("load", lambda _: setattr(self, "loads", self.loads + 1))
 
-    def _refused(self, dialog: Any) -> None:
+    def _dialog(self, dialog: Any) -> None:
         self.console.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from cloister.core.command import run as cloister
 from cloister.core.errors import AuditFailed, IntegrityError, UsageError
@@ -18,6 +20,7 @@ from cloister.privacy.events import to_json
 from cloister.privacy.identity import Identity, Role
 from cloister.privacy.identity.kit import load_kit
 from cloister.privacy.ledger import Ledger, load_key
+from cloister.privacy.ledger.inspection import inspect
 from cloister.privacy.plan import plan_from
 from cloister.privacy.request import JobRequest
 from cloister.server.audit.verdicts import read_summary
@@ -78,6 +81,13 @@ def released(audited: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(audited, home)
     issue(_run(home))
     return home
+
+
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("consortium") / "hospitals"
+    make_consortium(out)
+    return out / "kits"
 
 
 @pytest.fixture
@@ -182,26 +192,21 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("key", "value", "reason"),
         [
-            ("epsilon_at_most", "0.01", r"epsilon_at_most: 0\.\d+, required: at most 0.01"),
-            ("accuracy_at_least", "0.999", r"accuracy_at_least: .* required: at least 0.999"),
-            ("backdoor", '"pass"', "backdoor: not made, required: pass"),
-            ("privacy", '"pass"', "privacy: no power, required: pass"),
-            ("worst_site_accuracy_at_least", "0.1", "worst_site_accuracy_at_least: not measured"),
+            ("epsilon_at_most", 0.01, r"epsilon_at_most: 0\.\d+, required: at most 0.01"),
+            ("accuracy_at_least", 0.999, r"accuracy_at_least: .* required: at least 0.999"),
+            ("backdoor", "pass", "backdoor: not made, required: pass"),
+            ("privacy", "pass", "privacy: no power, required: pass"),
+            ("worst_site_accuracy_at_least", 0.1, "worst_site_accuracy_at_least: not measured"),
         ],
     )
     def test_each_threshold_that_is_not_met_is_named(
-        self, home: Path, key: str, value: str, reason: str
+        self, home: Path, key: str, value: float | str, reason: str
     ) -> None:
         run = _run(home)
-        text = "\n".join(
-            line
-            for line in (run / "federation.toml").read_text().splitlines()
-            if not line.strip().startswith(key) and not line.startswith("checks = ")
-        )
-        (run / "federation.toml").write_text(
-            text.replace("[audit.require]", f"[audit.require]\n{key} = {value}")
-        )
-        # the run's events name the digest of its own file: another file is another federation
+        document = tomllib.loads((run / "federation.toml").read_text())
+        del document["audit"]["checks"]
+        document["audit"]["require"] |= {key: value}
+        (run / "federation.toml").write_text(tomli_w.dumps(document))
         with pytest.raises(AuditFailed, match="another model or federation file"):
             issue(run)
         _sum_up_anew(run)
@@ -324,7 +329,7 @@ class TestTampered:
                 1,
                 to_json(plan.event()),
                 unit=plan.unit,
-                relation="add-remove",
+                relation="zero-out",
                 delta=plan.delta,
                 code_hash="0" * 64,
                 figures=plan.figures(),
@@ -343,12 +348,6 @@ class TestTampered:
 
 
 class TestOfAConsortium:
-    @pytest.fixture(scope="class")
-    def kits(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        out = tmp_path_factory.mktemp("consortium") / "hospitals"
-        make_consortium(out)
-        return out / "kits"
-
     @pytest.fixture
     def signed(self, home: Path, kits: Path) -> tuple[Path, Path]:
         run = _run(home)
@@ -395,6 +394,21 @@ class TestOfAConsortium:
 
         _resigned(signed[0], smaller, load_kit(kits / "server", Role.SERVER).identity)
         assert _codes(_verified(signed[0])) == {"release-epsilon"}
+
+    def test_a_server_that_signs_too_few_rounds_is_found_out_by_a_ledger(
+        self, signed: tuple[Path, Path], kits: Path, home: Path
+    ) -> None:
+        def fewer(content: dict[str, Any]) -> None:
+            content["run"] = _named(home)
+            content["request"] = None
+            for site in content["sites"]:
+                site["rounds"] = [[survivors, 1] for survivors, _ in site["rounds"]]
+
+        _resigned(signed[0], fewer, load_kit(kits / "server", Role.SERVER).identity)
+        assert _verified(signed[0]).faults == []
+        found = _verified(signed[0], ledgers=_ledgers(home)[:1])
+        assert _codes(found) == {"release-epsilon"}
+        assert "charged 2 rounds of this run, and 1 are certified" in found.faults[0].message
 
     def test_a_server_that_signs_a_failed_check_is_found_out(
         self, signed: tuple[Path, Path], kits: Path
@@ -453,6 +467,11 @@ class TestEncrypted:
         raw[-1] ^= 1
         sealed.write_bytes(raw)
         assert _codes(_verified(run / "release")) == {"release-model"}
+
+
+def _named(home: Path) -> str:
+    """Return what names the simulated run in the ledgers."""
+    return str(inspect(_ledgers(home)[0]).chain.holdings[0].reserve.run)
 
 
 def _as_deployed(run: Path) -> None:

@@ -18,7 +18,7 @@ from cloister.core.spec import parse_federation
 from cloister.server.events import EventBus, EventLog, read_events
 from cloister.server.folding import Fold
 from cloister.server.report import ReportPaths, build_report, model_card, write_report
-from cloister.server.report.clearance import clearance_of
+from cloister.server.report.clearance import Clearance
 from cloister.server.report.words import (
     bytes_text,
     interval95,
@@ -274,7 +274,9 @@ def test_build_report_gives_the_figures_that_are_written(heart: ReportPaths) -> 
         base=Path(),
     )
     built = build_report(heart.json.parent, spec_effective=spec.effective(), history=history)
-    assert built == strictly(heart.json)
+    written = strictly(heart.json)
+    assert written.pop("clearance")["state"] == "not audited"
+    assert built == written
 
 
 def test_the_page_begins_with_a_verdict_for_people(heart: ReportPaths) -> None:
@@ -541,9 +543,10 @@ def test_no_number_that_a_site_sends_breaks_the_report(tmp_path: Path) -> None:
 def test_model_card_can_be_made_of_the_figures_alone(heart: ReportPaths) -> None:
     history = Fold.of(read_events(heart.json.parent / "events.jsonl")).history()
     report = strictly(heart.json)
-    assert model_card(
-        report=report, spec={}, history=history, clearance=clearance_of(heart.json.parent)
-    ).startswith("# Heart disease")
+    clearance = Clearance(state="not audited", sentence="Nobody looked.")
+    card = model_card(report=report, spec={}, history=history, clearance=clearance)
+    assert card.startswith("# Heart disease")
+    assert "**Not audited.** Nobody looked." in card
 
 
 def test_numbers_carry_no_more_digits_than_they_mean() -> None:

@@ -157,10 +157,8 @@ def test_a_resume_that_cuts_the_file_is_followed(tmp_path: Path) -> None:
     assert watch.sections()["head"]["state"] == "interrupted"
     os.truncate(script.path, place)
     script.round(2)
-    held = script.hold()
     watch.refresh()
     found = watch.sections()
-    os.close(held)
     assert found["progress"]["round"] == 2
     assert all(one["missing"] == 0 for one in found["sites"]["listed"])
 
@@ -279,11 +277,9 @@ def test_a_site_that_is_not_heard_of_yet_is_awaited_and_time_left_is_told(
     for number in (1, 2, 3):
         script.round(number)
     script.site(4, "b")
-    held = script.hold()
-    os.close(held)
     watch = RunWatch(tmp_path / "run", clock=lambda: script.time)
     watch.refresh()
-    # A lock of this very process is not seen.
+    # A lock of this very process is not seen by it.
     monkeypatch.setattr("cloister.server.watching.run_watch.is_held", lambda _: True)
     found = watch.sections()
     assert found["progress"]["heard"] == 1
@@ -552,3 +548,21 @@ def test_a_run_that_is_watched_to_its_end_stays_on_the_page(tmp_path: Path) -> N
         assert found["head"]["state"] == "done"
         assert found["progress"]["round"] == found["progress"]["rounds"] == 1
         assert found["curves"]["lead"][0]["text"] == "54.0%"
+
+
+def test_a_refusal_that_only_the_round_tells_of_is_told_once() -> None:
+    book = Book()
+    told = {"site": "a", "reason": "not-finite: x"}
+    site = {
+        "kind": "site",
+        "round": 1,
+        "site": "a",
+        "phase": "train",
+        "status": "refused",
+        "reason": "not-finite: x",
+    }
+    one = {"kind": "round", "cohort": 2, "answered": 1, "refused": [told]}
+    for event in (site, {**one, "round": 1}, {**one, "round": 2}):
+        book.add(event)
+    assert [refused.round for refused, _ in book.refused] == [1, 2]
+    assert book.sites["a"].total.refused == 2

@@ -11,9 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
+
+from cloister.core.errors import PeersMissing
+from cloister.privacy.identity import Role
+from cloister.privacy.identity.kit import load_kit
+from cloister.server.deployment.client import JobsClient
 
 __all__ = ["POLICY", "Deployment", "deployed", "free_port", "has_nginx"]
 
@@ -180,7 +185,7 @@ class Deployment:
         """Start everything, and wait until every site is connected."""
         self.start("server", *(["nginx"] if self._door else []), *self.sites)
         for name in self.sites:
-            self.until(lambda name=name: self.log(name).count("connected to") > 0, 120, name)  # type: ignore[misc]
+            self.until(lambda name=name: self.log(name).count("connected to") > 0, 300, name)  # type: ignore[misc]
 
     def stop(self, name: str, *, kill: bool = False) -> None:
         """Stop a process, or kill it."""
@@ -245,18 +250,18 @@ class Deployment:
 
     def job(self, run: str) -> Mapping[str, Any]:
         """Return where a job stands."""
-        done = self.run("job", "list", "--kit", str(self.user()), "--json")
-        return next(one for one in json.loads(done.stdout)["jobs"] if one["run"] == run)
+        with JobsClient(f"127.0.0.1:{self.jobs}", load_kit(self.user(), Role.USER)) as client:
+            return vars(next(one for one in client.jobs() if one.run == run))
 
-    def ended(self, run: str, seconds: float = 240) -> Mapping[str, Any]:
+    def ended(self, run: str, seconds: float = 900) -> Mapping[str, Any]:
         """Wait for a job's end and return how it ended."""
         end = time.monotonic() + seconds
-        while (job := self.job(run))["ended"] is None:
-            assert time.monotonic() < end, (
-                f"{job}\n{self.log('server')[-3000:]}\n{self.work_log(run)[-3000:]}"
-            )
-            time.sleep(1.0)
-        return job
+        while True:
+            with suppress(PeersMissing):  # the server may be down for a while: a test may have killed it
+                if (job := self.job(run))["ended"] is not None:
+                    return job
+            assert time.monotonic() < end, f"{self.log('server')[-3000:]}\n{self.work_log(run)[-3000:]}"
+            time.sleep(0.5)
 
     def events(self, run: str) -> list[dict[str, Any]]:
         """Return a run's events so far."""

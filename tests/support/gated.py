@@ -151,6 +151,8 @@ class GatedSite:
             self.kit,
             dataset_for=self.gate.dataset_for,
             floors=lambda: self._gate.floors,
+            repeats=self.gate.repeats_for,
+            consortium=self.gate.consortium,
         )
         self.source = source
         self.app = GatedApp(app or make_client_app(source), self.gate, source)

@@ -42,6 +42,8 @@ from cloister.strategies.scaffold import client_control, correction
 __all__ = ["Site", "SiteSource", "Workbench", "make_client_app", "refusal", "refusal_of"]
 
 _log = logging.getLogger("cloister.client")
+#: Characters of a refusal: some quote what the server sent.
+_LONGEST_WORDS = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +200,7 @@ def _round(
 ) -> tuple[LocalResult, dict[str, npt.NDArray[Any]]]:
     """Train; return what training told, and what of it may leave under the federation's own privacy."""
     vector, control = given[protocol.VECTOR], given.get(protocol.CONTROL)
-    own = None if control is None else _own_control(context, len(vector))
+    own = None if control is None else _own_control(context, job.run, len(vector))
     try:
         result = bench.trainer.train(
             vector,
@@ -220,7 +222,7 @@ def _round(
             client=own, server=control, start=vector, end=end, steps=result.steps, lr=result.learning_rate
         )
         kept = ArrayRecord()
-        kept[protocol.CONTROL] = make_array(new)
+        kept[job.run] = make_array(new)  # by run: the server chooses which context a message comes in
         context.state[protocol.CONTROL] = kept
         arrays[protocol.CONTROL] = change
     return result, arrays
@@ -232,6 +234,12 @@ def _evaluate(message: Message, context: Context, source: SiteSource, make_array
         raise PolicyError(
             "a private run releases no measurement of a site's records",
             remedy="measure elsewhere",
+            code="withheld",
+        )
+    if not bench.spec.evaluation.sites:
+        raise PolicyError(
+            "the federation's user did not ask that sites measure the model",
+            remedy="set evaluation.sites = true, and submit it anew",
             code="withheld",
         )
     given = {protocol.VECTOR: job.array(protocol.VECTOR, bench.trainer.layout.size)}
@@ -331,9 +339,10 @@ def _start(message: Message, context: Context, source: SiteSource) -> tuple[Job,
     return job, bench, site
 
 
-def _own_control(context: Context, size: int) -> Vector:
-    if protocol.CONTROL in context.state:
-        stored: Vector = context.state.array_records[protocol.CONTROL][protocol.CONTROL].numpy()
+def _own_control(context: Context, run: str, size: int) -> Vector:
+    kept = context.state.array_records.get(protocol.CONTROL)
+    if kept is not None and run in kept:
+        stored: Vector = kept[run].numpy()
         return stored
     return np.zeros(size, dtype=np.float32)
 
@@ -381,4 +390,7 @@ def _kind(error: BaseException) -> str:
 
 def refusal(code: str, message: str) -> RecordDict:
     """Return the content of a reply that refuses: a stable code, and words without data."""
-    return RecordDict({protocol.REFUSAL: ConfigRecord({"code": code, "message": message})})
+    sendable = (
+        message[:_LONGEST_WORDS].encode(errors="replace").decode()
+    )  # half a surrogate pair cannot be sent
+    return RecordDict({protocol.REFUSAL: ConfigRecord({"code": code, "message": sendable})})

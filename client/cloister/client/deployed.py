@@ -6,27 +6,30 @@ What a federation needs is built when its first message is let in, and kept whil
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 
 from cloister.client.app import Site, Workbench
 from cloister.client.book import Credentials
 from cloister.client.charging import SiteLedger
+from cloister.client.incoming import parsed
 from cloister.client.site_config import SiteConfig
 from cloister.client.site_data import load_dataset
 from cloister.client.trainer import Trainer
 from cloister.core._version import __version__
 from cloister.core.data import Split
-from cloister.core.errors import IntegrityError, PolicyError
+from cloister.core.digests import federation_digest
+from cloister.core.errors import PolicyError
 from cloister.core.randomness import SystemRandomness
 from cloister.core.resolve import build_model
 from cloister.core.source import source_digest
 from cloister.core.spec import FederationSpec, parse_federation
 from cloister.core.update import Layout
+from cloister.privacy.identity import Consortium
 from cloister.privacy.identity.kit import Kit
 from cloister.privacy.manifest import Floors
 
@@ -46,6 +49,7 @@ class DeployedSite:
         dataset_for: which of its data sets a federation trains on; ``None``: none of them.
         floors: what it demands of every sum.
         repeats: how many rounds of a federation's run may be charged once more.
+        consortium: whom it believes at this moment; the kit's unless given.
     """
 
     def __init__(
@@ -57,9 +61,11 @@ class DeployedSite:
         dataset_for: Callable[[FederationSpec], str | None],
         floors: Callable[[], Floors],
         repeats: Callable[[FederationSpec], int] = lambda _: 0,
+        consortium: Callable[[], Consortium] | None = None,
     ) -> None:
         self._folder, self._config, self._kit = folder, config, kit
         self._dataset_for, self._floors, self._repeats = dataset_for, floors, repeats
+        self._consortium = consortium or (lambda: kit.consortium)
         self._randomness = SystemRandomness()
         self._built: OrderedDict[str, tuple[Workbench, Split, str]] = OrderedDict()
         self._state = folder / config.site.state
@@ -81,28 +87,26 @@ class DeployedSite:
             split=split,
             ledger=ledger_of(self._folder, self._config, self._kit, dataset) if private else None,
             credentials=Credentials(
-                identity=self._kit.identity, consortium=self._kit.consortium, floors=self._floors()
+                identity=self._kit.identity, consortium=self._consortium(), floors=self._floors()
             ),
             sessions=self._state / _SESSIONS,
             repeats=self._repeats(bench.spec),
         )
 
     def _of(self, federation: str) -> tuple[Workbench, Split, str]:
-        key = hashlib.sha256(federation.encode()).hexdigest()
+        tables = parsed(federation)
+        key = federation_digest(tables)
         found = self._built.get(key)
-        if found is None:
-            found = self._build(federation)
+        if found is None or self._dataset_for(found[0].spec) != found[2]:  # the policy may have changed since
+            self._built.pop(key, None)
+            found = self._build(federation, tables)
             self._built[key] = found
             while len(self._built) > _KEPT:
                 self._built.popitem(last=False)
         self._built.move_to_end(key)
         return found
 
-    def _build(self, federation: str) -> tuple[Workbench, Split, str]:
-        try:
-            tables = json.loads(federation)
-        except (ValueError, RecursionError):
-            raise IntegrityError("the job's federation is not JSON", code="job-malformed") from None
+    def _build(self, federation: str, tables: dict[str, Any]) -> tuple[Workbench, Split, str]:
         spec = parse_federation(tables, base=self._folder).spec
         dataset = self._dataset_for(spec)
         if dataset is None:

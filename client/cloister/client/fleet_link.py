@@ -8,7 +8,7 @@ Formal guarantees:
 
 - The server's certificate must come from the consortium's TLS root; this side shows its own.
 - No byte that arrives is run or unpickled. A message whose parts together are longer than ``most_bytes`` is given up as soon as
-  that many have come, and no more of it is asked for.
+  that many have come, and no more of it is asked for; so is one whose parts would unfold into more.
 
 ==============================================  =====================================
 case                                            outcome
@@ -21,16 +21,17 @@ a message that is too long, or cannot be read   `MessageLostError`: the line sta
 
 from __future__ import annotations
 
+import json
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.common.serde import (
@@ -50,6 +51,8 @@ from flwr.proto.node_pb2 import Node
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
+    get_object_body,
+    get_object_head_values_from_object_content,
     get_object_tree,
     iterate_object_tree,
     no_object_id_recompute,
@@ -69,13 +72,12 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
-from google.protobuf.message import DecodeError
 
 from cloister.core.errors import IntegrityError, PolicyError
 from cloister.core.protocol import MOST_PACKED, PACKED
 from cloister.privacy.identity.kit import Kit, read_secret
 
-__all__ = ["FleetLink", "LinkLostError", "MessageLostError", "tls_context"]
+__all__ = ["FleetLink", "LinkLostError", "MessageLostError", "check_unfolded", "tls_context"]
 
 _CALL_S = 30.0
 _BEATS_APART_S = 10.0
@@ -184,6 +186,7 @@ class FleetLink:
                 self._client.ConfirmMessageReceived, self._node, run
             )
             self._call(lambda: confirm(tree.object_id))
+            check_unfolded(contents, self._most_bytes)
             message = inflate_object_from_contents(tree.object_id, contents, keep_object_contents=False)
         except (LinkLostError, MessageLostError):
             raise
@@ -361,13 +364,34 @@ def _unpacked(content: RecordDict) -> RecordDict:
     record = content.config_records.get(PACKED)
     if record is None:
         return content
-    found = record[PACKED]
+    found = record.get(PACKED)
     if not isinstance(found, bytes):
         raise MessageLostError("not packed")
     try:
         return recorddict_from_proto(ProtoRecordDict.FromString(found))
-    except (DecodeError, ValueError, TypeError, KeyError) as error:
-        raise MessageLostError(type(error).__name__) from None
+    except Exception as error:
+        raise MessageLostError(type(error).__name__) from error
+
+
+def check_unfolded(contents: Mapping[str, bytes], most_bytes: int) -> None:
+    """Refuse parts that would make more of a message than came: an array's part names its pieces, each as often as it likes.
+
+    Raises:
+        MessageLostError: its arrays would be longer than ``most_bytes`` together, or a part cannot be read.
+    """
+    whole = 0
+    try:
+        for content in contents.values():
+            kind, pieces, _ = get_object_head_values_from_object_content(content)
+            if kind != Array.__name__:
+                continue
+            sizes = [len(contents[piece]) for piece in pieces]
+            named = json.loads(get_object_body(content, Array))["arraychunk_ids"]
+            whole += sum(sizes[number] for number in named)
+    except Exception as error:
+        raise MessageLostError(type(error).__name__) from error
+    if whole > most_bytes:
+        raise MessageLostError("too long when unfolded")
 
 
 def tls_context(kit: Kit) -> ssl.SSLContext:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message
@@ -15,7 +17,7 @@ from cloister.core.errors import IntegrityError
 from cloister.core.update import Layout, Vector
 from cloister.privacy.ledger.telling import ToSite
 
-__all__ = ["Job", "read_job"]
+__all__ = ["Job", "parsed", "read_job"]
 
 _MAX_FEDERATION = 1 << 20
 _RUN = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -84,14 +86,14 @@ def read_job(message: Message) -> Job:
     Raises:
         IntegrityError: a missing or malformed field, or another protocol version.
     """
-    record = message.content.config_records.get(protocol.JOB)
+    record = message.content.config_records.get(protocol.JOB) if message.has_content() else None
     if record is None:
         raise IntegrityError("the message has no job", code="job-malformed")
     version, number = record.get("protocol"), record.get("round")
     federation, layout = record.get("federation"), record.get("layout")
     if version != protocol.PROTOCOL:
         raise IntegrityError(
-            f"the job speaks protocol {version!r}, this site {protocol.PROTOCOL}",
+            f"the job speaks another protocol than this site's {protocol.PROTOCOL}",
             remedy="install the same version of cloister at the server and at the site",
             code="job-protocol",
         )
@@ -119,3 +121,18 @@ def read_job(message: Message) -> Job:
         afford=record.get(protocol.AFFORD) is True,
         clip=clip,
     )
+
+
+def parsed(federation: str) -> dict[str, Any]:
+    """Return a job's federation file as plain data.
+
+    Raises:
+        IntegrityError: (job-malformed) it is no JSON object.
+    """
+    try:
+        found = json.loads(federation)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise IntegrityError("the job's federation is not JSON", code="job-malformed")
+    return found

@@ -166,7 +166,15 @@ def _server(config: SiteConfig, kit: Kit) -> Iterator[Checked]:
             remedy="check the address, the firewall, and that the server's certificate is the consortium's",
         )
         return
-    yield Checked(what="server", state="ok", found=f"{address} answers (HTTP {answer.status_code})")
+    answers = answer.status_code < httpx.codes.BAD_REQUEST
+    yield Checked(
+        what="server",
+        state="ok" if answers else "error",
+        found=f"{address} answers (HTTP {answer.status_code})",
+        remedy=""
+        if answers
+        else "have the server's operator look: nginx answers, and the SuperLink behind it does not",
+    )
     told = answer.headers.get("date")
     if told:
         apart = abs(time.time() - parsedate_to_datetime(told).timestamp())

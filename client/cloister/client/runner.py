@@ -5,6 +5,7 @@ One warm process. It asks often while a run is under way and seldom else; a lost
 Formal guarantees:
 
 - Only the installed ClientApp answers, and only through what it is wrapped in (the gate): nothing that arrives is run.
+- Whatever a message is, or makes of the program that answers it, the site goes on.
 - A message whose time is over is not answered: nobody would take the answer, and training for it would cost budget.
 - An answer that could not be sent is sent again when the line is back, and made once.
 """
@@ -109,6 +110,8 @@ class Runner:
             except PolicyError as error:
                 _LOG.error("%s", error)
                 pause = _LONGEST_PAUSE_S / 2
+            except Exception:  # noqa: BLE001 - whatever a server sent: it must not end the site
+                _LOG.exception("a fault; the line is opened anew")
             finally:
                 self._connected(False)
             if not stop.is_set():
@@ -142,7 +145,12 @@ class Runner:
             _LOG.warning("a message is not answered: its time is over")
             self.watched.messages.labels(kind=known, outcome="late").inc()
             return
-        reply = self._answer(message, self._context(message.metadata.run_id, node))
+        try:
+            reply = self._answer(message, self._context(message.metadata.run_id, node))
+        except Exception:  # noqa: BLE001 - nothing leaves
+            _LOG.exception("a message could not be answered")
+            self.watched.messages.labels(kind=known, outcome="lost").inc()
+            return
         seconds = time.time() - since
         refused = reply.has_content() and protocol.REFUSAL in reply.content
         self.watched.messages.labels(kind=known, outcome="refused" if refused else "answered").inc()
@@ -153,7 +161,12 @@ class Runner:
         assert self._unsent is not None
         reply, seconds = self._unsent
         if time.time() <= reply.metadata.created_at + reply.metadata.ttl:
-            self.watched.bytes.inc(link.send(reply, seconds))
+            try:
+                self.watched.bytes.inc(link.send(reply, seconds))
+            except (LinkLostError, PolicyError):
+                raise  # it is sent when the line is back
+            except Exception:  # noqa: BLE001 - it cannot be written as a message, now or later
+                _LOG.exception("an answer could not be sent")
         self._unsent = None
 
     def _context(self, run: int, node: int) -> Context:

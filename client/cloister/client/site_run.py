@@ -38,6 +38,7 @@ class OpenSite:
             dataset_for=gate.dataset_for,
             floors=lambda: gate.floors,
             repeats=gate.repeats_for,
+            consortium=gate.consortium,
         )
         app = make_client_app(source)
         self._runner = Runner(config.server, self._connect, GatedApp(app, gate, source), self.watched)

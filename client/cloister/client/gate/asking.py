@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime, timedelta
 from typing import Any
 
 from flwr.app import Message
 
-from cloister.client.incoming import Job
+from cloister.client.incoming import Job, parsed
 from cloister.core import protocol
 from cloister.core.digests import federation_digest
 from cloister.core.errors import IntegrityError
@@ -17,7 +16,7 @@ from cloister.core.spec.grouping import least_in_sum
 from cloister.privacy.identity import Consortium
 from cloister.privacy.request import JobRequest, SignedRequest
 
-__all__ = ["asked", "check_request", "parsed"]
+__all__ = ["asked", "check_request"]
 
 #: How far ahead of this site's clock a request may be dated.
 _AHEAD = timedelta(minutes=10)
@@ -75,18 +74,3 @@ def asked(user: str, request: JobRequest, spec: FederationSpec) -> dict[str, Any
         "rounds": spec.federation.rounds,
         "min_sites": least_in_sum(spec),
     }
-
-
-def parsed(federation: str) -> dict[str, Any]:
-    """Return a job's federation file as plain data.
-
-    Raises:
-        IntegrityError: (job-malformed) it is no JSON object.
-    """
-    try:
-        found = json.loads(federation)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise IntegrityError("the job's federation is not JSON", code="job-malformed")
-    return found

@@ -23,9 +23,8 @@ the log cannot be written                   log-…
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from flwr.app import Context, Message
 
 from cloister.client.app import SiteSource
 from cloister.client.deployed import ledger_of
-from cloister.client.gate.asking import asked, check_request, parsed
+from cloister.client.gate.asking import asked, check_request
 from cloister.client.gate.case import MessageCase
 from cloister.client.gate.decision import Allowed, Refused, decide
 from cloister.client.gate.hours import within
@@ -43,23 +42,28 @@ from cloister.client.gate.in_force import InForce
 from cloister.client.gate.judging import check_vector, refused
 from cloister.client.gate.leaving import check_reply, contents, steps_of, told_of_ledger
 from cloister.client.gate.limits import settle
-from cloister.client.gate.log_state import LogState
+from cloister.client.gate.log_state import LogState, RunState
 from cloister.client.gate.policy import Allow, ReadPolicy
 from cloister.client.gate.site_log import LOG, Clock, SiteLog, log_key, utc_now
 from cloister.client.gate.status import site_status
-from cloister.client.incoming import Job, read_job
+from cloister.client.incoming import Job, parsed, read_job
 from cloister.client.site_config import SiteConfig
 from cloister.core import protocol
 from cloister.core._version import __version__
+from cloister.core.digests import federation_digest
 from cloister.core.errors import IntegrityError, SpecError
 from cloister.core.spec import FederationSpec, parse_federation
+from cloister.privacy.identity import Consortium
 from cloister.privacy.identity.kit import Kit
 from cloister.privacy.manifest import Floors
 
-__all__ = ["Admitted", "Gate", "open_gate", "state_folder"]
+__all__ = ["OFTEN", "Admitted", "Gate", "open_gate", "state_folder"]
 
 #: What is remembered of how many runs, and seconds until the same refusal is written down again.
 _RUNS, _AGAIN_S = 64, 60.0
+#: Refusals that are written down in that time; beyond that this one leaves in the place of each.
+_REFUSALS = 120
+OFTEN, _OFTEN_WORDS = "refused-often", "this site refused too many messages within a minute"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +104,8 @@ class Gate:
         self._specs: OrderedDict[str, FederationSpec] = OrderedDict()
         self._active: dict[str, float] = {}
         self._repeated: dict[tuple[str, str, str], tuple[float, int]] = {}
+        self._lately: deque[float] = deque(maxlen=_REFUSALS)
+        self._rule: Allow | None = None
         self._state = LogState()
         self._closed = False
         self._in_force = InForce(folder, config, kit, changed=self._changed)
@@ -128,10 +134,14 @@ class Gate:
         rules = self._policy().policy.rules_for(spec.task.use)
         return rules[0].dataset if rules else None
 
+    def consortium(self) -> Consortium:
+        """Return whom the site believes: users, the server and other sites, less those who were revoked since."""
+        return self._in_force.consortium()
+
     def repeats_for(self, spec: FederationSpec) -> int:
-        """Return how many rounds of a run may be charged once more, by policy."""
-        rules = self._policy().policy.rules_for(spec.task.use)
-        return rules[0].repeated_rounds if rules else 0
+        """Return how many rounds of a run may be charged once more: by the rule that let the newest message in."""
+        rule = self._rule
+        return 0 if rule is None or rule.task != spec.task.use else rule.repeated_rounds
 
     def status(self) -> dict[str, Any]:
         """Return what ``cloister site status --json`` prints."""
@@ -159,6 +169,7 @@ class Gate:
         Raises:
             CloisterError: it may not pass.
         """
+        self._rule = None
         self._log.refresh()
         job, read = read_job(message), self._policy()
         user, request = check_request(
@@ -174,6 +185,7 @@ class Gate:
             raise refused(
                 "policy-denied", "this site's officer denied the run", "ask them; a new request is a new run"
             )
+        _check_user(read, user, before)
         self._check_time(read)
         spec = self._spec(job.federation)
         if before is None:
@@ -184,6 +196,7 @@ class Gate:
         if message.metadata.message_type.startswith("train"):
             vector = job.array(protocol.VECTOR, decision.layout.size)
             check_vector(read.policy, decision.layout, vector, decision.layers)
+        self._rule = decision.rule
         return Admitted(job=job, spec=spec, rule=decision.rule)
 
     def let_out(self, admitted: Admitted, message: Message, reply: Message) -> None:
@@ -215,6 +228,8 @@ class Gate:
     def note_refusal(self, run: str, kind: str, code: str, message: str, *, by: str) -> None:
         """Write a refusal down; the same one again within a minute is counted.
 
+        Anybody who reaches the site can be refused, under ever new names: what they can make it write is bounded.
+
         Args:
             run: of which run, as far as it is known.
             kind: the message's type.
@@ -223,13 +238,21 @@ class Gate:
             by: ``gate`` or ``site``.
 
         Raises:
+            PolicyError: (refused-often) it was not written down, since too many others were within a minute; so it must not leave either.
             IntegrityError: it could not be written down.
         """
+        kind = kind[:32]
         now, key = time.monotonic(), (run, kind, code)
         at, times = self._repeated.get(key, (-_AGAIN_S, 0))
         if now - at < _AGAIN_S:
             self._repeated[key] = (at, times + 1)
             return
+        if len(self._lately) == _REFUSALS and now - self._lately[0] < _AGAIN_S:
+            if code != OFTEN:
+                self.note_refusal("", "any", OFTEN, _OFTEN_WORDS, by="gate")
+                raise refused(OFTEN, _OFTEN_WORDS, "ask again in a minute")
+        elif code != OFTEN:
+            self._lately.append(now)
         if len(self._repeated) >= 16 * _RUNS:
             self._repeated.clear()
         self._repeated[key] = (now, 0)
@@ -252,7 +275,8 @@ class Gate:
         Raises:
             PolicyError: it is not allowed.
         """
-        key = (job.run, hashlib.sha256(job.federation.encode()).hexdigest(), user, read.digest)
+        # Not of the text: of that the server may make as many as it likes.
+        key = (job.run, federation_digest(parsed(job.federation)), user, read.digest)
         found = self._decisions.get(key)
         if found is None:
             dataset = self.dataset_for(spec)
@@ -364,6 +388,17 @@ def open_gate(
 def state_folder(folder: Path, config: SiteConfig) -> Path:
     """Return where a site keeps its state."""
     return folder / config.site.state
+
+
+def _check_user(read: ReadPolicy, user: str, before: RunState | None) -> None:
+    """Refuse whom the policy does not look at before anything is kept of the run, and a run under another user's name.
+
+    A run's name is that of the request without who signed it: another user's signature of the same bytes is no right to what this one was allowed.
+    """
+    if read.policy.who.users != "*" and user not in read.policy.who.users:
+        raise refused("policy-user", f"user '{user}' is not among those whose requests this site looks at")
+    if before is not None and before.said.get("user", user) != user:
+        raise refused("policy-user", f"the run was asked for by another user than '{user}'")
 
 
 def _remember(shelf: OrderedDict[Any, Any], key: Any, value: Any) -> None:

@@ -149,12 +149,13 @@ def _check_lengths(name: str, rows: Rows, bias: Rows | None, norm_ratio: float) 
 def _check_directions(
     name: str, rows: Rows, bias: Rows | None, parallel_rows: int, generator: np.random.Generator
 ) -> None:
-    lengths = np.linalg.norm(rows, axis=1)
+    # In float64: rows so short or long that their squares leave float32 measure as well as any.
+    lengths = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=1))
     real = lengths > 0
     count, inputs = int(real.sum()), rows.shape[1]
     if count < parallel_rows:
         return
-    unit = rows[real] / lengths[real, None]
+    unit = (rows[real] / lengths[real, None]).astype(np.float32)
     cuts = None if bias is None else bias[real] / lengths[real]
     chosen = np.arange(count) if count <= _SAMPLE else generator.choice(count, _SAMPLE, replace=False)
     alike = _NARROW if inputs < _FEW else _COSINE

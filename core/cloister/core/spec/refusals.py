@@ -20,7 +20,7 @@ import types
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -122,7 +122,19 @@ def _line(detail: ErrorDetails, place: _Place, model: type[BaseModel], prefix: s
         return _missing_line(key, place)
     if kind in ("value_error", "assertion_error"):
         return (f"[{key}] " if key else "") + detail["msg"].removeprefix("Value error, ")
-    return f"{key} = {_shown(detail['input'])}: {_should(detail, place.annotation)}"
+    meant = _meant_key(model, place.keys) if kind == "literal_error" else ""
+    return f"{key} = {_shown(detail['input'])}: {_should(detail, place.annotation)}{meant}"
+
+
+def _meant_key(model: type[BaseModel], keys: Sequence[str]) -> str:
+    """Name the nearest known key, where the table takes any other: a slip of the hand is read as one of those."""
+    *above, word = keys
+    annotation: Any = model
+    for key in above:
+        annotation = _entry(annotation) if key.startswith("[") else _field(annotation, key)
+    tables = [table for table in _tables(annotation) if _others(table) is not None]
+    known = [name for table in tables for name in table.model_fields]
+    return _close(word, known) if tables and word not in known else ""
 
 
 def _choice_line(detail: ErrorDetails, place: _Place, prefix: str) -> str:
@@ -154,7 +166,7 @@ def _should(detail: ErrorDetails, annotation: Any) -> str:
         return f"{words} {context[name]:g}"
     if kind in _LENGTHS:
         return "should not be empty" if context.get("min_length") == 1 else _LENGTHS[kind].format(**context)
-    if kind == "literal_error":
+    if kind == "literal_error" and _literal(annotation) is not None:
         values = [str(value) for value in get_args(_literal(annotation))]
         return f"should be {_any_of([repr(value) for value in values])}" + (
             _close(str(detail["input"]), values) if len(values) > 1 else ""
@@ -213,7 +225,19 @@ def _field(annotation: Any, name: str) -> Any:
         for known, info in table.model_fields.items():
             if name == (info.alias or known):
                 return info.annotation
+        if (others := _others(table)) is not None:
+            return others
     return Any
+
+
+def _others(table: type[BaseModel]) -> Any:
+    """Return what a table's keys of no name of their own may be, where it says so."""
+    hint = (
+        get_type_hints(table).get("__pydantic_extra__")
+        if table.model_config.get("extra") == "allow"
+        else None
+    )
+    return get_args(hint)[1] if get_origin(hint) is dict else None
 
 
 def _tables(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -98,6 +99,8 @@ class JobService:
         self._folder_of = folder_of
         self._check = check
         self._stop_job = stop
+        #: Each who watches holds a thread; the others' are for whoever submits or stops.
+        self._seats = threading.BoundedSemaphore(_WATCHERS)
         self._server = grpc.server(
             ThreadPoolExecutor(max_workers=_WATCHERS + 4, thread_name_prefix="jobs"),
             handlers=[self._handler()],
@@ -187,6 +190,16 @@ class JobService:
 
     def _watch(self, given: messages.WatchRequest, context: Any) -> Iterator[messages.WatchReply]:
         self._seen(given.call, "Watch", given.run)
+        if not self._seats.acquire(blocking=False):
+            raise PolicyError(
+                f"{_WATCHERS} watch already", remedy="ask again later: cloister job list", code="watchers"
+            )
+        try:
+            yield from self._watched(given, context)
+        finally:
+            self._seats.release()
+
+    def _watched(self, given: messages.WatchRequest, context: Any) -> Iterator[messages.WatchReply]:
         path = self._folder_of(given.run) / "events.jsonl"
         offset, last = max(0, int(given.offset)), None
         while context.is_active():

@@ -8,7 +8,7 @@ release-model               the model's file is not the one that was certified
 release-file                a file beside the certificate, or one that was given, is not the one that was certified
 release-request             the request is not signed by a user of the consortium, or is for another federation
 release-federation          the federation file is not the run's
-release-epsilon             the certified rounds cost more, under the federation file, than the ε that is certified
+release-epsilon             the certified rounds cost more, under the federation file, than the ε that is certified; a ledger charged more of them
 release-ledger              a ledger does not verify, or does not hold the head that is certified
 release-thresholds          what is certified does not meet the federation file's thresholds (exit 8)
 ==========================  ==========================================================================================================
@@ -34,6 +34,7 @@ from cloister.privacy.identity.members import Purpose
 from cloister.privacy.identity.register import read_revoked
 from cloister.privacy.ledger import Head, verify
 from cloister.privacy.ledger.heads import anchor_path
+from cloister.privacy.ledger.inspection import inspect
 from cloister.privacy.ledger.verification import TOLERANCE
 from cloister.privacy.plan import plan_from
 from cloister.privacy.request import JobRequest
@@ -248,6 +249,9 @@ def _epsilon(found: Verified, spec: FederationSpec) -> None:
             found.faults.append(Fault(code="release-epsilon", message=text))
         return
     most, faults = 0.0, len(found.faults)
+    if not content.sites:
+        text = "no site is certified that would have spent anything"
+        found.faults.append(Fault(code="release-epsilon", message=text))
     for site in content.sites:
         cost = plan.spent_by(Counter(dict(_pairs(site.rounds)))).epsilon
         most = max(most, cost)
@@ -306,6 +310,9 @@ def _ledgers(found: Verified, content: Certificate, ledgers: Sequence[Path]) -> 
             text = f"the ledger '{path.name}' ({checked.site or 'nobody knows whose'}): {why}"
             found.faults.append(Fault(code="release-ledger", message=text))
             continue
+        if over := _more_charged(content, checked.site, path):
+            found.faults.append(Fault(code="release-epsilon", message=over))
+            continue
         seen.add(checked.site)
         found.held.append(
             f"the ledger of '{checked.site}' verifies, and holds the certified entry {head.seq if head else 0}"
@@ -315,6 +322,18 @@ def _ledgers(found: Verified, content: Certificate, ledgers: Sequence[Path]) -> 
         found.unchecked.append(
             f"the ledgers of {', '.join(left[:10])}: give --ledger FILE; each site has its own"
         )
+
+
+def _more_charged(content: Certificate, site: str, path: Path) -> str:
+    """Return how a ledger charged more rounds of the run than are certified; nothing where it did not."""
+    charged = sum(
+        one.reserve.run == content.run and one.charge is not None
+        for one in inspect(path, anchored=False).chain.holdings
+    )
+    certified = sum(count for one in content.sites if one.name == site for _, count in _pairs(one.rounds))
+    if charged <= certified:
+        return ""
+    return f"the ledger of '{site}' charged {charged} rounds of this run, and {certified} are certified"
 
 
 def _holds(found: Verified, code: str, what: str, check: Callable[[], Any]) -> bool:

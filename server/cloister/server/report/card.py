@@ -69,10 +69,12 @@ def model_card(
 
 
 def _audits(clearance: Clearance) -> str:
+    if clearance.summary is None:
+        return ""
     lines = [
         f"- **{_safe(one.name)}**: {one.verdict}. {_safe(one.sentence, _TEXT)}" for one in clearance.findings
     ]
-    return "\n".join([_safe(clearance.failed, _TEXT), *([""] if lines else []), *lines])
+    return "\n".join([_safe(clearance.failed, _TEXT), "", *lines])
 
 
 def _section(title: str, body: str) -> str:

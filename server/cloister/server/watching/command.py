@@ -16,6 +16,8 @@ __all__ = ["register"]
 
 _PORT = 8866
 _TRIED = 10
+#: To listen on every address of this machine; nobody can visit that.
+_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 #: How long ``--json`` waits for the accountant.
 _WAIT_S = 60.0
 
@@ -97,7 +99,8 @@ def _serve(
     names = names_of([*hosts, *([] if local else [name, socket.gethostname()])])
     access = Access(token=token, names=names, addresses=not local)
     port = bound.getsockname()[1]
-    url = f"http://{f'[{name}]' if ':' in name else name}:{port}/"
+    reached = socket.gethostname() if name in _EVERYWHERE else f"[{name}]" if ":" in name else name
+    url = f"http://{reached}:{port}/"
 
     async def serve() -> None:
         pages = Pages(path)

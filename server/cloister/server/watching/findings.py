@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from cloister.server.audit.verdicts import SUMMARY
 from cloister.server.report.words import shown
 
 __all__ = ["MOST", "Findings"]
@@ -15,6 +16,11 @@ __all__ = ["MOST", "Findings"]
 #: At most so many findings, and so many bytes of each, are read.
 MOST, _BYTES = 64, 8 << 20
 _SENTENCE = 600
+
+
+def _may_be_finding(name: str) -> bool:
+    """Whether a file is named as a check's: not the summary of all, nor what a check keeps beside its finding."""
+    return name.endswith(".json") and name != SUMMARY and "." not in name.removesuffix(".json")
 
 
 class Findings:
@@ -27,7 +33,7 @@ class Findings:
     def read(self) -> list[dict[str, Any]]:
         """Return each finding's ``check``, ``verdict``, ``sentence``, ``power`` and ``file``, by name; a file that holds none says so."""
         try:
-            names = sorted(entry.name for entry in os.scandir(self._folder) if entry.name.endswith(".json"))
+            names = sorted(entry.name for entry in os.scandir(self._folder) if _may_be_finding(entry.name))
         except OSError:
             names = []
         kept: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {}

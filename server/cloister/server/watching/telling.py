@@ -276,6 +276,7 @@ def privacy(
         "cap": spent.cap if spent else None,
         "spent": max(figures, default=None),
         "at": max(at if spent else 0, newest),
+        "sites_at": at if spent else newest,
         "at_end": projection[-1][1] if projection and book.fold.end is None else None,
         "history": history,
         "projection": [point for point in projection if point[0] >= newest],

@@ -24,6 +24,17 @@ function steps(low, high, about) {
   return found;
 }
 
+/** A tick needs no zeros at its end. */
+const short = (text) => text.replace(/(\.\d*?)0+(?=\D|$)/, "$1").replace(/\.(?=\D|$)/, "");
+
+/** One bar of `value` on a scale to `most`, with a mark at `cap`. */
+export function bar(label, value, most, cap) {
+  const made = svg("svg", { class: "bar", viewBox: "0 0 100 10", preserveAspectRatio: "none", role: "img", "aria-label": label });
+  made.append(svg("rect", { class: "track", x: 0, y: 0, width: 100, height: 10 }), svg("rect", { class: "value", x: 0, y: 0, width: Math.min(100, (100 * value) / most), height: 10 }));
+  if (Number.isFinite(cap)) made.append(svg("rect", { class: "cap", x: Math.min(99, (100 * cap) / most - 0.5), y: 0, width: 1, height: 10 }));
+  return made;
+}
+
 /** options: title, label, series [{name, points, kind: "line"|"dash"|"thin"}], levels [{name, value}], band {low, high}, format, zero, unit */
 export function plot(options) {
   const series = options.series.filter((one) => one.points.length);
@@ -42,7 +53,7 @@ export function plot(options) {
   const picture = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${options.title}, by round. ${newest}`, tabindex: "0", focusable: "true" });
   for (const at of steps(y0, y1, 4)) {
     picture.append(svg("line", { class: "grid", x1: LEFT, x2: W - RIGHT, y1: Y(at), y2: Y(at) }));
-    picture.append(svg("text", { class: "tick", x: LEFT - 7, y: Y(at) + 4, "text-anchor": "end" }, options.format(at)));
+    picture.append(svg("text", { class: "tick", x: LEFT - 7, y: Y(at) + 4, "text-anchor": "end" }, short(options.format(at))));
   }
   for (const at of steps(x0, x1, 7).filter((one) => Number.isInteger(one) && one >= 0)) {
     picture.append(svg("text", { class: "tick", x: X(at), y: H - BOTTOM + 17, "text-anchor": "middle" }, String(at)));

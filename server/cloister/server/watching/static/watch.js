@@ -1,5 +1,5 @@
 // The page: takes the parts that the stream sends and shows them. Whatever a site named or wrote is set as text, never as markup.
-import { el, plot } from "/static/plot.js";
+import { bar, el, plot } from "/static/plot.js";
 import { DASH, ago, bytes, count, day, number, plural, seconds, share } from "/static/words.js";
 
 const base = location.pathname.replace(/\/+$/, "");
@@ -115,7 +115,7 @@ const views = {
     const has = (key) => s.listed.some((one) => one[key] !== null && one[key] !== undefined);
     const columns = ["Site", progress?.doing ? "This round" : "Last", "Last seen", "Answered", "Refused", "Missing", "Seconds a round", "Down / up"];
     if (s.measure && has("measured")) columns.push(s.measure);
-    if (has("epsilon")) columns.push("ε of this run");
+    if (has("epsilon")) columns.push(`ε of this run${parts.privacy?.sites_at ? ` (round ${parts.privacy.sites_at})` : ""}`);
     if (has("ledger")) columns.push("ε on its ledger");
     if (has("cap")) columns.push("Its cap");
     const rows = s.listed.map((one) => {
@@ -142,11 +142,11 @@ const views = {
     });
     const listed = (parts.sites?.listed ?? []).filter((one) => one.epsilon !== null && one.epsilon !== undefined).slice(0, 24);
     const scale = Math.max(...listed.flatMap((one) => [one.epsilon, one.ledger ?? 0, one.cap ?? 0]), p.allowed ?? 0, 1e-9);
-    const bars = listed.length ? el("figure", {}, el("figcaption", {}, "ε by site", el("span", {}, " of this run, against its cap")), el("div", { class: "bars" },
+    const bars = listed.length ? el("figure", {}, el("figcaption", {}, "ε by site", el("span", {}, ` of this run after round ${count(p.sites_at)}, against its cap`)), el("div", { class: "bars" },
       ...listed.map((one) => el("div", {}, el("span", {}, one.site),
-        el("meter", { min: 0, max: scale, value: one.epsilon, "aria-label": `ε of ${one.site}` }),
+        bar(`ε of ${one.site}: ${number(one.epsilon)}`, one.epsilon, scale, one.cap ?? NaN),
         el("span", {}, `${number(one.epsilon)}${one.ledger !== null ? `; ledger ${number(one.ledger)}` : ""}${one.cap !== null ? ` of ${number(one.cap)}` : ""}`))))) : null;
-    const words = [p.at_end !== null && p.at_end !== undefined ? `A site that is asked in every round that is left will have spent ε = ${number(p.at_end)} at the end.` : "", p.delta ? `δ = ${number(p.delta)}.` : "",
+    const words = [p.at_end !== null && p.at_end !== undefined ? `A site that is asked in every round that is left will have spent ε = ${number(p.at_end)} at the end.` : "", p.delta ? `δ = ${p.delta}.` : "",
       p.refused ? `The accountant gives no figure: ${p.refused}` : ""].filter(Boolean).join(" ");
     return section("privacy", "Privacy spent", grid(figure, bars), words ? el("p", { class: "note" }, words) : null,
       p.statement ? el("details", { "data-keep": "statement" }, el("summary", {}, "What this promises, and what not"), el("p", {}, p.statement)) : null);
@@ -219,7 +219,7 @@ function runs() {
 
 const ORDER = ["head", "progress", "curves", "sites", "privacy", "refused", "signals", "audits", "warnings", "traffic", "seen"];
 const NEEDS = {
-  head: ["head", "progress"], progress: ["progress", "head", "curves", "privacy", "traffic", "sites"], curves: ["curves", "progress"], sites: ["sites", "progress", "head"],
+  head: ["head", "progress"], progress: ["progress", "head", "curves", "privacy", "traffic", "sites"], curves: ["curves", "progress"], sites: ["sites", "progress", "head", "privacy"],
   privacy: ["privacy", "sites", "progress"], signals: ["signals", "progress"], traffic: ["traffic", "progress"],
 };
 const slots = new Map();

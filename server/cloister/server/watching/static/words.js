@@ -7,7 +7,8 @@ export function number(value) {
   const size = Math.abs(value);
   if (size >= 1e9 || size < 1e-4) return value.toExponential(2);
   if (size >= 1000) return Math.round(value).toLocaleString("en");
-  return Number(value.toPrecision(3)).toLocaleString("en", { maximumFractionDigits: 6 });
+  const digits = Math.min(6, Math.max(0, 2 - Math.floor(Math.log10(Math.abs(Number(value.toPrecision(3)))))));
+  return value.toFixed(digits);
 }
 
 export function count(value) {
