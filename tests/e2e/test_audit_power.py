@@ -34,7 +34,7 @@ def benchmark(repository: Path) -> ModuleType:
 def test_faults_are_found_in_nine_of_ten_audits_and_honest_runs_are_refuted_by_chance_only(
     benchmark: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Seeds 1 to 20: more than 3 refutations of 20 honest runs have a chance of 0.016 where the share is 1 in 20; the script counts 100 of each."""
+    """Seeds 1 to 20: more than 3 refutations of 20 honest runs have a chance of 0.016 where the share is 1 in 20; the script counts 50 of each, and 200 of the first."""
     rows = [
         benchmark.measured(case, range(1, 1 + (_HONEST if case.honest else _FAULTY)))
         for case in benchmark.CASES
