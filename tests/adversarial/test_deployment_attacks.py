@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -26,6 +27,7 @@ from cloister.client.site_config import ServerTable
 from cloister.core import protocol
 from cloister.core.errors import IntegrityError
 from cloister.privacy.identity import Role
+from cloister.server.deployment import desk
 from gated import GatedSite, code_of, federation, policy
 
 NONE = {"unit": "none", "noise_multiplier": None, "delta": None, "clip": None, "sampling_rate": None}
@@ -252,14 +254,21 @@ class TestTheRunnerGoesOn:
         with pytest.raises(MessageLostError):
             fleet_link._unpacked(RecordDict({protocol.PACKED: ConfigRecord({"else": 1})}))
 
-    def test_an_array_that_names_one_piece_again_and_again_is_not_unfolded(self) -> None:
+    @pytest.mark.parametrize(
+        ("check", "refusal"),
+        [(check_unfolded, MessageLostError), (desk._check_unfolded, ValueError)],
+        ids=["at a site", "at the server"],
+    )
+    def test_an_array_that_names_one_piece_again_and_again_is_not_unfolded(
+        self, check: Callable[[Mapping[str, bytes], int], None], refusal: type[Exception]
+    ) -> None:
         array = Array(np.zeros(1 << 10, dtype=np.float32))
         content = RecordDict({"a": ArrayRecord({"v": array})})
         parts = {name: one.deflate() for name, one in get_all_nested_objects(content).items()}
-        check_unfolded(parts, 1 << 16)
+        check(parts, 1 << 16)
         name = array.object_id
         told = json.loads(get_object_body(parts[name], Array))
         told["arraychunk_ids"] = [0] * 1000
         parts[name] = add_header_to_object_body(json.dumps(told).encode(), array)
-        with pytest.raises(MessageLostError):
-            check_unfolded(parts, 1 << 20)
+        with pytest.raises(refusal):
+            check(parts, 1 << 20)

@@ -10,16 +10,17 @@ A job's run at the SuperLink carries messages and nothing else: what must last i
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Message, RecordDict
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import SubStatus
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto, run_from_proto
@@ -41,7 +42,11 @@ from flwr.proto.runtime_pb2 import (
 )
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_body,
+    get_object_head_values_from_object_content,
+    iterate_object_tree,
+)
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
@@ -272,6 +277,7 @@ class SuperLinkGrid(HttpGrid):
             identifier = head.metadata.message_id
             try:
                 contents = self._pulled([one.object_id for one in iterate_object_tree(tree)], pull)
+                _check_unfolded(contents, self._most_bytes)
                 message = inflate_object_from_contents(identifier, contents)
                 if isinstance(message, Message) and message.has_content():
                     message.content = _unpacked(message.content)
@@ -308,6 +314,23 @@ class SuperLinkGrid(HttpGrid):
             backoff_cap=0.5,
         )
         return contents
+
+
+def _check_unfolded(contents: Mapping[str, bytes], most_bytes: int) -> None:
+    """Refuse parts that would make more of a reply than came: an array's part names its pieces, each as often as it likes.
+
+    Raises:
+        ValueError: its arrays would be longer than ``most_bytes`` together.
+    """
+    whole = 0
+    for content in contents.values():
+        kind, pieces, _ = get_object_head_values_from_object_content(content)
+        if kind == Array.__name__:
+            sizes = [len(contents[piece]) for piece in pieces]
+            named = json.loads(get_object_body(content, Array))["arraychunk_ids"]
+            whole += sum(sizes[number] for number in named)
+    if whole > most_bytes:
+        raise ValueError("too long when unfolded")
 
 
 def _packed(content: RecordDict) -> RecordDict:
