@@ -117,7 +117,7 @@ def test_init_writes_a_policy_that_allows_nothing_and_whose_every_line_holds_whe
     cloister("policy", "init", site.folder, status=2)
     cloister("policy", "init", site.folder, "--replace")
     assert read_policy(path).policy.allow == ()
-    assert site.open().request(federation()).code("query") == "policy-task"
+    assert site.open().request(federation()).code("query") == "policy-user"
     lines = []
     for line in careful_policy(load_site(site.folder)).splitlines():
         bare = line.removeprefix("# ")

@@ -234,7 +234,7 @@ def test_beyond_the_limit_vectors_are_tested_and_sums_are_not(
 ) -> None:
     two_sessions = 4 * (152 + 80)  # of four sites' updates and of their measurements
     monkeypatch.setitem(transcript_module.LIMITS, "bounded", two_sessions)
-    monkeypatch.setattr("cloister.simulation.simulate.LIMITS", transcript_module.LIMITS)
+    monkeypatch.setattr("cloister.server.conduct.LIMITS", transcript_module.LIMITS)
     folder = run(repository, tmp_path)
     assert (folder / "transcript" / VECTORS).stat().st_size == two_sessions
     found = audit_transcript(folder)

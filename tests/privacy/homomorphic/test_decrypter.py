@@ -44,7 +44,9 @@ def test_what_was_encrypted_is_decrypted(decrypter: Decrypter, scheme: str) -> N
     key = Vault.in_memory().issue("run", 1, scheme)  # type: ignore[arg-type]
     (found,) = decrypter.decrypt(key, [fresh(key, -3)])
     assert np.allclose(found[0], -3, atol=0.01)
-    assert found[1] == (19 if scheme == "bfv" else 0)
+    assert found[1] in (
+        (18, 19) if scheme == "bfv" else (0,)
+    )  # bits left: the noise of a fresh ciphertext is drawn
 
 
 def test_one_child_serves_one_key_after_another(decrypter: Decrypter, key: SessionKey) -> None:
