@@ -236,6 +236,7 @@ def on_stock_nodes(one: Deployment, rounds: int) -> list[float]:
     one.start("superlink")
     office = open_office(one.server)
     office = StockOffice(folder=office.folder, config=office.config, kit=office.kit, register=office.register)
+    one.until((office.state / "superlink.secret").exists, 120, "superlink")
     office.desk().wait_ready(120)
     office.desk().admit(office.node_keys.values())
     nodes = []
