@@ -89,6 +89,12 @@ def test_a_masked_private_job_from_submission_to_download(consortium: Deployment
         consortium.run("site", "log", str(consortium.site(site)), "--verify")
         kinds = [kind for _, kind in charges(consortium, site, run)]
         assert kinds.count("RESERVE") == kinds.count("COMMIT") == 6
+    ledgers = [
+        str(path)
+        for site in HOSPITALS
+        for path in (consortium.site(site) / "state" / "ledgers").glob("*.sqlite")
+    ]
+    consortium.run("audit", "budget", *ledgers, "--run", str(consortium.server / "runs" / run))
     audit = consortium.run("audit", "transcript", str(consortium.server / "runs" / run), "--json")
     assert json.loads(audit.stdout)
 

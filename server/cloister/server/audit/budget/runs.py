@@ -89,7 +89,7 @@ def read_run(folder: Path) -> ChargedRun | None:
         last=max((max(rounds) for rounds in story.asked.values()), default=0),
         done=story.done,
         stated=story.stated,
-        keeps=ledgers.is_file() and ledgers.stat().st_size > 0,
+        keeps=story.deployed or (ledgers.is_file() and ledgers.stat().st_size > 0),
         faults=faults,
     )
 
@@ -100,6 +100,7 @@ class _Story:
 
     size: int = 0
     digest: str = ""
+    deployed: bool = False
     done: bool = False
     asked: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     answered: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
@@ -111,6 +112,7 @@ class _Story:
         match event["kind"]:
             case "run":
                 self.size, self.digest = int(event.get("parameters") or 0), str(event.get("digest"))
+                self.deployed = event.get("engine") == "superlink"  # each site keeps its own
             case "site" if event["phase"] == "train":
                 self.asked[event["site"]].add(number)
                 if event["status"] == "answered":
