@@ -260,6 +260,9 @@ def on_stock_nodes(one: Deployment, rounds: int) -> list[float]:
                 "FLWR_TELEMETRY_ENABLED": "0",
                 "FLWR_DISABLE_UPDATE_CHECK": "1",
             }
+            home["PATH"] = (
+                f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # it starts flower-superexec by name
+            )
             environment = {**os.environ, **home, "CLOISTER_SITE": str(site), "OMP_NUM_THREADS": "1"}
             nodes.append(
                 subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
