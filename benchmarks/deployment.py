@@ -35,6 +35,8 @@ FASTER = 2.5
 HOSPITALS = ("cleveland", "hungarian", "long-beach-va", "switzerland")
 _STOCK = '''\
 from pathlib import Path
+from flwr.clientapp import ClientApp
+from cloister.client import fleet_link
 from cloister.client.app import make_client_app
 from cloister.client.deployed import DeployedSite
 from cloister.client.site_config import load_site
@@ -66,7 +68,18 @@ class Late:
         return self._made
 
 
-app = make_client_app(Late())
+class Unpacking(ClientApp):
+    """The same ClientApp, over messages whose records travel as one."""
+
+    def __call__(self, message, context):
+        message.content = fleet_link._unpacked(message.content)
+        reply = made(message, context)
+        reply.content = fleet_link._packed(reply.content)
+        return reply
+
+
+made = make_client_app(Late())
+app = Unpacking()
 '''
 
 
