@@ -335,7 +335,8 @@ class _Bounded(httpx.HTTPTransport):
 
 class _Counted(httpx.SyncByteStream):
     def __init__(self, stream: httpx.SyncByteStream | httpx.AsyncByteStream, request: httpx.Request) -> None:
-        assert isinstance(stream, httpx.SyncByteStream)
+        if not isinstance(stream, httpx.SyncByteStream):
+            raise TypeError(type(stream).__name__)
         self._stream, self._request = stream, request
 
     def __iter__(self) -> Iterator[bytes]:

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from cloister.core import protocol
@@ -28,6 +27,7 @@ from cloister.simulation.attacks.crafting import CRAFTS
 from cloister.simulation.attacks.knowing import Known, Memory
 from cloister.simulation.attacks.optimising import opt_alie, opt_ipm
 from cloister.simulation.live_array import LiveArray
+from cloister.simulation.passing_grid import PassingGrid
 from cloister.strategies.mean import Direction
 
 __all__ = ["AttackedGrid", "LiarsMemory"]
@@ -47,7 +47,7 @@ class _Round:
     held: dict[int, Message] = field(default_factory=dict)
 
 
-class AttackedGrid(Grid):
+class AttackedGrid(PassingGrid):
     """Passes everything on but the liars' updates.
 
     Args:
@@ -69,36 +69,13 @@ class AttackedGrid(Grid):
         *,
         groups: Sequence[Sequence[int]] = (),
     ) -> None:
-        self._inner, self._spec, self._attack = inner, spec, attack
+        super().__init__(inner)
+        self._spec, self._attack = spec, attack
         self._liars, self._randomness = liars, randomness
         self._groups = groups
         self._rounds: dict[str, _Round] = {}
         self._ready: dict[str, Message] = {}
         self.memory: Memory = {}
-
-    def set_run(self, run: Any) -> None:
-        """Set the run that this grid works for."""
-        self._inner.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """The run that this grid works for."""
-        return self._inner.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a new message."""
-        return self._inner.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes' numbers."""
-        return self._inner.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Pass the messages on, and note a round of training."""
@@ -131,12 +108,6 @@ class AttackedGrid(Grid):
             if one is not None and not one.waiting:
                 self._lie(one)
         return passed + [self._ready.pop(ticket) for ticket in wanted if ticket in self._ready]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send and receive without lying: the round loop does not train this way."""
-        return self._inner.send_and_receive(messages, timeout=timeout)
 
     def _take(self, one: _Round, ticket: str, reply: Message) -> bool:
         """Note a reply of a round; return whether it is held back."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from cloister.core import protocol
+from cloister.simulation.passing_grid import PassingGrid
 
 __all__ = ["Seen", "WatchingGrid"]
 
@@ -29,7 +29,7 @@ class Seen:
         self.rounds.setdefault(number, {})[node] = part
 
 
-class WatchingGrid(Grid):
+class WatchingGrid(PassingGrid):
     """Passes everything on, and notes updates.
 
     Args:
@@ -39,32 +39,9 @@ class WatchingGrid(Grid):
     """
 
     def __init__(self, inner: Grid, seen: Seen, columns: Mapping[int, Sequence[int]]) -> None:
-        self._inner, self._seen, self._columns = inner, seen, columns
+        super().__init__(inner)
+        self._seen, self._columns = seen, columns
         self._numbers: dict[str, int] = {}
-
-    def set_run(self, run: Any) -> None:
-        """Set the run that this grid works for."""
-        self._inner.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """The run that this grid works for."""
-        return self._inner.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a new message."""
-        return self._inner.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes' numbers."""
-        return self._inner.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Pass the messages on, and note of which round those to watched nodes are."""
@@ -84,12 +61,6 @@ class WatchingGrid(Grid):
             if number is not None and not reply.has_error():
                 self._look(number, reply)
         return replies
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send and receive unseen: the round loop does not train this way."""
-        return self._inner.send_and_receive(messages, timeout=timeout)
 
     def _look(self, number: int, reply: Message) -> None:
         arrays = reply.content.array_records.get(protocol.UPDATE)
