@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from pathlib import Path
 
@@ -55,3 +56,12 @@ def test_only_temporary_files_of_the_named_files_are_swept(tmp_path: Path) -> No
     sweep(tmp_path, re.compile(r"a\.txt"))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*stay, ".a.txt.folder12"])
     sweep(tmp_path / "missing", re.compile(".*"))
+
+
+def test_what_is_not_a_file_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(StorageError, match="not a file"):
+        write_whole(pipe, b"x")
+    assert pipe.is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]

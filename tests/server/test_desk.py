@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from cloister.client.fleet_link import FleetLink
+from cloister.client.fleet_link import FleetLink, LinkLostError
 from cloister.core.errors import PeersMissing, PolicyError
 from cloister.privacy.identity import Role
 from cloister.privacy.identity.kit import load_kit
@@ -49,7 +50,8 @@ def test_messages_small_and_large_go_both_ways_and_nobody_else_is_let_in(
             while not stop.is_set():
                 message = link.receive()
                 if message is not None:
-                    link.send(Message(message.content, reply_to=message), 0.0)
+                    with suppress(LinkLostError):  # given up by the grid before all of it was sent
+                        link.send(Message(message.content, reply_to=message), 0.0)
                 stop.wait(0.05)
 
     thread = threading.Thread(target=site)
@@ -69,7 +71,8 @@ def test_messages_small_and_large_go_both_ways_and_nobody_else_is_let_in(
                     grid, [Message(content, known[keys["a"]], "train", ttl=30)], wait_s=30 if comes else 8
                 )
                 if not comes:
-                    assert answer.reply is None  # longer than is taken
+                    # longer than is taken: it counts as lost, and the SuperLink may say so itself once it has been given up
+                    assert answer.reply is None or answer.reply.has_error()
                     continue
                 assert answer.reply is not None
                 assert not answer.foreign

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tempfile
@@ -24,10 +25,12 @@ def write_whole(path: Path, data: bytes | str, *, mode: int = 0o644, durable: bo
     they need not reach the disk first: that holds against a killed process and not against a power cut.
 
     Raises:
-        StorageError: the disk is full or refuses; the old file stands.
+        StorageError: the disk is full or refuses, or ``path`` is something other than a file, such as a device; what was there stands.
     """
     raw = data.encode() if isinstance(data, str) else data
     try:
+        if path.exists() and not path.is_file():  # a rename would take the place of /dev/null
+            raise FileExistsError(errno.EEXIST, "it is there and is not a file")
         _write_whole(path, raw, mode, durable=durable)
     except OSError as error:
         raise StorageError.of(path, error) from None
