@@ -26,7 +26,9 @@ from cloister.client.runner import Runner
 from cloister.client.site_config import ServerTable
 from cloister.core import protocol
 from cloister.core.errors import IntegrityError
+from cloister.core.spec import parse_federation
 from cloister.privacy.identity import Role
+from cloister.privacy.plan import plan_from
 from cloister.server.deployment import desk
 from gated import GatedSite, code_of, federation, policy
 
@@ -155,6 +157,27 @@ class TestPolicyAndRevocation:
         trainer = site.source.workbench(json.dumps(asked.file)).trainer
         other = trainer.layout.read(trainer.model) * np.float32(0.5)
         assert asked.code(vector=other) == "policy-repeats"
+
+    def test_repeated_rounds_do_not_bring_a_run_beyond_what_a_run_may_cost(self, tmp_path: Path) -> None:
+        """Not while the site runs, and not after a restart, when everything is decided anew; and the refusal is in the site's log."""
+        site = GatedSite(tmp_path, policy()).open()
+        trainer = site.source.workbench(json.dumps(federation())).trainer
+        plan = plan_from(parse_federation(federation(), base=tmp_path).spec, trainer.layout.size)
+        assert plan is not None
+        whole, more = plan.spent(plan.rounds).epsilon, plan.spent(plan.rounds + 1).epsilon
+        site.write(policy({"epsilon_run": (whole + more) / 2}, limits={"runs": 2}))
+        asked = site.open().request(federation())
+        models = [trainer.layout.read(trainer.model) * np.float32(scale) for scale in (1.0, 0.5)]
+        assert asked.code(vector=models[0]) == ""
+        assert asked.code(vector=models[1]) == "policy-epsilon"
+        assert site.lines()[-1]["said"]["code"] == "policy-epsilon"
+        assert site.open().request(federation()).code() == "", "another run has its own"
+        site.write(policy({"epsilon_run": more}, limits={"runs": 2}))
+        assert asked.code(vector=models[1]) == ""
+        site.write(policy({"epsilon_run": (whole + more) / 2}, limits={"runs": 2}))
+        assert asked.code(number=2) == "policy-epsilon", (
+            "what was charged is counted when the policy is changed"
+        )
 
     def test_another_users_signature_of_a_request_is_no_right_to_its_run(self, tmp_path: Path) -> None:
         rules = policy()

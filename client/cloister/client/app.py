@@ -19,7 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from cloister.client.book import ContextShelf, Credentials, FileShelf, SessionBook, Shelf
-from cloister.client.charging import Charge, SiteLedger, afford, release
+from cloister.client.charging import Charge, RunBounds, SiteLedger, afford, release
 from cloister.client.incoming import Job, read_job
 from cloister.client.peers import groups_for
 from cloister.client.protecting import MakeArray, measured_values, outgoing_for, training_values
@@ -86,7 +86,7 @@ class Site:
         ledger: the account of what they have cost; ``None``: none is kept.
         credentials: what it proves to others; ``None``: it has no identity in a consortium.
         sessions: a file beside which it keeps its secure sessions; ``None``: beside the ledger, or with Flower's context where there is none.
-        repeats: how many rounds of a run may be charged once more; ``None``: any number, up to the cap.
+        bounds: what a run may be charged at the most, beside the ledger's cap.
         peers: all sites of a simulation, itself among them; a real site reads them in the user's request.
     """
 
@@ -95,7 +95,7 @@ class Site:
     ledger: SiteLedger | None = None
     credentials: Credentials | None = None
     sessions: Path | None = None
-    repeats: int | None = None
+    bounds: RunBounds = RunBounds()  # noqa: RUF009 - frozen
     peers: tuple[str, ...] = ()
 
 
@@ -175,7 +175,7 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
             plan=plan,
             code_hash=bench.code_hash,
             told=job.told,
-            repeats=site.repeats,
+            bounds=site.bounds,
         )
         arrays, said = release(site.ledger, charge, compute)
         content[protocol.LEDGER] = ConfigRecord({protocol.LEDGER: said.to_json()})

@@ -15,7 +15,7 @@ from flwr.app import Context
 
 from cloister.client.app import Site, Workbench
 from cloister.client.book import Credentials
-from cloister.client.charging import SiteLedger
+from cloister.client.charging import RunBounds, SiteLedger
 from cloister.client.incoming import parsed
 from cloister.client.site_config import SiteConfig
 from cloister.client.site_data import load_dataset
@@ -48,7 +48,7 @@ class DeployedSite:
         kit: who it is.
         dataset_for: which of its data sets a federation trains on; ``None``: none of them.
         floors: what it demands of every sum.
-        repeats: how many rounds of a federation's run may be charged once more.
+        bounds: what a federation's run may be charged at the most, beside the cap; nothing once more unless given.
         consortium: whom it believes at this moment; the kit's unless given.
     """
 
@@ -60,11 +60,11 @@ class DeployedSite:
         *,
         dataset_for: Callable[[FederationSpec], str | None],
         floors: Callable[[], Floors],
-        repeats: Callable[[FederationSpec], int] = lambda _: 0,
+        bounds: Callable[[FederationSpec], RunBounds] = lambda _: RunBounds(repeats=0),
         consortium: Callable[[], Consortium] | None = None,
     ) -> None:
         self._folder, self._config, self._kit = folder, config, kit
-        self._dataset_for, self._floors, self._repeats = dataset_for, floors, repeats
+        self._dataset_for, self._floors, self._bounds = dataset_for, floors, bounds
         self._consortium = consortium or (lambda: kit.consortium)
         self._randomness = SystemRandomness()
         self._built: OrderedDict[str, tuple[Workbench, Split, str]] = OrderedDict()
@@ -90,7 +90,7 @@ class DeployedSite:
                 identity=self._kit.identity, consortium=self._consortium(), floors=self._floors()
             ),
             sessions=self._state / _SESSIONS,
-            repeats=self._repeats(bench.spec),
+            bounds=self._bounds(bench.spec),
         )
 
     def _of(self, federation: str) -> tuple[Workbench, Split, str]:

@@ -37,7 +37,7 @@ class OpenSite:
             kit,
             dataset_for=gate.dataset_for,
             floors=lambda: gate.floors,
-            repeats=gate.repeats_for,
+            bounds=gate.bounds_for,
             consortium=gate.consortium,
         )
         app = make_client_app(source)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cloister.client.app import refusal_of
-from cloister.client.charging import SiteLedger
+from cloister.client.charging import RunBounds, SiteLedger
 from cloister.client.gate.budget import Cost, check_budget
 from cloister.client.gate.case import MessageCase
 from cloister.client.gate.judging import judge
@@ -108,7 +108,8 @@ def _cost(
     if plan is None:
         return None
     cap = policy.limits_of(rule.dataset).cap
-    return check_budget(ledgers[rule.dataset], plan, run=job.run, cap=cap, told=job.told)
+    bounds = RunBounds(repeats=rule.repeated_rounds, epsilon=rule.epsilon_run)
+    return check_budget(ledgers[rule.dataset], plan, run=job.run, cap=cap, told=job.told, bounds=bounds)
 
 
 def _words(error: CloisterError) -> tuple[str, str]:

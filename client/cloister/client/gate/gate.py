@@ -33,6 +33,7 @@ from zoneinfo import ZoneInfo
 from flwr.app import Context, Message
 
 from cloister.client.app import SiteSource
+from cloister.client.charging import RunBounds
 from cloister.client.deployed import ledger_of
 from cloister.client.gate.asking import asked, check_request
 from cloister.client.gate.case import MessageCase
@@ -138,10 +139,12 @@ class Gate:
         """Return whom the site believes: users, the server and other sites, less those who were revoked since."""
         return self._in_force.consortium()
 
-    def repeats_for(self, spec: FederationSpec) -> int:
-        """Return how many rounds of a run may be charged once more: by the rule that let the newest message in."""
+    def bounds_for(self, spec: FederationSpec) -> RunBounds:
+        """Return what a run may be charged at the most: by the rule that let the newest message in; nothing where there is none."""
         rule = self._rule
-        return 0 if rule is None or rule.task != spec.task.use else rule.repeated_rounds
+        if rule is None or rule.task != spec.task.use:
+            return RunBounds(repeats=0, epsilon=0.0)
+        return RunBounds(repeats=rule.repeated_rounds, epsilon=rule.epsilon_run)
 
     def status(self) -> dict[str, Any]:
         """Return what ``cloister site status --json`` prints."""

@@ -151,7 +151,10 @@ class Allow(Table):
         default=0,
         description="so many of a round's sites may side with the server, and masks and shared noise must still hold",
     )
-    epsilon_run: Positive | None = Field(default=None, description="the most that one whole run may cost")
+    epsilon_run: Positive | None = Field(
+        default=None,
+        description="the most that one whole run may cost, with all rounds that are charged more than once",
+    )
     rounds: Count | None = Field(default=None, description="the most rounds of a run")
     repeated_rounds: Whole = Field(
         default=5,
