@@ -10,13 +10,16 @@ Formal guarantees:
 - No byte that arrives is run or unpickled. A message whose parts together are longer than ``most_bytes`` is given up as soon as
   that many have come, and no more of it is asked for; so is one whose parts would unfold into more.
 
-==============================================  =====================================
+==============================================  ===========================================================
 case                                            outcome
-==============================================  =====================================
+==============================================  ===========================================================
 the server cannot be reached, or breaks off     `LinkLostError`: connect again later
+it fails at a call                              `LinkLostError`, with ``failed``: it may fail at it for ever
 it does not know this site's key                ``PolicyError`` (link-refused)
 a message that is too long, or cannot be read   `MessageLostError`: the line stands
-==============================================  =====================================
+an answer to a message that was given up, or    `UnwantedError`: the line stands, and nobody will ever take
+of a run that ended                             this answer
+==============================================  ===========================================================
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_body,
@@ -63,6 +67,7 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_push_object_fn_protobuf,
 )
 from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPushError,
     inflate_object_from_contents,
     pull_objects,
     push_objects,
@@ -77,7 +82,14 @@ from cloister.core.errors import IntegrityError, PolicyError
 from cloister.core.protocol import MOST_PACKED, PACKED
 from cloister.privacy.identity.kit import Kit, read_secret
 
-__all__ = ["FleetLink", "LinkLostError", "MessageLostError", "check_unfolded", "tls_context"]
+__all__ = [
+    "FleetLink",
+    "LinkLostError",
+    "MessageLostError",
+    "UnwantedError",
+    "check_unfolded",
+    "tls_context",
+]
 
 _CALL_S = 30.0
 _BEATS_APART_S = 10.0
@@ -87,16 +99,38 @@ _REFUSED = (
     httpx.codes.FORBIDDEN,
     httpx.codes.PRECONDITION_FAILED,  # the SuperLink: a key that it does not know
 )
+#: Who answers so has nothing against the call: nginx without the SuperLink behind it, or one who is asked too often.
+_AWAY = (
+    httpx.codes.REQUEST_TIMEOUT,
+    httpx.codes.TOO_EARLY,
+    httpx.codes.TOO_MANY_REQUESTS,
+    httpx.codes.BAD_GATEWAY,
+    httpx.codes.SERVICE_UNAVAILABLE,
+    httpx.codes.GATEWAY_TIMEOUT,
+)
 #: Bytes of one answer: Flower cuts arrays into pieces of 5 MiB.
 _MOST_ANSWERED = 64 << 20
 
 
 class LinkLostError(Exception):
-    """The coordinator cannot be reached, or broke off; its words are for the site's own log."""
+    """The coordinator cannot be reached, or broke off; its words are for the site's own log.
+
+    Args:
+        words: what happened.
+        failed: whether the coordinator was reached and failed at this very call, so that it may fail at it again.
+    """
+
+    def __init__(self, words: str, *, failed: bool = False) -> None:
+        super().__init__(words)
+        self.failed = failed
 
 
 class MessageLostError(Exception):
     """One message could not be taken; the line stands."""
+
+
+class UnwantedError(MessageLostError):
+    """The coordinator said that it does not take what belongs to this message, now or later; the line stands."""
 
 
 class FleetLink:
@@ -208,10 +242,17 @@ class FleetLink:
 
         Raises:
             LinkLostError: it could not be sent; it may be sent again.
+            UnwantedError: nobody takes it any more: its run ended, or its message was given up.
         """
         if reply.has_content():
             reply.content = _packed(reply.content)
         reply.metadata.__dict__["_message_id"] = reply.object_id
+        try:
+            return self._push(reply, seconds)
+        except ObjectPushError:
+            raise UnwantedError("its message was given up") from None
+
+    def _push(self, reply: Message, seconds: float) -> int:
         run = reply.metadata.run_id
         sent = 0
         with no_object_id_recompute():
@@ -278,13 +319,15 @@ class FleetLink:
             return work()
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
+            if _run_is_over(error.response):
+                raise UnwantedError("its run has ended") from None
             if status in _REFUSED:
                 raise PolicyError(
                     f"the coordinator does not let this site in (HTTP {status})",
                     remedy="ask the consortium whether this site's key is registered and not revoked; check this machine's clock",
                     code="link-refused",
                 ) from None
-            raise LinkLostError(f"HTTP {status}") from None
+            raise LinkLostError(f"HTTP {status}", failed=status not in _AWAY) from None
         except (httpx.HTTPError, ssl.SSLError, OSError) as error:
             raise LinkLostError(f"{type(error).__name__}: {error}") from None
         except ValueError:  # what protobuf cannot read
@@ -298,6 +341,15 @@ class FleetLink:
                 )
             except (httpx.HTTPError, RuntimeError, ValueError, OSError):
                 continue  # the next call tells the caller
+
+
+def _run_is_over(response: httpx.Response) -> bool:
+    """Whether the SuperLink says that a call is about a run that ended: a status by which nginx says something else."""
+    try:
+        said = response.json()
+    except (ValueError, httpx.HTTPError):
+        return False
+    return isinstance(said, dict) and said.get("code") == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED.value
 
 
 class _Client(FleetHttpClient):
