@@ -33,10 +33,9 @@ from cloister.privacy.identity import Consortium
 from cloister.privacy.identity.kit import Kit
 from cloister.privacy.manifest import Floors
 
-__all__ = ["DeployedSite", "ledger_of"]
+__all__ = ["DeployedSite", "ledger_of", "run_files_of"]
 
 _KEPT = 4
-_SESSIONS = "sessions"
 
 
 class DeployedSite:
@@ -68,7 +67,6 @@ class DeployedSite:
         self._consortium = consortium or (lambda: kit.consortium)
         self._randomness = SystemRandomness()
         self._built: OrderedDict[str, tuple[Workbench, Split, str]] = OrderedDict()
-        self._state = folder / config.site.state
 
     def workbench(self, federation: str) -> Workbench:
         """Return the workbench for a federation that was let in, built once.
@@ -89,7 +87,7 @@ class DeployedSite:
             credentials=Credentials(
                 identity=self._kit.identity, consortium=self._consortium(), floors=self._floors()
             ),
-            sessions=self._state / _SESSIONS,
+            sessions=run_files_of(self._folder, self._config),
             bounds=self._bounds(bench.spec),
         )
 
@@ -126,6 +124,11 @@ class DeployedSite:
             ).hexdigest(),
         )
         return bench, split, dataset
+
+
+def run_files_of(folder: Path, config: SiteConfig) -> Path:
+    """Return beside what a site keeps its files of runs (`cloister.client.run_files`)."""
+    return folder / config.site.state / "sessions"
 
 
 def ledger_of(folder: Path, config: SiteConfig, kit: Kit, dataset: str) -> SiteLedger:

@@ -84,6 +84,7 @@ class Runner:
         connect: opens a line to it.
         answer: answers a message.
         watched: what is told of it.
+        idle: is called now and then while there is nothing to do.
     """
 
     def __init__(
@@ -92,9 +93,12 @@ class Runner:
         connect: Callable[[], FleetLink],
         answer: Answerer,
         watched: Watched | None = None,
+        *,
+        idle: Callable[[], None] = lambda: None,
     ) -> None:
         self._server, self._connect, self._answer = server, connect, answer
         self.watched = watched or Watched()
+        self._idle = idle
         self._contexts: OrderedDict[int, Context] = OrderedDict()
         self._unsent: tuple[Message, float] | None = None
         self._failed = 0
@@ -135,6 +139,7 @@ class Runner:
                 continue
             self.watched.last_contact = time.time()
             if message is None:
+                self._idle()
                 stop.wait(pause)
                 pause = min(_SLOWER * pause, self._server.idle_poll_s)
                 continue

@@ -41,10 +41,13 @@ class OpenSite:
             consortium=gate.consortium,
         )
         app = make_client_app(source)
-        self._runner = Runner(config.server, self._connect, GatedApp(app, gate, source), self.watched)
+        self._runner = Runner(
+            config.server, self._connect, GatedApp(app, gate, source), self.watched, idle=gate.tidy
+        )
 
     def run(self, stop: threading.Event) -> None:
         """Answer the coordinator until ``stop`` is set."""
+        self.gate.tidy()
         self._runner.run(stop)
 
     def close(self) -> None:

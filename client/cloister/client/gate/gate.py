@@ -25,7 +25,9 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -34,7 +36,7 @@ from flwr.app import Context, Message
 
 from cloister.client.app import SiteSource
 from cloister.client.charging import RunBounds
-from cloister.client.deployed import ledger_of
+from cloister.client.deployed import ledger_of, run_files_of
 from cloister.client.gate.asking import asked, check_request
 from cloister.client.gate.case import MessageCase
 from cloister.client.gate.decision import Allowed, Refused, decide
@@ -47,12 +49,13 @@ from cloister.client.gate.log_state import LogState, RunState
 from cloister.client.gate.policy import Allow, ReadPolicy
 from cloister.client.gate.site_log import LOG, Clock, SiteLog, log_key, utc_now
 from cloister.client.gate.status import site_status
+from cloister.client.gate.tidying import Tidying
 from cloister.client.incoming import Job, parsed, read_job
 from cloister.client.site_config import SiteConfig
 from cloister.core import protocol
 from cloister.core._version import __version__
 from cloister.core.digests import federation_digest
-from cloister.core.errors import IntegrityError, SpecError
+from cloister.core.errors import IntegrityError, PolicyError, SpecError
 from cloister.core.spec import FederationSpec, parse_federation
 from cloister.privacy.identity import Consortium
 from cloister.privacy.identity.kit import Kit
@@ -108,6 +111,9 @@ class Gate:
         self._lately: deque[float] = deque(maxlen=_REFUSALS)
         self._rule: Allow | None = None
         self._state = LogState()
+        self._tidying = Tidying(
+            run_files_of(folder, config), state_folder(folder, config) / "ledgers", durable=durable
+        )
         self._closed = False
         self._in_force = InForce(folder, config, kit, changed=self._changed)
         read = self._in_force.policy()
@@ -150,6 +156,15 @@ class Gate:
         """Return what ``cloister site status --json`` prints."""
         self._log.refresh()
         return site_status(state_folder(self._folder, self._config), self._state, self._policy().policy)
+
+    def tidy(self) -> None:
+        """Remove what is kept of runs that no message is let in of any more, if it is time (`cloister.client.gate.tidying`)."""
+        if not self._tidying.due:
+            return
+        with suppress(PolicyError):  # a policy that cannot be read says nothing of what is over
+            days = self._policy().policy.who.request_days
+            denied = [name for name, run in self._state.runs.items() if run.state == "denied"]
+            self._tidying.tidy(denied=denied, before=self._now() - timedelta(days=days))
 
     def close(self) -> None:
         """Write down that the site stops; a second call does nothing."""
