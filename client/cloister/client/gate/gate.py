@@ -5,6 +5,8 @@ Formal guarantees:
 - A message reaches the ClientApp only if a user of the consortium signed the request that it carries, for this run, this federation file and this
   site, not longer ago than the policy says, and the policy in force allows the run: each is checked before anything is computed.
 - A reply leaves only after the site's log holds what is in it. Where that cannot be written, a refusal leaves.
+- What somebody at the site approved is a run on its terms: under the rule, the limits of the data set and the program of that time. On other terms
+  it waits to be approved again.
 - The vector of every training message is looked at before it is trained from (`cloister.client.gate.weights`).
 - A changed policy, a longer list of revoked certificates, and what ``cloister site approve | deny | pause | resume`` wrote, hold from the next
   message on.
@@ -209,7 +211,7 @@ class Gate:
         if before is None:
             self._log.append("asked", asked(user, request, spec))
         decision = self._decided(read, job, user, spec, context, source)
-        self._check_approval(job.run, decision)
+        self._check_approval(job.run, decision, read)
         self._check_busy(message, job, read, last=spec.federation.rounds)
         if message.metadata.message_type.startswith("train"):
             vector = job.array(protocol.VECTOR, decision.layout.size)
@@ -312,9 +314,7 @@ class Gate:
             }
             found = decide(read.policy, case, job=job, ledgers=ledgers)
             if isinstance(found, Allowed):
-                self._log.append(
-                    "allowed", {"run": job.run, "dataset": found.rule.dataset, "policy": read.digest}
-                )
+                self._log.append("allowed", {"run": job.run, "policy": read.digest, **found.facts()})
             if isinstance(found, Allowed) or not found.passing:
                 _remember(self._decisions, key, found)
         if isinstance(found, Refused):
@@ -331,14 +331,14 @@ class Gate:
             hours = ", ".join(when.hours)
             raise refused("wait-hours", f"this site trains {hours} ({when.time_zone}) only", "ask again then")
 
-    def _check_approval(self, run: str, decision: Allowed) -> None:
+    def _check_approval(self, run: str, decision: Allowed, read: ReadPolicy) -> None:
         approval, before = decision.rule.approval, self._state.runs[run]
-        if approval == "never" or before.state == "approved":
+        if approval == "never" or (before.state == "approved" and before.terms == decision.terms):
             return
         if approval == "first" and decision.grounds in self._state.grounds:
             return
-        if before.state != "held":
-            self._log.append("held", {"run": run, **decision.facts()})
+        if before.state != "held" or before.said.get("terms") != decision.terms:
+            self._log.append("held", {"run": run, "policy": read.digest, **decision.facts()})
         raise refused(
             "wait-approval",
             "the run waits until somebody at this site approves it",
