@@ -326,12 +326,16 @@ class TestOfficer:
         assert allowed[1]["cost"]["before"] > 0
         assert made.kinds().count("held") == 1
         # what one run may cost, what the data set may cost, another program: each is asked about again, once
+        dearer = {**rule, "epsilon_run": 60.0}
+
+        def another_program() -> None:
+            (made.folder / "rings.py").write_text(TASK + "\n# another program\n")
+            made.open()
+
         again: list[Callable[[], None]] = [
-            lambda: made.write(policy({**rule, "epsilon_run": 60.0}, data={"rings": limits})),
-            lambda: made.write(
-                policy({**rule, "epsilon_run": 60.0}, data={"rings": {**limits, "epsilon_cap": 60.0}})
-            ),
-            lambda: (made.folder / "rings.py").write_text(TASK + "\n# another program\n") and made.open(),  # type: ignore[func-returns-value]
+            lambda: made.write(policy(dearer, data={"rings": limits})),
+            lambda: made.write(policy(dearer, data={"rings": {**limits, "epsilon_cap": 60.0}})),
+            another_program,
         ]
         for number, change in enumerate(again, start=2):
             change()
