@@ -68,7 +68,7 @@ class Who(Table):
     )
     request_days: Annotated[float, Field(gt=0, le=3650)] = Field(
         default=30.0,
-        description="a request that was signed longer ago is refused, also in the middle of its run",
+        description="a request that was signed longer ago is refused, also in the middle of its run; what is kept of a run that was not heard of for so long is removed",
     )
 
 
