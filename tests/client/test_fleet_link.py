@@ -16,8 +16,9 @@ from flwr.app import Message, RecordDict
 from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
 from flwr.supercore.task_identity import TaskIdentity
 
-from cloister.client import fleet_link
-from cloister.client.fleet_link import FleetLink, LinkLostError
+from cloister.client import fleet_link, tls_line
+from cloister.client.fleet_link import FleetLink
+from cloister.client.tls_line import LinkLostError
 from cloister.core.errors import PolicyError
 from cloister.privacy.identity import Role
 from cloister.privacy.identity.kit import Kit, load_kit
@@ -132,7 +133,7 @@ def test_a_key_file_that_others_may_read_is_not_used(kits: Path, kit: Kit, tmp_p
 def test_an_answer_that_is_too_long_or_unfolds_is_not_taken(
     kits: Path, kit: Kit, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], body: bytes
 ) -> None:
-    monkeypatch.setattr(fleet_link, "_MOST_ANSWERED", 2000)
+    monkeypatch.setattr(tls_line, "MOST_ANSWERED", 2000)
 
     def answer(path: str) -> tuple[int, dict[str, str], bytes]:
         return (200, headers, body) if path.endswith("pull-messages") else knows(path)

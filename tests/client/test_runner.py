@@ -10,9 +10,10 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 
-from cloister.client.fleet_link import FleetLink, LinkLostError, MessageLostError, UnwantedError
+from cloister.client.fleet_link import FleetLink, MessageLostError, UnwantedError
 from cloister.client.runner import Runner, Watched
 from cloister.client.site_config import ServerTable
+from cloister.client.tls_line import LinkLostError
 from cloister.core.errors import PolicyError
 
 SERVER = ServerTable(address="127.0.0.1:1", busy_poll_s=0.01, idle_poll_s=0.05)

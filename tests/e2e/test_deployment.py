@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from cloister.client.fleet_link import FleetLink, tls_context
+from cloister.client.fleet_link import FleetLink
+from cloister.client.tls_line import tls_context
 from cloister.core import protocol
 from cloister.core.errors import PolicyError
 from cloister.core.metrics import measure

@@ -12,9 +12,10 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PushObjectRequest
 
-from cloister.client.fleet_link import FleetLink, LinkLostError, UnwantedError
+from cloister.client.fleet_link import FleetLink, UnwantedError
 from cloister.client.runner import Runner
 from cloister.client.site_config import ServerTable
+from cloister.client.tls_line import LinkLostError
 from cloister.core.errors import PeersMissing, PolicyError
 from cloister.privacy.identity import Role
 from cloister.privacy.identity.kit import load_kit

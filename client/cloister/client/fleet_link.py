@@ -27,13 +27,11 @@ from __future__ import annotations
 import json
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Array, ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
@@ -78,17 +76,16 @@ from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from cloister.core.errors import IntegrityError, PolicyError
+from cloister.client.tls_line import Bounded, LinkLostError, node_key, tls_context
+from cloister.core.errors import PolicyError
 from cloister.core.protocol import MOST_PACKED, PACKED
-from cloister.privacy.identity.kit import Kit, read_secret
+from cloister.privacy.identity.kit import Kit
 
 __all__ = [
     "FleetLink",
-    "LinkLostError",
     "MessageLostError",
     "UnwantedError",
     "check_unfolded",
-    "tls_context",
 ]
 
 _CALL_S = 30.0
@@ -108,21 +105,6 @@ _AWAY = (
     httpx.codes.SERVICE_UNAVAILABLE,
     httpx.codes.GATEWAY_TIMEOUT,
 )
-#: Bytes of one answer: Flower cuts arrays into pieces of 5 MiB.
-_MOST_ANSWERED = 64 << 20
-
-
-class LinkLostError(Exception):
-    """The coordinator cannot be reached, or broke off; its words are for the site's own log.
-
-    Args:
-        words: what happened.
-        failed: whether the coordinator was reached and failed at this very call, so that it may fail at it again.
-    """
-
-    def __init__(self, words: str, *, failed: bool = False) -> None:
-        super().__init__(words)
-        self.failed = failed
 
 
 class MessageLostError(Exception):
@@ -149,11 +131,11 @@ class FleetLink:
     """
 
     def __init__(self, address: str, kit: Kit, *, most_bytes: int = 1 << 30, call_s: float = _CALL_S) -> None:
-        key = _node_key(kit)
+        key = node_key(kit)
         self._most_bytes = most_bytes
         self._client = _Client(
             address,
-            _Bounded(verify=tls_context(kit)),
+            Bounded(verify=tls_context(kit)),
             call_s,
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="SuperNode"),
@@ -368,41 +350,6 @@ class _Client(FleetHttpClient):
         self._client = httpx.Client(transport=transport, timeout=call_s)
 
 
-class _Bounded(httpx.HTTPTransport):
-    """A transport that takes no answer longer than `_MOST_ANSWERED`, and none that unfolds into more than it is."""
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        request.headers["accept-encoding"] = "identity"
-        response = super().handle_request(request)
-        if response.headers.get("content-encoding", "identity") != "identity":
-            response.close()
-            raise httpx.DecodingError("a packed answer", request=request)
-        return httpx.Response(
-            response.status_code,
-            headers=response.headers,
-            stream=_Counted(response.stream, request),
-            extensions=response.extensions,
-        )
-
-
-class _Counted(httpx.SyncByteStream):
-    def __init__(self, stream: httpx.SyncByteStream | httpx.AsyncByteStream, request: httpx.Request) -> None:
-        if not isinstance(stream, httpx.SyncByteStream):
-            raise TypeError(type(stream).__name__)
-        self._stream, self._request = stream, request
-
-    def __iter__(self) -> Iterator[bytes]:
-        came = 0
-        for piece in self._stream:
-            came += len(piece)
-            if came > _MOST_ANSWERED:
-                raise httpx.DecodingError("an answer that is too long", request=self._request)
-            yield piece
-
-    def close(self) -> None:
-        self._stream.close()
-
-
 def _packed(content: RecordDict) -> RecordDict:
     """Return ``content`` as one record where it is small: each record is an object of its own, and costs two calls at either side."""
     if (
@@ -445,36 +392,3 @@ def check_unfolded(contents: Mapping[str, bytes], most_bytes: int) -> None:
         raise MessageLostError(type(error).__name__) from error
     if whole > most_bytes:
         raise MessageLostError("too long when unfolded")
-
-
-def tls_context(kit: Kit) -> ssl.SSLContext:
-    """Return how this site speaks TLS: it believes the consortium's root only, and shows its own certificate.
-
-    Raises:
-        LinkLostError: the certificates cannot be used.
-        IntegrityError: (kit-key) others may read the key.
-    """
-    read_secret(kit.key)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_verify_locations(cafile=str(kit.root))
-        context.load_cert_chain(kit.certificate, kit.key)
-    except (OSError, ssl.SSLError) as error:
-        raise LinkLostError(f"the TLS certificates cannot be used: {error}") from None
-    return context
-
-
-def _node_key(kit: Kit) -> ec.EllipticCurvePrivateKey:
-    raw = read_secret(kit.node_key)
-    try:
-        key = load_ssh_private_key(raw, password=None)
-    except ValueError:
-        key = None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise IntegrityError(
-            f"'{kit.node_key}' holds no elliptic-curve key",
-            remedy="restore it, or have a new one certified",
-            code="kit-key",
-        )
-    return key

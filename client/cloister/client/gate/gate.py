@@ -26,7 +26,7 @@ the log cannot be written                   log-…
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -49,6 +49,7 @@ from cloister.client.gate.leaving import check_reply, contents, steps_of, told_o
 from cloister.client.gate.limits import settle
 from cloister.client.gate.log_state import LogState, RunState
 from cloister.client.gate.policy import Allow, ReadPolicy
+from cloister.client.gate.refusing import Refusals
 from cloister.client.gate.site_log import LOG, Clock, SiteLog, log_key, utc_now
 from cloister.client.gate.status import site_status
 from cloister.client.gate.tidying import Tidying
@@ -63,13 +64,10 @@ from cloister.privacy.identity import Consortium
 from cloister.privacy.identity.kit import Kit
 from cloister.privacy.manifest import Floors
 
-__all__ = ["OFTEN", "Admitted", "Gate", "open_gate", "state_folder"]
+__all__ = ["Admitted", "Gate", "open_gate", "state_folder"]
 
-#: What is remembered of how many runs, and seconds until the same refusal is written down again.
-_RUNS, _AGAIN_S = 64, 60.0
-#: Refusals that are written down in that time; beyond that this one leaves in the place of each.
-_REFUSALS = 120
-OFTEN, _OFTEN_WORDS = "refused-often", "this site refused too many messages within a minute"
+#: What is remembered of how many runs.
+_RUNS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +107,6 @@ class Gate:
         self._decisions: OrderedDict[tuple[str, ...], Allowed | Refused] = OrderedDict()
         self._specs: OrderedDict[str, FederationSpec] = OrderedDict()
         self._active: dict[str, float] = {}
-        self._repeated: dict[tuple[str, str, str], tuple[float, int]] = {}
-        self._lately: deque[float] = deque(maxlen=_REFUSALS)
         self._rule: Allow | None = None
         self._state = LogState()
         self._tidying = Tidying(
@@ -128,6 +124,7 @@ class Gate:
             durable=durable,
             now=now,
         )
+        self._refusals = Refusals(self._log)
         self._log.append("started", {"version": __version__, "policy": read.digest})
         if self._state.policy != read.digest:
             self._changed(read)
@@ -246,40 +243,8 @@ class Gate:
         )
 
     def note_refusal(self, run: str, kind: str, code: str, message: str, *, by: str) -> None:
-        """Write a refusal down; the same one again within a minute is counted.
-
-        Anybody who reaches the site can be refused, under ever new names: what they can make it write is bounded.
-
-        Args:
-            run: of which run, as far as it is known.
-            kind: the message's type.
-            code: the refusal's.
-            message: the refusal's.
-            by: ``gate`` or ``site``.
-
-        Raises:
-            PolicyError: (refused-often) it was not written down, since too many others were within a minute; so it must not leave either.
-            IntegrityError: it could not be written down.
-        """
-        kind = kind[:32]
-        now, key = time.monotonic(), (run, kind, code)
-        at, times = self._repeated.get(key, (-_AGAIN_S, 0))
-        if now - at < _AGAIN_S:
-            self._repeated[key] = (at, times + 1)
-            return
-        if len(self._lately) == _REFUSALS and now - self._lately[0] < _AGAIN_S:
-            if code != OFTEN:
-                self.note_refusal("", "any", OFTEN, _OFTEN_WORDS, by="gate")
-                raise refused(OFTEN, _OFTEN_WORDS, "ask again in a minute")
-        elif code != OFTEN:
-            self._lately.append(now)
-        if len(self._repeated) >= 16 * _RUNS:
-            self._repeated.clear()
-        self._repeated[key] = (now, 0)
-        again = {"times": times + 1} if times else {}
-        self._log.append(
-            "refused", {"run": run, "message": kind, "code": code, "why": message, "by": by, **again}
-        )
+        """Write a refusal down, as `cloister.client.gate.refusing.Refusals` has it."""
+        self._refusals.note(run, kind, code, message, by=by)
 
     def _decided(  # noqa: PLR0917 - all of one message
         self,
