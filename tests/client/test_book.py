@@ -214,6 +214,8 @@ class TestRunsThatAreOver:
         then = datetime.now(UTC) - timedelta(seconds=500)
         assert forget_runs(place, lambda _, used: used < then) == 1
         assert not old.exists()
+        (tmp_path / f"sessions.sessions-{short_name('new')}.json").write_text("{")
+        assert forget_runs(place, lambda *_: True) == 1, "a damaged file of a run that is over goes too"
 
     def test_nothing_is_removed_before_it_is_written_down(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

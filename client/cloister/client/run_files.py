@@ -28,7 +28,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -183,9 +183,11 @@ def _over(beside: Path) -> dict[str, int]:
 
 
 def _newest(paths: list[Path]) -> int:
-    """Return the serial of the newest session, for whoever reads the file; 0 where there was none."""
-    serials = [_read_record(path).get("serial", 0) for path in paths if path.suffix == ".json"]
-    return max((serial for serial in serials if type(serial) is int), default=0)
+    """Return the serial of the newest session, for whoever reads the file; 0 where there was none, or nobody can tell."""
+    serials: list[object] = []
+    with suppress(IntegrityError):  # a damaged file of a run that is over needs no longer be mended
+        serials = [_read_record(path).get("serial", 0) for path in paths if path.suffix == ".json"]
+    return max((serial for serial in serials if isinstance(serial, int)), default=0)
 
 
 def _last_used(paths: list[Path]) -> datetime:
