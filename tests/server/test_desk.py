@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -195,31 +196,85 @@ def test_an_answer_whose_message_is_given_up_while_it_is_sent_is_dropped(
         assert link.send(Message(content(), reply_to=message), 0.0) > 0, "the line stands"
 
 
-def test_an_answer_on_a_line_that_is_really_lost_is_sent_when_the_superlink_is_back(
+class Cable:
+    """A way to the SuperLink that can be cut.
+
+    Args:
+        address: of the SuperLink.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._to = (address.rpartition(":")[0], int(address.rpartition(":")[2]))
+        self._whole = True
+        self._ends: list[socket.socket] = []
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Break off what is open, and let nobody through."""
+        self._whole = False
+        for end in self._ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def mend(self) -> None:
+        """Let everybody through again."""
+        self._whole = True
+
+    def close(self) -> None:
+        """Take it away."""
+        self.cut()
+        self._listening.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listening.accept()
+                if not self._whole:
+                    near.close()
+                    continue
+                far = socket.create_connection(self._to)
+                self._ends += [near, far]
+                for one, other in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _carry(one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError):
+            while piece := one.recv(1 << 16):
+                other.sendall(piece)
+        for end in (one, other):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def test_an_answer_on_a_line_that_is_really_lost_is_sent_when_the_line_is_back(
     deployment: tuple[Deployment, Office, Desk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cloister.client.runner._LONGEST_PAUSE_S", 2.0)
-    # A node whose SuperLink was killed is not let in before twice that is over: the site cannot have said good-bye.
+    # A site that could not say good-bye is not let in before twice that is over.
     monkeypatch.setattr("cloister.client.fleet_link.HEARTBEAT_DEFAULT_INTERVAL", 10)
     one, office, desk = deployment
     node = desk.admit([office.node_keys["b"]])[office.node_keys["b"]]
-    away = threading.Event()
+    cable, cut = Cable(office.config.server.superlink), threading.Event()
 
-    def without_the_superlink() -> None:
-        one.stop("superlink", kill=True)
-        away.set()
+    def cut_off() -> None:
+        cable.cut()
+        cut.set()
 
-    with Answering(one, office.config.server.superlink, without_the_superlink) as site:
+    with Answering(one, cable.address, cut_off) as site:
         with desk.open_run(8_000_000) as grid:
             one.until(lambda: node in grid.keys(), 60, "superlink")  # noqa: SIM118 - not a dict
             (name,) = grid.push_messages([Message(content(), node, "train", ttl=600)])
-            assert away.wait(60)
-            one.until(lambda: site.lines > 1, 60, "superlink")  # it tried without it
-            one.start("superlink")
-            desk.wait_ready(120)
-            one.until(lambda: bool(list(grid.pull_messages([name]))), 60, "superlink")
+            assert cut.wait(60)
+            one.until(lambda: site.lines > 2, 60, "superlink")  # it tried meanwhile
+            assert not list(grid.pull_messages([name]))
+            cable.mend()
+            one.until(lambda: bool(list(grid.pull_messages([name]))), 120, "superlink")
         assert len(site.answered) == 1, "it is made once"
         assert site.count("dropped") == 0
+    cable.close()
 
 
 def test_nobody_without_the_secret_takes_a_run(deployment: tuple[Deployment, Office, Desk]) -> None:
