@@ -26,11 +26,12 @@ class RunState:
 
     Attributes:
         run: its name.
-        state: ``asked``, ``allowed``, ``held``, ``approved``, ``denied`` or ``refused``: the newest of them; one that was denied or approved
-            stays so.
+        state: ``asked``, ``allowed``, ``held``, ``approved``, ``denied`` or ``refused``: the newest of them; one that was denied stays so, and one that
+            was approved, until it is held again on other terms.
         said: what it asked for, and of a held one what it costs.
         since: when it came to that state.
         by: who approved or denied it.
+        terms: digest of what was approved (`cloister.client.gate.decision.Allowed`).
     """
 
     run: str
@@ -38,6 +39,7 @@ class RunState:
     said: dict[str, Any] = field(default_factory=dict)
     since: str = ""
     by: str = ""
+    terms: str = ""
 
 
 @dataclass(kw_only=True)
@@ -92,8 +94,10 @@ class LogState:
         if entry.kind in ("approved", "denied"):
             run.by = str(entry.said.get("by", ""))
             grounds = str(run.said.get("grounds", ""))
-            if entry.kind == "approved" and grounds:
-                self.grounds.add(grounds)
-        elif run.state in ("approved", "denied"):
+            if entry.kind == "approved":
+                run.terms = str(run.said.get("terms", ""))
+                if grounds:
+                    self.grounds.add(grounds)
+        elif run.state == "denied" or (run.state == "approved" and entry.kind != "held"):
             return
         run.state, run.since = _DECIDED[entry.kind], entry.time
