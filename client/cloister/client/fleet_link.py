@@ -34,7 +34,6 @@ from typing import Any, Self
 import httpx
 from flwr.app import Array, ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
-from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.common.serde import (
     message_from_proto,
     message_to_proto,
@@ -89,7 +88,8 @@ __all__ = [
 ]
 
 _CALL_S = 30.0
-_BEATS_APART_S = 10.0
+#: A node whose last beat is twice the interval old counts as away, and only then is a site that was killed let in anew.
+_BEATS_APART_S, _BEAT_INTERVAL_S = 5.0, 15.0
 _REFUSED = (
     httpx.codes.BAD_REQUEST,  # nginx: a certificate that was taken back, or none
     httpx.codes.UNAUTHORIZED,
@@ -149,7 +149,7 @@ class FleetLink:
                 lambda: self._client.ActivateNode(
                     ActivateNodeRequest(
                         public_key=public_key_to_bytes(key.public_key()),
-                        heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL,
+                        heartbeat_interval=_BEAT_INTERVAL_S,
                     )
                 )
             )
@@ -319,7 +319,7 @@ class FleetLink:
         while not self._closed.wait(_BEATS_APART_S):
             try:
                 self._client.SendNodeHeartbeat(
-                    SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+                    SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=_BEAT_INTERVAL_S)
                 )
             except (httpx.HTTPError, RuntimeError, ValueError, OSError):
                 continue  # the next call tells the caller
