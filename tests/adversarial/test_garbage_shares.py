@@ -83,6 +83,7 @@ def test_where_that_would_show_one_site_the_run_stops_and_names_it(tmp_path: Pat
     assert not events(folder, "round")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("liar")
 def test_noise_shares_are_drawn_and_charged_anew_for_the_second_sum(tmp_path: Path) -> None:
     private = document(

@@ -56,6 +56,7 @@ def test_a_log_verifies_and_its_site_s_certificate_vouches_for_its_key(log: Path
     assert log.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_found(log: Path) -> None:
     """Each byte of log and head file, with one of its bits: none is free."""
     for path in (log, log.with_suffix(".head")):

@@ -317,6 +317,7 @@ def test_liars_under_masks_are_borne_by_a_rule_over_groups_and_not_by_the_mean(
     assert low <= made.figures["metrics"]["central"]["last"]["accuracy"] <= high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("unit", "more"),
     [

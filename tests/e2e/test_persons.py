@@ -30,6 +30,7 @@ PRIVACY: dict[str, Any] = {
 TABLES: dict[str, dict[str, Any]] = {"training": {"local_steps": 5}, "privacy": PRIVACY}
 
 
+@pytest.mark.slow
 def test_a_person_costs_what_dp_accounting_says_of_the_mixture(make_file: Callable[..., Path]) -> None:
     plan = record_plan(load_federation(make_file(**TABLES)).spec)
     assert plan is not None

@@ -123,6 +123,7 @@ def test_the_run_is_billed_as_the_composition_of_all_its_steps(
     assert made.figures["privacy"]["unit"] == "record"
 
 
+@pytest.mark.slow
 def test_noise_is_calibrated_to_the_whole_run(make_file: Callable[..., Path], tmp_path: Path) -> None:
     tables = {**TABLES, "cohort": {"per_round": "all"}}
     tables["privacy"] = {**PRIVACY, "epsilon": 2.0}

@@ -90,6 +90,7 @@ def test_the_model_is_that_of_a_run_in_clear_to_the_rounding(
     assert not np.array_equal(hidden, clear), "rounding leaves a trace: the sum went through integers"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protection", PROTECTIONS)
 def test_weights_losses_and_metrics_are_sums_too(
     make_file: MakeFile, tmp_path: Path, protection: str
@@ -114,6 +115,7 @@ def test_weights_losses_and_metrics_are_sums_too(
     assert all(event["loss"] is None for event in events(hidden.run, "site"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tables",
     [
@@ -140,6 +142,7 @@ def test_what_goes_with_updates_is_in_the_sum_as_well(
     assert np.abs(hidden - clear).max() <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tables",
     [

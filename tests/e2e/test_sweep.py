@@ -340,6 +340,7 @@ def test_many_sites_are_told_by_the_cost_that_none_passes() -> None:
 # The page
 
 
+@pytest.mark.slow
 def test_the_page_is_self_contained_and_holds_the_figures_of_the_json(private: SweepResult) -> None:
     source = private.page.read_text()
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", source))

@@ -91,6 +91,7 @@ def test_less_noise_costs_what_the_accountant_says() -> None:
 # ------------------------------------------------------------------ power and verdict
 
 
+@pytest.mark.slow
 def test_the_most_powerful_estimator_whose_assumptions_hold_decides() -> None:
     found = prepare(claim(4.0), 1000, confidence=SURE, kinds=Canaries())
     assert decisive(found).estimator.kind.name == "location"
@@ -105,6 +106,7 @@ def test_the_most_powerful_estimator_whose_assumptions_hold_decides() -> None:
     assert [bound is None for _, bound in bounds] == [False, False, True, True, True]
 
 
+@pytest.mark.slow
 def test_what_could_be_refuted_is_refuted_nine_times_in_ten() -> None:
     """By draws that the preparation did not see: 200 audits, 180 expected, below 165 or above 194 with a chance of 0.001."""
     made = claim(4.0)

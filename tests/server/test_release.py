@@ -128,6 +128,7 @@ def _resigned(release: Path, change: Callable[[dict[str, Any]], None], signer: I
 
 
 class TestAudit:
+    @pytest.mark.slow
     def test_every_asked_check_has_a_verdict_and_its_power(self, audited: Path) -> None:
         summary = read_summary(_run(audited) / "audits")
         assert summary is not None
@@ -410,6 +411,7 @@ class TestOfAConsortium:
         assert _codes(found) == {"release-epsilon"}
         assert "charged 2 rounds of this run, and 1 are certified" in found.faults[0].message
 
+    @pytest.mark.slow
     def test_a_server_that_signs_a_failed_check_is_found_out(
         self, signed: tuple[Path, Path], kits: Path
     ) -> None:

@@ -172,6 +172,7 @@ def test_a_sum_of_a_thousand_equal_ciphertexts_is_exact() -> None:
             assert np.abs(numbers - np.rint(numbers)).max() < 0.25
 
 
+@pytest.mark.slow
 def test_a_sum_of_a_thousand_fresh_ciphertexts_keeps_its_noise_budget() -> None:
     key = Vault.in_memory().issue("run", 1, "bfv")
     vectors = Vectors(BFV, key.public.context)
