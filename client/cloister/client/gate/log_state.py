@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cloister.client.gate.log_entry import LogEntry
+from cloister.core import protocol
 
 __all__ = ["LogState", "RunState"]
 
@@ -31,6 +32,8 @@ class RunState:
         said: what it asked for, and of a held one what it costs.
         since: when it came to that state.
         by: who approved or denied it.
+        trained: the last round that an update of this site left in; 0: none did.
+        opened: whether the coins of its canaries left.
     """
 
     run: str
@@ -38,6 +41,8 @@ class RunState:
     said: dict[str, Any] = field(default_factory=dict)
     since: str = ""
     by: str = ""
+    trained: int = 0
+    opened: bool = False
 
 
 @dataclass(kw_only=True)
@@ -75,6 +80,7 @@ class LogState:
             self.policy = str(said.get("sha256", ""))
         elif entry.kind == "left":
             self.left.append(entry)
+            self._leave(entry)
         elif entry.kind == "refused":
             self.refused.append(entry)
         elif entry.kind in _DECIDED:
@@ -83,6 +89,13 @@ class LogState:
     def held(self) -> list[RunState]:
         """Return the runs that wait for somebody to approve them."""
         return [run for run in self.runs.values() if run.state == "held"]
+
+    def _leave(self, entry: LogEntry) -> None:
+        run, kind = self.runs.get(str(entry.said.get("run", ""))), str(entry.said.get("message", ""))
+        if run is not None and kind.startswith("train"):
+            run.trained = max(run.trained, int(entry.said.get("round", 0)))
+        elif run is not None and kind == protocol.OPEN_QUERY:
+            run.opened = True
 
     def _decide(self, entry: LogEntry) -> None:
         name = str(entry.said.get("run", ""))
