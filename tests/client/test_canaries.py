@@ -108,7 +108,7 @@ def test_a_server_that_moves_the_canaries_weights_is_not_taken_for_one_that_copi
 
 
 def test_a_run_is_refused_before_it_begins_where_canaries_would_show_nothing() -> None:
-    for change, why in [
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"audit": {"canaries": COUNT}}, "canary_site go together"),
         ({"audit": {"canaries": 49, "canary_site": "north"}}, "at least 50"),
         ({**PLANTED, "privacy": None}, "promises nothing"),
@@ -122,7 +122,8 @@ def test_a_run_is_refused_before_it_begins_where_canaries_would_show_nothing() -
             "whole sites",
         ),
         ({**PLANTED, "cohort": {"per_round": 4}}, "per_round must be 'all'"),
-    ]:
+    ]
+    for change, why in refused:
         with pytest.raises(SpecError, match=why):
             changed(change)
     spec = parse_federation(federation(**PLANTED), base=Path()).spec

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from cloister.client import app
+from cloister.client import app, canaries
 from cloister.core.command import run as command
 from cloister.core.errors import IntegrityError, SpecError
 from cloister.core.randomness import SeededRandomness
@@ -76,6 +76,7 @@ def test_an_honest_run_is_consistent_and_says_so_where_its_model_is_audited(
     assert found["set_up"]["sees"] == "update"
     page = (folder / "audit-privacy.html").read_text()
     assert "the run itself" in page
+    assert "on the promised epsilon: consistent" in (folder / "report.html").read_text()
     assert (folder / "audit-privacy.json").stat().st_mode & 0o77 == 0
     subject = open_audit(folder)
     told = check_privacy(subject)
@@ -128,13 +129,29 @@ def test_what_would_show_nothing_is_refused_before_a_run_is_made(make_file: Made
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_released_model_is_the_one_that_would_have_come_without_canaries_but_for_the_noise(
+    make_file: Made, tmp_path: Path
+) -> None:
+    """Every weight differs by no more than two draws of the noise do: five deviations, in a few dozen weights."""
+    planted = tables(cohort={"sites": 1, "min_sites": 1}, audit={"canary_site": "site-001", "canaries": 400})
+    with_them = run(make_file(**planted), tmp_path / "with")
+    without = run(make_file(**{**planted, "audit": {}}), tmp_path / "without")
+    sigma = figures(with_them)["set_up"]["noise_multiplier"]
+    steps, lr, batch = 6, 0.1, 100
+    deviation = (2 * steps) ** 0.5 * lr * sigma / batch
+    first, second = (load_file(folder / "model.safetensors") for folder in (with_them, without))
+    assert first.keys() == second.keys()
+    for name in first:
+        assert abs(first[name] - second[name]).max() < 5 * deviation
+
+
 # ------------------------------------------------------------------ coins
 
 
 def test_coins_that_were_not_sealed_make_the_audit_void_and_the_release_fails(
     make_file: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = app.coins_of
+    asked = canaries.coins_of
 
     def lying(*arguments: Any, draw: bool, **options: Any) -> Coins:
         found = asked(*arguments, draw=draw, **options)
@@ -151,7 +168,7 @@ def test_coins_that_were_not_sealed_make_the_audit_void_and_the_release_fails(
 def test_coins_that_were_not_opened_leave_a_model_and_no_audit(
     make_file: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = app.coins_of
+    asked = canaries.coins_of
 
     def silent(*arguments: Any, draw: bool, **options: Any) -> Coins:
         if not draw:
