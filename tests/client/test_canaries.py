@@ -14,6 +14,7 @@ from flwr.app import Message
 
 from cloister.client.canaries import KeptCoins, SeededCoins, records_with_canaries
 from cloister.core import protocol
+from cloister.core.command import run as command
 from cloister.core.errors import IntegrityError, SpecError, TaskError
 from cloister.core.randomness import SeededRandomness, SystemRandomness
 from cloister.core.spec import parse_federation
@@ -91,6 +92,20 @@ def test_a_site_plants_only_where_its_policy_says_so_and_only_where_it_is_named(
     assert elsewhere.code("train") == "", "the canaries are another site's"
     assert elsewhere.code(protocol.SEAL_QUERY) == "audit-site"
     assert made.request(federation()).code(protocol.SEAL_QUERY) == "audit-site"
+
+
+def test_an_approval_of_a_kind_of_run_is_none_of_the_same_with_canaries(
+    site: Callable[..., GatedSite],
+) -> None:
+    made = site(approval="first")
+    first = made.request(federation())
+    assert first.code("query") == "wait-approval"
+    assert command(["site", "approve", first.request.run, str(made.folder)]) == 0
+    assert made.request(federation()).code("query") == ""
+    planted = made.request(federation(**PLANTED))
+    assert planted.code(protocol.SEAL_QUERY) == "wait-approval"
+    (held,) = made.gate.status()["held"]  # type: ignore[union-attr]
+    assert any("64 made-up records" in sentence for sentence in held["server_sees"])
 
 
 def test_a_server_that_moves_the_canaries_weights_is_not_taken_for_one_that_copies_records(
