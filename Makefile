@@ -6,7 +6,7 @@ export VENV
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet --constraint constraints.txt
 HEART := examples/heart/federation.toml
-EXTRAS := dev,ray,hub,tensorboard,mlflow,robustness
+EXTRAS := dev,ray,hub,tensorboard,mlflow,robustness,sql
 
 .PHONY: help demo deploy test check clean
 .DELETE_ON_ERROR:

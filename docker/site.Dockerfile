@@ -19,7 +19,8 @@ COPY constraints.txt /tmp/constraints.txt
 # torch first and by itself, from where its build for this machine is; then the rest at the versions that CI tests.
 RUN pip install --no-cache-dir --no-compile --constraint /tmp/constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
 COPY --from=build /wheels /wheels
-RUN pip install --no-cache-dir --no-compile --constraint /tmp/constraints.txt /wheels/cloister-*.whl
+# With the drivers that read a site's records from a database.
+RUN set -- /wheels/cloister-*.whl && pip install --no-cache-dir --no-compile --constraint /tmp/constraints.txt "$1[sql]"
 COPY docker/healthcheck.py /usr/local/bin/healthcheck.py
 RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin cloister
 ENV HOME=/tmp XDG_STATE_HOME=/tmp/state MPLCONFIGDIR=/tmp/matplotlib PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \

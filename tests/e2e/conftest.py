@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import tomli_w
 
+from cloister.core.command import run
+
 TASK = '''
 import torch
 from torch import nn
@@ -75,25 +77,36 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def cloister(tmp_path: Path) -> Command:
+def installed(tmp_path: Path) -> Command:
     """Run the installed command as a user would, from a folder outside the repository."""
 
-    def run(
-        *arguments: object, timeout: float = 120, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        command = [str(Path(sys.executable).with_name("cloister")), *map(str, arguments)]
-        environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state"), **(env or {})}
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command,
+            [str(Path(sys.executable).with_name("cloister")), *map(str, arguments)],
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=300,
             check=False,
-            env=environment,
+            env={**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")},
         )
 
-    return run
+    return call
+
+
+@pytest.fixture
+def cloister(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Run the command in this process, from a folder outside the repository: a start of its own takes seconds."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        given = [*map(str, arguments)]
+        capfd.readouterr()
+        status = run(given)
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess(given, status, said.out, said.err)
+
+    return call
 
 
 @pytest.fixture

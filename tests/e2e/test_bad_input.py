@@ -110,9 +110,9 @@ def test_an_unwritable_place_is_refused(
 
 
 def test_a_users_task_in_one_file_works_from_outside_the_repository(
-    make_file: Callable[..., Path], cloister: Any, answer: Any, tmp_path: Path
+    make_file: Callable[..., Path], installed: Any, answer: Any, tmp_path: Path
 ) -> None:
-    done = cloister(
+    done = installed(
         "simulate", make_file(), "--json", "--set", "federation.rounds=25", "--set", "training.local_epochs=4"
     )
     assert done.returncode == 0, done.stderr

@@ -18,12 +18,12 @@ from cloister.simulation.simulate import simulate
 
 @pytest.mark.slow
 def test_rays_result_is_the_local_one_to_floating_point(
-    make_file: Callable[..., Path], cloister: Any, answer: Any, tmp_path: Path
+    make_file: Callable[..., Path], installed: Any, answer: Any, tmp_path: Path
 ) -> None:
     path = make_file(federation={"rounds": 3}, training={"scaffold": True})
     made = {}
     for engine in ("local", "ray"):
-        done = cloister(
+        done = installed(
             "simulate",
             path,
             "--json",
@@ -46,11 +46,11 @@ def test_rays_result_is_the_local_one_to_floating_point(
 
 
 @pytest.mark.slow
-def test_all_sites_lost_over_ray_exits_6(make_file: Callable[..., Path], cloister: Any, answer: Any) -> None:
+def test_all_sites_lost_over_ray_exits_6(make_file: Callable[..., Path], installed: Any, answer: Any) -> None:
     path = make_file(
         training={"optimizer": {"name": "sgd", "lr": 1e6, "weight_decay": 1.0}, "local_epochs": 30}
     )
-    done = cloister("simulate", path, "--json", "--engine", "ray", "--workers", "2", timeout=300)
+    done = installed("simulate", path, "--json", "--engine", "ray", "--workers", "2")
     assert done.returncode == 6, done.stderr
     assert answer(done)["error"]["code"] == "peers-missing"
 

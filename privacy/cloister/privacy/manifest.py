@@ -26,13 +26,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Literal, get_args
 
 from cloister.core.errors import IntegrityError, PolicyError
 from cloister.privacy.identity import Consortium, Identity, Purpose, Role
+from cloister.privacy.identity.statement import Statement
 
 __all__ = ["VERSION", "Floors", "Manifest", "Scheme", "SignedManifest", "SumKind", "cohort_digest"]
 
@@ -148,8 +149,7 @@ class Manifest:
 
     def signed(self, server: Identity) -> SignedManifest:
         """Return it with the server's signature."""
-        signature = server.sign(Purpose.MANIFEST, self.encoded)
-        return SignedManifest(encoded=self.encoded, signature=signature, certificate=server.certificate)
+        return SignedManifest.by(server, self.encoded)
 
     def check_floors(self, floors: Floors) -> None:
         """Check it against what the site demands.
@@ -193,39 +193,12 @@ class Manifest:
         return made
 
 
-@dataclass(frozen=True, kw_only=True)
-class SignedManifest:
-    """A manifest as it travels.
+class SignedManifest(Statement):
+    """A manifest as it travels, signed by the server; ``encoded`` is `Manifest.encoded`."""
 
-    Attributes:
-        encoded: `Manifest.encoded`.
-        signature: the server's.
-        certificate: the server's, DER.
-    """
-
-    encoded: bytes
-    signature: bytes
-    certificate: bytes
-
-    def to_fields(self) -> dict[str, bytes]:
-        """Return it as a message holds it."""
-        return {"manifest": self.encoded, "signature": self.signature, "certificate": self.certificate}
-
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, object]) -> SignedManifest:
-        """Read it from a message.
-
-        Raises:
-            IntegrityError: (manifest) it is none.
-        """
-        encoded, signature, certificate = (
-            fields.get(name) for name in ("manifest", "signature", "certificate")
-        )
-        if not (
-            isinstance(encoded, bytes) and isinstance(signature, bytes) and isinstance(certificate, bytes)
-        ):
-            raise _unfit("it is not there")
-        return cls(encoded=encoded, signature=signature, certificate=certificate)
+    FIELD = "manifest"
+    PURPOSE = Purpose.MANIFEST
+    ROLE = Role.SERVER
 
     def opened(self, consortium: Consortium) -> Manifest:
         """Return the manifest, checked.
@@ -233,9 +206,13 @@ class SignedManifest:
         Raises:
             IntegrityError: the consortium's server did not sign it, or it is none.
         """
-        server = consortium.member(self.certificate, role=Role.SERVER)
-        server.check(Purpose.MANIFEST, self.encoded, self.signature)
+        self.signer(consortium)
         return Manifest.decode(self.encoded)
+
+    @classmethod
+    def unfit(cls, why: str) -> IntegrityError:
+        """Return the refusal of a manifest."""
+        return _unfit(why)
 
 
 def cohort_digest(names: Iterable[str]) -> str:

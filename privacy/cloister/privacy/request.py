@@ -21,13 +21,13 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import cached_property
 
 from cloister.core.errors import IntegrityError
 from cloister.privacy.identity import Consortium, Identity, Member, Purpose, Role
+from cloister.privacy.identity.statement import Statement
 
 __all__ = ["VERSION", "JobRequest", "SignedRequest"]
 
@@ -107,8 +107,7 @@ class JobRequest:
 
     def signed(self, user: Identity) -> SignedRequest:
         """Return it with the user's signature."""
-        signature = user.sign(Purpose.JOB, self.encoded)
-        return SignedRequest(encoded=self.encoded, signature=signature, certificate=user.certificate)
+        return SignedRequest.by(user, self.encoded)
 
     @classmethod
     def decode(cls, encoded: bytes) -> JobRequest:
@@ -135,39 +134,12 @@ class JobRequest:
         return made
 
 
-@dataclass(frozen=True, kw_only=True)
-class SignedRequest:
-    """A request as it travels.
+class SignedRequest(Statement):
+    """A request as it travels, signed by a user; ``encoded`` is `JobRequest.encoded`."""
 
-    Attributes:
-        encoded: `JobRequest.encoded`.
-        signature: the user's.
-        certificate: the user's, DER.
-    """
-
-    encoded: bytes
-    signature: bytes
-    certificate: bytes
-
-    def to_fields(self) -> dict[str, bytes]:
-        """Return it as a message holds it."""
-        return {"request": self.encoded, "signature": self.signature, "certificate": self.certificate}
-
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, object]) -> SignedRequest:
-        """Read it from a message.
-
-        Raises:
-            IntegrityError: (request) it is none.
-        """
-        encoded, signature, certificate = (
-            fields.get(name) for name in ("request", "signature", "certificate")
-        )
-        if not (
-            isinstance(encoded, bytes) and isinstance(signature, bytes) and isinstance(certificate, bytes)
-        ):
-            raise _unfit("it is not there")
-        return cls(encoded=encoded, signature=signature, certificate=certificate)
+    FIELD = "request"
+    PURPOSE = Purpose.JOB
+    ROLE = Role.USER
 
     def opened(self, consortium: Consortium) -> tuple[Member, JobRequest]:
         """Return who asks for what, checked.
@@ -175,9 +147,12 @@ class SignedRequest:
         Raises:
             IntegrityError: no user of the consortium signed it, or it is none.
         """
-        user = consortium.member(self.certificate, role=Role.USER)
-        user.check(Purpose.JOB, self.encoded, self.signature)
-        return user, JobRequest.decode(self.encoded)
+        return self.signer(consortium), JobRequest.decode(self.encoded)
+
+    @classmethod
+    def unfit(cls, why: str) -> IntegrityError:
+        """Return the refusal of a request."""
+        return _unfit(why)
 
 
 def _unfit(why: str) -> IntegrityError:

@@ -124,11 +124,12 @@ def pgd(
     if not len(records):
         return records
     point = records if start is None else start
+    project = threat.projection(records)
     with attacking(model):
         for _ in range(steps):
             found, _ = gradient(model, loss, point, targets)
             with torch.no_grad():
-                point = threat.project(threat.ascend(point.detach(), found, step_size), records)
+                point = project(threat.ascend(point.detach(), found, step_size))
     return point.detach()
 
 

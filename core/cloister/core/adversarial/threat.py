@@ -7,7 +7,7 @@ lies within the bounds, and is x wherever the adversary cannot change anything. 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,15 +69,24 @@ class Threat:
         For linf it is the nearest one. For l2 the perturbation is scaled to ε and then cut off at the bounds, which shortens it
         further: within the ball and the bounds, though not always the nearest point (Croce and Hein 2020 do the same).
         """
+        return self.projection(records)(moved)
+
+    def projection(self, records: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return what `project` does near ``records`` (n, …), for many points: in linf the box is worked out once."""
         mask = self.mask(records)
         if self.norm == "linf":
+            low, high = self._bounded(records - self.epsilon), self._bounded(records + self.epsilon)
             if mask is not None:
-                moved = torch.where(mask.bool(), moved, records)
-            near = torch.maximum(torch.minimum(moved, records + self.epsilon), records - self.epsilon)
-            return self._bounded(near)
-        change = moved - records if mask is None else (moved - records) * mask
-        length = _per_record(change)
-        return self._bounded(records + change * (self.epsilon / length.clamp(min=self.epsilon)))
+                kept = self._bounded(records.clone())
+                low, high = (torch.where(mask.bool(), side, kept) for side in (low, high))
+            return lambda moved: torch.clamp(moved, low, high)
+
+        def project(moved: Tensor) -> Tensor:
+            change = moved - records if mask is None else (moved - records) * mask
+            length = _per_record(change)
+            return self._bounded(records + change * (self.epsilon / length.clamp(min=self.epsilon)))
+
+        return project
 
     def start(self, records: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return a random point for each of ``records`` (n, …): uniform in the ball, then projected."""

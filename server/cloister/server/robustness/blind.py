@@ -37,14 +37,15 @@ def random_search(
     """
     if not len(records):
         return records
+    project = threat.projection(records)
     with attacking(model), torch.no_grad():
-        best = threat.project(records + threat.epsilon * _signs(records, generator), records)
+        best = project(records + threat.epsilon * _signs(records, generator))
         found = margin(model(best), targets)
         for query in range(queries):
             share = max(0.5 * 0.98 ** (200 * query / max(queries, 1)), 1 / records[0].numel())
             chosen = torch.rand(records.shape, generator=generator) < share
             moved = torch.where(chosen, records + threat.epsilon * _signs(records, generator), best)
-            moved = threat.project(moved, records)
+            moved = project(moved)
             tried = margin(model(moved), targets)
             better = tried < found
             best[better], found[better] = moved[better], tried[better]
