@@ -133,7 +133,10 @@ def trained(task: Task, seed: int, *, target: int | None, adversarial: bool) -> 
             optimiser.zero_grad()
             functional.cross_entropy(model(own), wanted).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-    return {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()}
+    return {
+        name: value.detach().clone(memory_format=torch.contiguous_format)
+        for name, value in model.state_dict().items()
+    }
 
 
 def _text(rows: list[dict[str, Any]], targets: list[dict[str, Any]]) -> str:

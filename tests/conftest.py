@@ -14,6 +14,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+# Tests run side by side, one a core: threads of one more would stand in each other's way. Before anything imports torch.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Derandomised: a property test tries the same examples in every run, so a failure is the change's and not the day's.
 settings.register_profile("cloister", deadline=None, derandomize=True, max_examples=60)

@@ -1,11 +1,13 @@
 """Images and compose files: nobody is root, everything is pinned and watched, each container sees its own kit and no secret is in an environment."""
 
 import http.server
+import json
 import re
 import shutil
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ from cloister.core._version import __version__
 from cloister.server.provision.consortium_file import load_consortium_file
 from cloister.server.provision.making import provision
 from consortia import make_consortium
+from consortium import free_port
 
+CLOISTER = [str(Path(sys.executable).parent / "cloister")]
 IMAGES = ("server", "site", "authority")
 PINNED = re.compile(r"[a-z/-]+:\d+\.\d+\.\d+(-[a-z0-9]+)*")
 SECRET = re.compile(r"secret|passw|token|credential|private|\bkey\b|_key", re.IGNORECASE)
@@ -91,6 +95,121 @@ def test_what_is_built_is_what_the_wheel_needs(dockerfile: list[tuple[str, str]]
     assert [one for one in needed if one not in copied] == []
     ignored = (repository / ".dockerignore").read_text(encoding="utf-8").split()
     assert [one for one in needed if f"!{one}" not in ignored] == []
+
+
+ALONE = """
+import importlib.metadata, pkgutil, re, sys
+
+names, needed = sys.argv[1].split(), set()
+while names:
+    name = re.sub(r"[-_.]+", "-", names.pop()).lower()
+    if name not in needed:
+        needed.add(name)
+        for line in importlib.metadata.requires(name) or ():
+            if "extra ==" not in line:
+                one = re.match(r"[A-Za-z0-9._-]+", line)[0]
+                try:
+                    importlib.metadata.version(one)
+                except importlib.metadata.PackageNotFoundError:
+                    continue  # for another platform
+                names.append(one)
+owners = importlib.metadata.packages_distributions()
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        of = {re.sub(r"[-_.]+", "-", one).lower() for one in owners.get(name, ())}
+        if of and not of & needed and "cloister" not in of:
+            raise ModuleNotFoundError(f"not in the image: {name}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from cloister.privacy import authority, homomorphic
+for package in (authority, homomorphic):
+    for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        __import__(found.name)
+homomorphic.vectors._tenseal()  # imported where it is used
+sys.argv = ["cloister", "authority", "run", "--help"]
+from cloister.core.command import main
+sys.exit(main())
+"""
+
+
+def test_the_key_authority_runs_with_the_packages_of_its_image_alone(repository: Path) -> None:
+    (install,) = [
+        value
+        for what, value in instructions(repository / "docker/authority.Dockerfile")
+        if what == "RUN" and "--constraint /tmp" in value and "wheels" not in value
+    ]
+    names = install.split("/tmp/constraints.txt")[1]
+    assert "tenseal" in names
+
+    def ran(packages: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", ALONE, packages], capture_output=True, text=True, check=False
+        )
+
+    done = ran(names)
+    assert (done.returncode, "--listen" in done.stdout) == (0, True), done.stderr
+    for name in ("tenseal", "grpcio"):
+        missing = ran(" ".join(one for one in names.split() if one != name))
+        assert missing.returncode, "what is missing is found"
+        assert f"not in the image: {name.removesuffix('io')}" in missing.stderr
+
+
+@pytest.mark.slow
+def test_what_an_image_starts_and_how_it_is_watched_is_tried_as_processes(
+    repository: Path, tmp_path: Path
+) -> None:
+    """Each image's own CMD, with the kit's folder for ``/kit``, until the image's own HEALTHCHECK says that it is well."""
+    file = tmp_path / "consortium.toml"
+    file.write_text(
+        '[consortium]\nname = "images"\n[server]\nhost = "127.0.0.1"\nport = 8443\n[authority]\nhost = "127.0.0.1"\n'
+        '[[sites]]\nname = "cleveland"\ndata.heart = { task = "heart", owner = "cleveland" }\n'
+    )
+    loaded, raw = load_consortium_file(file)
+    provision(loaded, raw, tmp_path / "c")
+    kits = {
+        "server": tmp_path / "c/kits/server",
+        "authority": tmp_path / "c/kits/authority",
+        "site": tmp_path / "c/kits/sites/cleveland",
+    }
+    # The ports of this machine are others' too; of the kits' own it is only checked that they are those that the images ask.
+    ports = {number: str(free_port()) for number in ("8443", "9092", "9095", "9443", "9464", "9465")}
+    ports["8443"] = ports["9092"]  # no door: the site reaches the SuperLink
+    asked = {"server": "9465", "authority": "9443", "site": "9464"}
+    for path in (kits["server"] / "server.toml", kits["site"] / "site.toml"):
+        path.write_text(moved(path.read_text(), ports))
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        for image, kit in kits.items():
+            written = dict(instructions(repository / "docker" / f"{image}.Dockerfile"))
+            command = json.loads(written["CMD"])
+            watch = json.loads(written["HEALTHCHECK"].partition("CMD ")[2])
+            assert asked[image] in watch[-1]
+            assert json.loads(written["ENTRYPOINT"]) == ["cloister"]
+            with (tmp_path / f"{image}.log").open("wb") as log:
+                running.append(
+                    subprocess.Popen(
+                        [*CLOISTER, *(moved(word.replace("/kit", str(kit)), ports) for word in command)],
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                    )
+                )
+            check = [sys.executable, str(repository / "docker/healthcheck.py"), moved(watch[-1], ports)]
+            deadline = time.monotonic() + 120
+            while subprocess.run(check, capture_output=True, check=False).returncode:
+                assert running[-1].poll() is None, (tmp_path / f"{image}.log").read_text()
+                assert time.monotonic() < deadline, (tmp_path / f"{image}.log").read_text()
+                time.sleep(0.5)
+    finally:
+        for process in reversed(running):
+            process.terminate()
+            process.wait(60)
+
+
+def moved(text: str, ports: dict[str, str]) -> str:
+    """Return ``text`` with other ports."""
+    return re.sub(r"(?<=:)\d{4}\b", lambda found: ports.get(found[0], found[0]), text)
 
 
 @pytest.mark.skipif(

@@ -142,6 +142,7 @@ def attacked(parties: Parties, keeper: KeyAuthority, count: int, seed: int) -> d
     return ends
 
 
+@pytest.mark.slow
 def test_mutated_containers_are_refused_or_change_nothing(parties: Parties, keeper: KeyAuthority) -> None:
     ends = attacked(parties, keeper, 200, seed=1)
     assert sum(ends.values()) == 200

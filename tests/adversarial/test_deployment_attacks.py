@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import numpy as np
 import pytest
@@ -21,14 +23,18 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 
 from cloister.client import fleet_link
+from cloister.client.controls import FileControls
 from cloister.client.fleet_link import FleetLink, MessageLostError, check_unfolded
+from cloister.client.gate.site_log import SiteLog, log_key
 from cloister.client.runner import Runner
 from cloister.client.site_config import ServerTable
 from cloister.core import protocol
 from cloister.core.errors import IntegrityError
+from cloister.core.spec import parse_federation
 from cloister.privacy.identity import Role
+from cloister.privacy.plan import plan_from
 from cloister.server.deployment import desk
-from gated import GatedSite, code_of, federation, policy
+from gated import Asked, GatedSite, code_of, federation, policy
 
 NONE = {"unit": "none", "noise_multiplier": None, "delta": None, "clip": None, "sampling_rate": None}
 
@@ -49,6 +55,85 @@ def arriving(content: RecordDict | None, kind: str = "train") -> Message:
     if content is None:
         return make_message(metadata, error=Error(0, "none"))
     return make_message(metadata, content=content)
+
+
+def scaffolded(folder: Path) -> GatedSite:
+    """Return a site that lets controls leave, of two runs at once."""
+    rule = {"units": ["none"], "outputs": ["update", "metrics", "control"]}
+    return GatedSite(folder, policy(rule, limits={"runs": 2})).open()
+
+
+def with_control(asked: Asked, number: int = 1) -> tuple[Message, int]:
+    """Return a message that brings a control of zeros, and its length."""
+    message = asked.message(number=number)
+    vector = message.content.array_records[protocol.MODEL][protocol.VECTOR].numpy()
+    message.content.array_records[protocol.MODEL][protocol.CONTROL] = Array(np.zeros_like(vector))
+    return message, len(vector)
+
+
+class TestWhatIsKeptOfRuns:
+    """What a site keeps of a run outlives its process, and not the run."""
+
+    def test_a_restarted_site_goes_on_with_the_control_that_it_had(self, tmp_path: Path) -> None:
+        site = scaffolded(tmp_path)
+        asked = site.request(federation(privacy=NONE, training={"scaffold": True}))
+
+        def changed(number: int) -> np.ndarray:
+            reply = asked.deliver(with_control(asked, number)[0])
+            assert code_of(reply) == ""
+            return reply.content.array_records[protocol.UPDATE][protocol.CONTROL].numpy()
+
+        kept = FileControls(tmp_path / "state" / "sessions", asked.request.run)
+        size = len(changed(1))
+        first = kept.read(2, size)
+        assert first.any()
+        site.open()
+        second = changed(2)
+        assert np.array_equal(kept.read(2, size), first), "the round after the restart began with it"
+        assert np.allclose(kept.read(3, size) - first, second, atol=1e-6)
+        assert stat.S_IMODE(next((tmp_path / "state").glob("sessions.control-*")).stat().st_mode) == 0o600
+
+    def test_what_is_kept_of_a_run_goes_when_its_request_is_too_old_or_it_was_denied_and_not_before(
+        self, tmp_path: Path
+    ) -> None:
+        site = scaffolded(tmp_path)
+        site.write(
+            policy(
+                {"units": ["none"], "outputs": ["update", "metrics", "control"]},
+                who={"users": ["ada"], "request_days": 2.0},
+                limits={"runs": 2},
+            )
+        )
+        file = federation(privacy=NONE, training={"scaffold": True})
+        denied, old = site.request(file), site.request(file)
+        for asked in (denied, old):
+            assert code_of(asked.deliver(with_control(asked)[0])) == ""
+
+        def kept() -> int:
+            site.open()
+            assert site.gate is not None
+            site.gate.tidy()
+            return len(list((tmp_path / "state").glob("sessions.control-*")))
+
+        assert kept() == 2
+        site.clock += timedelta(days=1.9)
+        assert kept() == 2, "a round may still be asked for again"
+        assert code_of(old.deliver(with_control(old)[0])) == ""
+        log = tmp_path / "state" / "log.jsonl"
+        SiteLog(log, key=log_key(log)).append("denied", {"run": denied.request.run, "by": "me", "reason": ""})
+        assert kept() == 1
+        site.clock += timedelta(days=0.3)
+        assert kept() == 0
+        assert code_of(old.deliver(with_control(old)[0])) == "policy-request"
+        site.write(
+            policy(
+                {"units": ["none"], "outputs": ["update", "metrics", "control"]},
+                who={"users": ["ada"], "request_days": 9.0},
+            )
+        )
+        assert code_of(old.deliver(with_control(old)[0])) == "run-over", (
+            "also where the policy lets it in again"
+        )
 
 
 class TestWhatMayLeave:
@@ -83,23 +168,20 @@ class TestWhatMayLeave:
 
     def test_a_control_of_another_run_does_not_go_into_this_one(self, tmp_path: Path) -> None:
         """The server chooses Flower's run, and so the context: two jobs in one must not share what the site keeps."""
-        rule = {"units": ["none"], "outputs": ["update", "metrics", "control"]}
-        site = GatedSite(tmp_path, policy(rule, limits={"runs": 2})).open()
-        context = Context(run_id=1, node_id=9, node_config={}, state=RecordDict(), run_config={})
-
-        def control(asked: Any) -> np.ndarray:
-            message = asked.message()
-            vector = message.content.array_records[protocol.MODEL][protocol.VECTOR].numpy()
-            message.content.array_records[protocol.MODEL][protocol.CONTROL] = Array(np.zeros_like(vector))
-            reply = site.app(message, context)
-            assert code_of(reply) == ""
-            kept = context.state.array_records[protocol.CONTROL]
-            assert list(kept) == [asked.request.run]
-            return kept[asked.request.run].numpy()
-
+        site = scaffolded(tmp_path)
         file = federation(privacy=NONE, training={"scaffold": True})
-        control(site.request(file))
-        control(site.request(file))
+        first, second = site.request(file), site.request(file)
+        context = Context(run_id=1, node_id=9, node_config={}, state=RecordDict(), run_config={})
+        ones = []
+        for asked in (first, second):
+            message, size = with_control(asked)
+            assert code_of(site.app(message, context)) == ""
+            controls = FileControls(tmp_path / "state" / "sessions", asked.request.run)
+            assert not controls.read(1, size).any()
+            ones.append(controls.read(2, size))
+        assert ones[0].any()
+        assert ones[1].any()
+        assert not context.state.array_records
 
 
 class TestPolicyAndRevocation:
@@ -155,6 +237,27 @@ class TestPolicyAndRevocation:
         trainer = site.source.workbench(json.dumps(asked.file)).trainer
         other = trainer.layout.read(trainer.model) * np.float32(0.5)
         assert asked.code(vector=other) == "policy-repeats"
+
+    def test_repeated_rounds_do_not_bring_a_run_beyond_what_a_run_may_cost(self, tmp_path: Path) -> None:
+        """Not while the site runs, and not after a restart, when everything is decided anew; and the refusal is in the site's log."""
+        site = GatedSite(tmp_path, policy()).open()
+        trainer = site.source.workbench(json.dumps(federation())).trainer
+        plan = plan_from(parse_federation(federation(), base=tmp_path).spec, trainer.layout.size)
+        assert plan is not None
+        whole, more = plan.spent(plan.rounds).epsilon, plan.spent(plan.rounds + 1).epsilon
+        site.write(policy({"epsilon_run": (whole + more) / 2}, limits={"runs": 2}))
+        asked = site.open().request(federation())
+        models = [trainer.layout.read(trainer.model) * np.float32(scale) for scale in (1.0, 0.5)]
+        assert asked.code(vector=models[0]) == ""
+        assert asked.code(vector=models[1]) == "policy-epsilon"
+        assert site.lines()[-1]["said"]["code"] == "policy-epsilon"
+        assert site.open().request(federation()).code() == "", "another run has its own"
+        site.write(policy({"epsilon_run": more}, limits={"runs": 2}))
+        assert asked.code(vector=models[1]) == ""
+        site.write(policy({"epsilon_run": (whole + more) / 2}, limits={"runs": 2}))
+        assert asked.code(number=2) == "policy-epsilon", (
+            "what was charged is counted when the policy is changed"
+        )
 
     def test_another_users_signature_of_a_request_is_no_right_to_its_run(self, tmp_path: Path) -> None:
         rules = policy()

@@ -81,6 +81,7 @@ def test_a_sites_change_is_a_function_of_seed_round_and_site(method: str) -> Non
         assert not np.array_equal(first, change(made, **other))
 
 
+@pytest.mark.slow
 def test_training_against_an_adversary_makes_the_model_robust() -> None:
     threat = Threat(norm="linf", epsilon=0.1, low=0.0, high=1.0)
     left = []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import stat
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import RecordDict
 
-from cloister.client.book import ContextShelf, Credentials, FileShelf, SessionBook, Shelf
-from cloister.core.errors import IntegrityError
+from cloister.client.book import ContextShelf, Credentials, SessionBook, Shelf
+from cloister.client.run_files import FileShelf, forget_runs, short_name
+from cloister.core.errors import IntegrityError, StorageError
 from cloister.privacy.identity import ConsortiumAuthority, Role
 from cloister.privacy.manifest import Floors, Manifest, cohort_digest
 
@@ -172,3 +176,67 @@ def test_of_two_messages_that_arrive_together_one_sees_what_the_other_did(tmp_pa
         outcomes.clear()
         for path in tmp_path.iterdir():
             path.unlink()
+
+
+class TestRunsThatAreOver:
+    """What is kept of them is removed, and a session of theirs that is played again is refused."""
+
+    @staticmethod
+    def names(folder: Path) -> list[str]:
+        return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+    def test_a_run_that_is_over_leaves_a_number_and_is_refused_ever_after(self, tmp_path: Path) -> None:
+        place = tmp_path / "sessions"
+        for run in ("old", "new"):
+            open_sum(SessionBook(FileShelf(place, run), OWN), manifest(run=run, serial=7), ALL)
+        with SessionBook(FileShelf(place, "old"), OWN).turn() as turn:
+            turn.begin(manifest(serial=9))
+        gone = short_name("old")
+        assert forget_runs(place, lambda short, _: short == gone) == 1
+        assert self.names(tmp_path) == ["sessions.over.json", f"sessions.sessions-{short_name('new')}.json"]
+        assert json.loads((tmp_path / "sessions.over.json").read_text()) == {gone: 9}
+        assert stat.S_IMODE((tmp_path / "sessions.over.json").stat().st_mode) == 0o600
+        for _ in range(2):  # the same session again, and whatever else
+            with pytest.raises(IntegrityError) as refused:
+                open_sum(SessionBook(FileShelf(place, "old"), OWN), manifest(run="old", serial=10**6), FEWER)
+            assert refused.value.code == "run-over"
+        assert gone not in "".join(path.name for path in tmp_path.iterdir()), "and nothing is begun anew"
+        open_sum(SessionBook(FileShelf(place, "new"), OWN), manifest(run="new", serial=8), ALL)
+        assert forget_runs(place, lambda *_: True) == 1
+        assert set(json.loads((tmp_path / "sessions.over.json").read_text())) == {gone, short_name("new")}
+
+    def test_what_is_over_is_told_by_when_it_was_last_used(self, tmp_path: Path) -> None:
+        place = tmp_path / "sessions"
+        for run in ("old", "new"):
+            open_sum(SessionBook(FileShelf(place, run), OWN), manifest(run=run), ALL)
+        old = tmp_path / f"sessions.sessions-{short_name('old')}.json"
+        os.utime(old, (old.stat().st_atime, old.stat().st_mtime - 1000))
+        then = datetime.now(UTC) - timedelta(seconds=500)
+        assert forget_runs(place, lambda _, used: used < then) == 1
+        assert not old.exists()
+        (tmp_path / f"sessions.sessions-{short_name('new')}.json").write_text("{")
+        assert forget_runs(place, lambda *_: True) == 1, "a damaged file of a run that is over goes too"
+
+    def test_nothing_is_removed_before_it_is_written_down(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        place = tmp_path / "sessions"
+        open_sum(SessionBook(FileShelf(place, "old"), OWN), manifest(), ALL)
+
+        def full(*_: object, **__: object) -> None:
+            raise StorageError("the disk is full")
+
+        monkeypatch.setattr("cloister.client.run_files.write_whole", full)
+        with pytest.raises(StorageError):
+            forget_runs(place, lambda *_: True)
+        assert (tmp_path / f"sessions.sessions-{short_name('old')}.json").exists()
+
+    @pytest.mark.parametrize("text", ["{", "[]", '{"a": "b"}'])
+    def test_a_list_of_them_that_cannot_be_read_stops_the_site(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "sessions.over.json").write_text(text)
+        with (
+            pytest.raises(IntegrityError) as refused,
+            SessionBook(FileShelf(tmp_path / "sessions", "r"), OWN).turn(),
+        ):
+            pass
+        assert refused.value.code == "session-store"

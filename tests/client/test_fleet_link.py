@@ -12,10 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from flwr.app import Message, RecordDict
 from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
+from flwr.supercore.task_identity import TaskIdentity
 
-from cloister.client import fleet_link
-from cloister.client.fleet_link import FleetLink, LinkLostError
+from cloister.client import fleet_link, tls_line
+from cloister.client.fleet_link import FleetLink
+from cloister.client.tls_line import LinkLostError
 from cloister.core.errors import PolicyError
 from cloister.privacy.identity import Role
 from cloister.privacy.identity.kit import Kit, load_kit
@@ -130,7 +133,7 @@ def test_a_key_file_that_others_may_read_is_not_used(kits: Path, kit: Kit, tmp_p
 def test_an_answer_that_is_too_long_or_unfolds_is_not_taken(
     kits: Path, kit: Kit, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], body: bytes
 ) -> None:
-    monkeypatch.setattr(fleet_link, "_MOST_ANSWERED", 2000)
+    monkeypatch.setattr(tls_line, "MOST_ANSWERED", 2000)
 
     def answer(path: str) -> tuple[int, dict[str, str], bytes]:
         return (200, headers, body) if path.endswith("pull-messages") else knows(path)
@@ -153,3 +156,34 @@ def test_what_cannot_be_read_breaks_the_line_and_nothing_else(kits: Path, kit: K
         pytest.raises((LinkLostError, fleet_link.MessageLostError)),
     ):
         link.receive()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "refusal"),
+    [
+        (403, b'{"code": 2007, "detail": "no"}', fleet_link.UnwantedError),
+        (403, b"<html>403 Forbidden</html>", PolicyError),
+        (403, b'[{"code": 2007}]', PolicyError),
+        (500, b"", LinkLostError),
+        (502, b"", LinkLostError),
+        (413, b"", LinkLostError),
+    ],
+)
+def test_what_a_status_says_of_an_answer(
+    kits: Path, kit: Kit, status: int, body: bytes, refusal: type[Exception]
+) -> None:
+    """Only the SuperLink's own word ends an answer at once; a failure may be counted, and a door without anybody behind it may not."""
+
+    def answer(path: str) -> tuple[int, dict[str, str], bytes]:
+        return (status, {}, body) if path.endswith("push-messages") else knows(path)
+
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 7
+    reply = Message(RecordDict(), reply_to=Message(RecordDict(), 7, "train"))
+    with (
+        answering(kits / "server", answer) as address,
+        FleetLink(address, kit) as link,
+        pytest.raises(refusal) as raised,
+    ):
+        link.send(reply, 0.0)
+    if isinstance(raised.value, LinkLostError):
+        assert raised.value.failed == (status in (500, 413))

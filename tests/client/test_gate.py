@@ -18,7 +18,7 @@ from cloister.client.gate.log_verification import verify_log
 from cloister.core import protocol
 from cloister.core.errors import SpecError
 from cloister.privacy.ledger.inspection import inspect
-from gated import RECORD, GatedSite, code_of, federation, policy
+from gated import RECORD, TASK, GatedSite, code_of, federation, policy
 
 NONE = {"unit": "none", "noise_multiplier": None, "delta": None, "clip": None, "sampling_rate": None}
 
@@ -305,6 +305,48 @@ class TestOfficer:
         assert made.request(federation()).code() == "wait-approval", "always: the next run waits too"
         made.open()
         assert asked.code(number=2) == "", "an approval outlives a restart"
+
+    def test_what_was_approved_is_approved_again_when_the_policy_alters_it_and_written_anew_when_not(
+        self, site: Callable[..., GatedSite]
+    ) -> None:
+        rule, limits = {"approval": "always", "epsilon_run": 50.0}, {"epsilon_cap": 50.0, "delta_cap": 1e-4}
+        made = site(rule, data={"rings": limits})
+        asked = made.request(federation())
+        assert asked.code() == "wait-approval"
+        decide(made, "approve", asked.request.run)
+        assert asked.code() == ""
+        held = [line["said"] for line in made.lines() if line["kind"] == "held"]
+        # something that is no part of it: the facts are written under the new policy, and the run goes on
+        made.write(policy(rule, data={"rings": limits}, when={"hours": ["Mon-Sun 00:00-24:00"]}))
+        assert asked.code(number=2) == ""
+        allowed = [line["said"] for line in made.lines() if line["kind"] == "allowed"]
+        assert len(allowed) == 2
+        assert allowed[0]["policy"] != allowed[1]["policy"]
+        assert allowed[1]["terms"] == held[0]["terms"]
+        assert allowed[1]["cost"]["before"] > 0
+        assert made.kinds().count("held") == 1
+        # what one run may cost, what the data set may cost, another program: each is asked about again, once
+        dearer = {**rule, "epsilon_run": 60.0}
+
+        def another_program() -> None:
+            (made.folder / "rings.py").write_text(TASK + "\n# another program\n")
+            made.open()
+
+        again: list[Callable[[], None]] = [
+            lambda: made.write(policy(dearer, data={"rings": limits})),
+            lambda: made.write(policy(dearer, data={"rings": {**limits, "epsilon_cap": 60.0}})),
+            another_program,
+        ]
+        for number, change in enumerate(again, start=2):
+            change()
+            assert asked.code(number=2) == "wait-approval"
+            assert asked.code(number=2) == "wait-approval"
+            assert made.kinds().count("held") == number
+            assert [run["run"] for run in made.gate.status()["held"]] == [asked.request.run]  # type: ignore[union-attr]
+            decide(made, "approve", asked.request.run)
+            assert asked.code(number=2) == ""
+            made.open()
+            assert asked.code(number=2) == "", "the new approval outlives a restart"
 
     def test_first_of_its_kind_only(self, site: Callable[..., GatedSite]) -> None:
         made = site({"approval": "first"})

@@ -202,6 +202,7 @@ TRAINED: list[tuple[str, ModelChoice, str, int]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("use", "model", "optimizer", "steps"), TRAINED)
 def test_no_model_is_refused_after_training(use: str, model: ModelChoice, optimizer: str, steps: int) -> None:
     """With strong weight decay too, under which rows die and others become one."""

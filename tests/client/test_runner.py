@@ -10,9 +10,10 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 
-from cloister.client.fleet_link import FleetLink, LinkLostError, MessageLostError
+from cloister.client.fleet_link import FleetLink, MessageLostError, UnwantedError
 from cloister.client.runner import Runner, Watched
 from cloister.client.site_config import ServerTable
+from cloister.client.tls_line import LinkLostError
 from cloister.core.errors import PolicyError
 
 SERVER = ServerTable(address="127.0.0.1:1", busy_poll_s=0.01, idle_poll_s=0.05)
@@ -60,7 +61,7 @@ class Line:
 
     def send(self, reply: Message, seconds: float) -> int:
         assert seconds >= 0
-        if self._script and isinstance(self._script[0], LinkLostError):
+        if self._script and isinstance(self._script[0], LinkLostError | UnwantedError):
             raise self._script.pop(0)
         self._sent.append(int(cast("int", reply.content.config_records["n"]["n"])))
         return 10
@@ -111,6 +112,33 @@ def test_an_answer_that_could_not_be_sent_is_sent_again_and_made_once(
     monkeypatch.setattr("cloister.client.runner._FIRST_PAUSE_S", 0.01)
     answered, sent, _ = running([message(1), LinkLostError("broken off"), message(2)])
     assert answered == sent == [1, 2]
+
+
+def dropped(watched: Watched) -> float | None:
+    return watched.registry.get_sample_value(
+        "cloister_site_messages_total", {"kind": "train", "outcome": "dropped"}
+    )
+
+
+def test_an_answer_that_is_not_wanted_any_more_is_dropped_on_the_same_line() -> None:
+    answered, sent, watched = running([message(1), UnwantedError("its run has ended"), message(2)])
+    assert (answered, sent) == ([1, 2], [2])
+    assert dropped(watched) == 1
+
+
+def test_an_answer_at_which_the_coordinator_fails_for_ever_is_dropped_and_one_on_a_bad_line_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cloister.client.runner._FIRST_PAUSE_S", 0.001)
+    failing = [LinkLostError("HTTP 500", failed=True)] * 3
+    answered, sent, watched = running([message(1), *failing, message(2)])
+    assert (answered, sent) == ([1, 2], [2])
+    assert dropped(watched) == 1
+    answered, sent, watched = running([message(1), *[LinkLostError("broken off")] * 6, message(2)])
+    assert answered == sent == [1, 2]
+    assert dropped(watched) is None
+    answered, sent, _ = running([message(1), *failing[:2], message(2), *failing[:2], message(3)])
+    assert answered == sent == [1, 2, 3], "each answer has tries of its own"
 
 
 def test_a_message_that_was_lost_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

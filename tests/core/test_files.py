@@ -64,4 +64,4 @@ def test_what_is_not_a_file_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="not a file"):
         write_whole(pipe, b"x")
     assert pipe.is_fifo()
-    assert os.listdir(tmp_path) == ["pipe"]
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]

@@ -40,6 +40,7 @@ def fingerprint(folder: Path) -> tuple[bytes, list[Any]]:
     return (folder / "model.safetensors").read_bytes(), rounds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attack",
     [

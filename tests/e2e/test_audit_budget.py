@@ -104,6 +104,7 @@ def home(kept: Path, tmp_path: Path) -> Home:
     return Home(Path(shutil.copytree(kept, tmp_path / "home")))
 
 
+@pytest.mark.slow
 def test_two_runs_and_their_ledgers_tell_one_story(home: Home) -> None:
     found = home.audit()
     assert found["verdict"] == "passed", found["discrepancies"]
@@ -177,6 +178,7 @@ def test_a_run_that_states_less_than_its_rounds_cost_is_named(home: Home) -> Non
     assert home.codes() == {"total-run", "head-epsilon"}
 
 
+@pytest.mark.slow
 def test_a_run_without_ledgers_is_named_and_one_that_promised_nothing_is_told(home: Home) -> None:
     folder = home.file.parent
     bare = trained(folder, "federation.rounds=1", ledgers=None)

@@ -28,6 +28,7 @@ def tensors(made: Any) -> dict[str, npt.NDArray[np.float64]]:
     return {name: array.astype(np.float64) for name, array in load_file(made.model).items()}
 
 
+@pytest.mark.slow
 def test_the_released_and_measured_model_is_the_mean_and_sites_go_on_from_the_models(
     make_file: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -16,8 +16,11 @@ import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from safetensors import safe_open
 
-from cloister.client.fleet_link import FleetLink, tls_context
+from cloister.client.controls import FileControls
+from cloister.client.fleet_link import FleetLink
+from cloister.client.tls_line import tls_context
 from cloister.core import protocol
 from cloister.core.errors import PolicyError
 from cloister.core.metrics import measure
@@ -136,6 +139,60 @@ def test_a_run_survives_the_death_of_a_site_the_server_and_the_superlink(consort
         )  # and rounds charged again are few
     norms = [event["update_norm"] for event in consortium.events(run) if event["kind"] == "round"]
     assert np.isfinite(norms).all()
+
+
+SCAFFOLD = """
+[federation]
+name = "heart-scaffold"
+rounds = 5
+seed = 7
+[task]
+use = "heart"
+[cohort]
+min_sites = 4
+wait_s = 90
+partition = { by = "site" }
+[training]
+local_steps = 4
+batch_size = 16
+optimizer = { name = "sgd", lr = 0.1 }
+scaffold = true
+[evaluation]
+sites = false
+"""
+
+
+def test_the_control_variate_of_a_site_that_is_killed_is_there_when_it_is_back(
+    consortium: Deployment,
+) -> None:
+    policies = {site: consortium.site(site) / "policy.toml" for site in HOSPITALS}
+    before = {site: path.read_text() for site, path in policies.items()}
+    for site, path in policies.items():
+        path.write_text(
+            f'{before[site]}\n[[allow]]\ndataset = "heart"\ntask = "heart"\ncode = "any"\nprotection = ["masked"]\n'
+            'units = ["none"]\noutputs = ["update", "control"]\napproval = "never"\n'
+        )
+    run = consortium.submit_file(SCAFFOLD)
+
+    def rounds() -> int:
+        return sum(event["kind"] == "round" for event in consortium.events(run))
+
+    consortium.until(lambda: rounds() >= 2, 300, "server")
+    consortium.stop("hungarian", kill=True)
+    kept = FileControls(consortium.site("hungarian") / "state" / "sessions", run)
+    (path,) = (consortium.site("hungarian") / "state").glob("sessions.control-*.safetensors")
+    stopped = path.read_bytes()
+    consortium.start("hungarian")
+    assert consortium.ended(run)["state"] == "done", consortium.work_log(run)
+    assert rounds() == 5
+    assert path.read_bytes() != stopped, "it took part again"
+    with safe_open(path, framework="np") as file:
+        size = len(file.get_tensor("after"))
+        assert json.loads(file.metadata()["cloister"]) == {"run": run, "round": 5}
+    assert kept.read(6, size).any()
+    assert "zeros" not in consortium.log("hungarian")
+    for site, one in policies.items():
+        one.write_text(before[site])
 
 
 def test_a_request_is_queued_once_and_only_for_whom_may_ask(consortium: Deployment) -> None:

@@ -113,6 +113,7 @@ def test_a_run_leaves_a_ledger_at_every_site_that_verifies_and_says_what_the_rep
     assert all(event["ledger"]["epsilon"] == pytest.approx(event["epsilon"]) for event in by_site.values())
 
 
+@pytest.mark.slow
 def test_ledgers_change_nothing_of_the_result(make_file: Callable[..., Path], tmp_path: Path) -> None:
     path = make_file(**TABLES)
     kept = run(path, tmp_path)
@@ -222,6 +223,7 @@ def test_a_new_ledger_in_the_place_of_a_lost_one_is_refused(
         run(path, tmp_path, "federation.rounds=1")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_comes_to_the_same_model_and_never_under_counts(
     make_file: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -562,6 +564,7 @@ def test_a_lost_key_is_not_replaced_by_a_new_one(make_file: Callable[..., Path],
     assert not site.key.exists()
 
 
+@pytest.mark.slow
 def test_a_private_report_counts_no_records_of_a_site(make_file: Callable[..., Path], tmp_path: Path) -> None:
     made = run(make_file(**TABLES), tmp_path)
     bare = simulate(

@@ -131,6 +131,7 @@ def test_noise_is_calibrated_to_the_whole_run(make_file: Callable[..., Path], tm
     assert 2.0 * 0.98 <= made.figures["privacy"]["epsilon"] <= 2.0
 
 
+@pytest.mark.slow
 def test_more_noise_moves_the_model_more_and_costs_less(
     make_file: Callable[..., Path], tmp_path: Path
 ) -> None:

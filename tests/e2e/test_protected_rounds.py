@@ -223,6 +223,7 @@ def test_below_the_threshold_nothing_is_opened_and_nobody_reveals(
     assert any("no sum was unmasked" in event["text"] for event in events(folder, "warning"))
 
 
+@pytest.mark.slow
 def test_masked_rounds_do_not_depend_on_the_workers_and_resume_to_the_same_bits(
     make_file: MakeFile, tmp_path: Path
 ) -> None:

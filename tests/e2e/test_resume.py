@@ -92,6 +92,7 @@ def finish(path: Path, out: Path, workers: int = 0) -> tuple[bytes, list[str]]:
     return fingerprint(simulate(load_federation(path), out=out, engine=LocalEngine(workers)).run)
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_result_to_the_bit(
     make_file: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -238,6 +239,7 @@ def test_two_processes_cannot_write_to_one_run(
     assert json.loads(second.stdout)["error"]["code"] == "run-locked"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_file_is_refused(
     make_file: Callable[..., Path], tmp_path: Path, cloister: Any
 ) -> None:

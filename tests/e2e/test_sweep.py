@@ -237,6 +237,7 @@ def test_a_promise_that_no_noise_keeps_is_refused_before_any_training(
 # What all points cost together
 
 
+@pytest.mark.slow
 def test_the_cost_of_all_points_is_that_of_dp_accounting_on_events_written_by_hand(
     private: SweepResult,
 ) -> None:
@@ -303,6 +304,7 @@ def test_points_of_different_delta_compose_at_the_smallest_and_those_without_pri
     assert composed(points[2:]) == []
 
 
+@pytest.mark.slow
 def test_the_sites_ledgers_hold_what_the_sweep_says_that_it_cost(repository: Path, tmp_path: Path) -> None:
     """All points are charged to one account a site; the references to none."""
     path = repository / "examples" / "heart" / "private.toml"

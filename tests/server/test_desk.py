@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Self
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PushObjectRequest
 
-from cloister.client.fleet_link import FleetLink, LinkLostError
+from cloister.client.fleet_link import FleetLink, UnwantedError
+from cloister.client.runner import Runner
+from cloister.client.site_config import ServerTable
+from cloister.client.tls_line import LinkLostError
 from cloister.core.errors import PeersMissing, PolicyError
 from cloister.privacy.identity import Role
 from cloister.privacy.identity.kit import load_kit
@@ -50,7 +56,9 @@ def test_messages_small_and_large_go_both_ways_and_nobody_else_is_let_in(
             while not stop.is_set():
                 message = link.receive()
                 if message is not None:
-                    with suppress(LinkLostError):  # given up by the grid before all of it was sent
+                    with suppress(
+                        LinkLostError, UnwantedError
+                    ):  # given up by the grid before all of it was sent
                         link.send(Message(message.content, reply_to=message), 0.0)
                 stop.wait(0.05)
 
@@ -84,6 +92,189 @@ def test_messages_small_and_large_go_both_ways_and_nobody_else_is_let_in(
     assert set(desk.admit([keys["b"]])) == {keys["b"]}  # who is no member any more is not let in
     with pytest.raises(PolicyError):
         FleetLink(address, load_kit(one.site("a"), Role.SITE))
+
+
+def content(size: int = 3) -> RecordDict:
+    return RecordDict({"model": ArrayRecord({"vector": Array(np.arange(size, dtype=np.float32))})})
+
+
+class Answering:
+    """The site runner on a real line, with an answer that a test makes.
+
+    Args:
+        one: the deployment.
+        address: of its SuperLink.
+        answer: what is done before a message is answered.
+    """
+
+    def __init__(self, one: Deployment, address: str, answer: Callable[[], None]) -> None:
+        self.lines = 0
+        self.answered: list[str] = []
+        self._stop = threading.Event()
+
+        def connect() -> FleetLink:
+            self.lines += 1
+            return FleetLink(address, load_kit(one.site("b"), Role.SITE), call_s=5.0)
+
+        def answered(message: Message, _: object) -> Message:
+            self.answered.append(message.metadata.message_id)
+            if len(self.answered) == 1:
+                answer()
+            return Message(content(), reply_to=message)
+
+        server = ServerTable(address=address, idle_poll_s=0.05)
+        self.runner = Runner(server, connect, answered)
+        self._thread = threading.Thread(target=lambda: self.runner.run(self._stop))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def count(self, outcome: str) -> float:
+        """Return how many messages ended so."""
+        labels = {"kind": "train", "outcome": outcome}
+        return self.runner.watched.registry.get_sample_value("cloister_site_messages_total", labels) or 0.0
+
+
+def test_an_answer_of_a_run_that_was_stopped_is_dropped_and_the_next_run_is_answered_on_the_same_line(
+    deployment: tuple[Deployment, Office, Desk],
+) -> None:
+    one, office, desk = deployment
+    node = desk.admit([office.node_keys["b"]])[office.node_keys["b"]]
+    began, over = threading.Event(), threading.Event()
+
+    def until_it_is_over() -> None:
+        began.set()
+        assert over.wait(60)
+
+    with Answering(one, office.config.server.superlink, until_it_is_over) as site:
+        with desk.open_run(8_000_000) as grid:
+            one.until(lambda: node in grid.keys(), 60, "superlink")  # noqa: SIM118 - not a dict
+            grid.push_messages([Message(content(), node, "train", ttl=600)])
+            assert began.wait(60)
+        over.set()
+        with desk.open_run(8_000_000) as grid:
+            (answer,) = exchange(grid, [Message(content(), node, "train", ttl=600)], wait_s=20)
+            assert answer.reply is not None
+        assert (site.count("dropped"), site.lines, len(site.answered)) == (1, 1, 2)
+
+
+def test_an_answer_whose_message_is_given_up_while_it_is_sent_is_dropped(
+    deployment: tuple[Deployment, Office, Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, office, desk = deployment
+    node = desk.admit([office.node_keys["b"]])[office.node_keys["b"]]
+    with (
+        FleetLink(office.config.server.superlink, load_kit(one.site("b"), Role.SITE)) as link,
+        desk.open_run(8_000_000) as grid,
+    ):
+        one.until(lambda: node in grid.keys(), 60, "superlink")  # noqa: SIM118 - not a dict
+        grid.push_messages([Message(content(), node, "train", ttl=600)])
+        while (message := link.receive()) is None:
+            pass
+        reply, push = Message(content(3_000_000), reply_to=message), link._client.PushObject
+
+        def late(part: PushObjectRequest) -> object:
+            grid._runtime_client.ConfirmMessageReceived(
+                ConfirmMessageReceivedRequest(
+                    node=grid.node, run_id=grid.run.run_id, message_object_id=reply.metadata.message_id
+                )
+            )
+            return push(part)
+
+        monkeypatch.setattr(link._client, "PushObject", late)
+        with pytest.raises(UnwantedError):
+            link.send(reply, 0.0)
+        monkeypatch.undo()
+        grid.push_messages([Message(content(), node, "train", ttl=600)])
+        while (message := link.receive()) is None:
+            pass
+        assert link.send(Message(content(), reply_to=message), 0.0) > 0, "the line stands"
+
+
+class Cable:
+    """A way to the SuperLink that can be cut.
+
+    Args:
+        address: of the SuperLink.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._to = (address.rpartition(":")[0], int(address.rpartition(":")[2]))
+        self._whole = True
+        self._ends: list[socket.socket] = []
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Break off what is open, and let nobody through."""
+        self._whole = False
+        for end in self._ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def mend(self) -> None:
+        """Let everybody through again."""
+        self._whole = True
+
+    def close(self) -> None:
+        """Take it away."""
+        self.cut()
+        self._listening.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listening.accept()
+                if not self._whole:
+                    near.close()
+                    continue
+                far = socket.create_connection(self._to)
+                self._ends += [near, far]
+                for one, other in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _carry(one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError):
+            while piece := one.recv(1 << 16):
+                other.sendall(piece)
+        for end in (one, other):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def test_an_answer_on_a_line_that_is_really_lost_is_sent_when_the_line_is_back(
+    deployment: tuple[Deployment, Office, Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloister.client.runner._LONGEST_PAUSE_S", 2.0)
+    # A site that could not say good-bye is not let in before twice that is over.
+    monkeypatch.setattr("cloister.client.fleet_link.HEARTBEAT_DEFAULT_INTERVAL", 10)
+    one, office, desk = deployment
+    node = desk.admit([office.node_keys["b"]])[office.node_keys["b"]]
+    cable, cut = Cable(office.config.server.superlink), threading.Event()
+
+    def cut_off() -> None:
+        cable.cut()
+        cut.set()
+
+    with Answering(one, cable.address, cut_off) as site:
+        with desk.open_run(8_000_000) as grid:
+            one.until(lambda: node in grid.keys(), 60, "superlink")  # noqa: SIM118 - not a dict
+            (name,) = grid.push_messages([Message(content(), node, "train", ttl=600)])
+            assert cut.wait(60)
+            one.until(lambda: site.lines > 2, 60, "superlink")  # it tried meanwhile
+            assert not list(grid.pull_messages([name]))
+            cable.mend()
+            one.until(lambda: bool(list(grid.pull_messages([name]))), 120, "superlink")
+        assert len(site.answered) == 1, "it is made once"
+        assert site.count("dropped") == 0
+    cable.close()
 
 
 def test_nobody_without_the_secret_takes_a_run(deployment: tuple[Deployment, Office, Desk]) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
+import sqlite3
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,13 +25,17 @@ from cloister.server.deployment.settings import load_server
 from cloister.server.deployment.store import JobStore
 from cloister.server.provision.consortium_file import load_consortium_file
 from cloister.server.provision.making import provision
+from cloister.server.provision.membership import renew, revoke
 
 FEDERATION = {"federation": {"name": "f"}, "task": {"use": "heart"}}
 
 
 @pytest.fixture(scope="module")
 def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("consortium")
+    return make_kits(tmp_path_factory.mktemp("consortium"))
+
+
+def make_kits(folder: Path) -> Path:
     file = folder / "consortium.toml"
     users = "".join(
         f'[[users]]\nname = "{name}"\nroles = {roles}\n'
@@ -58,6 +65,13 @@ def store(tmp_path: Path) -> JobStore:
 @pytest.fixture
 def served(kits: Path, store: JobStore, tmp_path: Path) -> Iterator[tuple[str, list[str], Path]]:
     """Serve the queue; give its address, the federations that were checked, and where run folders are."""
+    with serving(kits, store, tmp_path) as given:
+        yield given
+
+
+@contextmanager
+def serving(kits: Path, store: JobStore, tmp_path: Path) -> Iterator[tuple[str, list[str], Path]]:
+    """Serve the queue, as `served` gives it."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
@@ -78,8 +92,10 @@ def served(kits: Path, store: JobStore, tmp_path: Path) -> Iterator[tuple[str, l
         stop=lambda _: None,
     )
     service.start()
-    yield f"127.0.0.1:{port}", checked, tmp_path / "runs"
-    service.stop(0)
+    try:
+        yield f"127.0.0.1:{port}", checked, tmp_path / "runs"
+    finally:
+        service.stop(0)
 
 
 def request(*sites: str) -> JobRequest:
@@ -122,9 +138,10 @@ def test_the_queue_outlives_its_process_and_takes_a_request_once(
 
 
 def test_a_call_counts_once_for_one_thing_and_not_for_long(
-    kits: Path, user: Kit, monkeypatch: pytest.MonkeyPatch
+    kits: Path, user: Kit, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    book = CallBook(load_kit(kits / "server", Role.SERVER).consortium)
+    consortium = load_kit(kits / "server", Role.SERVER).consortium
+    book = CallBook(lambda: consortium, store.first)
     call = sign_call(user.identity, "Stop", "run-1")
     assert book.heard(call, "Stop", "run-1").name == "ada"
 
@@ -145,6 +162,72 @@ def test_a_call_counts_once_for_one_thing_and_not_for_long(
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + FRESH_S + 5)
     assert code(late, "List", "") == "call-stale"
+
+
+def test_a_call_that_was_heard_is_known_after_a_restart_until_it_is_stale(
+    kits: Path, user: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consortium = load_kit(kits / "server", Role.SERVER).consortium
+    path = tmp_path / "jobs.sqlite"
+    call = sign_call(user.identity, "Stop", "run-1")
+    CallBook(lambda: consortium, JobStore(path).first).heard(call, "Stop", "run-1")
+    again = CallBook(lambda: consortium, JobStore(path).first)  # another process
+    for _ in range(2):
+        with pytest.raises(IntegrityError) as refused:
+            again.heard(call, "Stop", "run-1")
+        assert refused.value.code == "call-replayed"
+    assert again.heard(sign_call(user.identity, "Stop", "run-1"), "Stop", "run-1").name == "ada"
+
+    def kept() -> int:
+        with closing(sqlite3.connect(path)) as database:
+            return int(database.execute("SELECT count(*) FROM calls").fetchone()[0])
+
+    assert kept() == 2
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 2 * FRESH_S - 5)
+    with pytest.raises(IntegrityError) as stale:
+        again.heard(call, "Stop", "run-1")
+    assert stale.value.code == "call-stale"
+    monkeypatch.setattr(time, "time", lambda: now + 3 * FRESH_S)
+    again.heard(sign_call(user.identity, "List"), "List")
+    assert kept() == 1, "what is stale is not kept"
+
+
+@pytest.mark.parametrize("gone", ["revoked", "without the role"])
+def test_who_watches_sees_nothing_more_within_seconds_when_the_consortium_takes_the_right_back(
+    tmp_path: Path, store: JobStore, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    monkeypatch.setattr("cloister.server.deployment.service._LOOK_S", 0.2)
+    kits = make_kits(tmp_path)
+    ada = load_kit(kits / "users" / "ada", Role.USER)
+    with serving(kits, store, tmp_path) as (address, _, runs), client(kits, "eve", address) as eve:
+        asked = request("a")
+        run = store.add(asked.signed(ada.identity), asked, "ada", json.dumps(FEDERATION)).run
+        folder = runs / run
+        folder.mkdir(parents=True)
+        (folder / "events.jsonl").write_text('{"kind": "run"}\n')
+        watching = eve.watch(run)
+        assert next(watching).events
+        if gone == "revoked":
+            revoke(kits.parent, "user:eve", "key-compromise")
+        else:
+            file = tmp_path / "consortium.toml"
+            file.write_text(file.read_text().replace('roles = ["watch"]', 'roles = ["submit"]'))
+            loaded, raw = load_consortium_file(file)
+            provision(loaded, raw, kits.parent)
+            renew(kits.parent, "user:eve")
+        begun = time.monotonic()
+        ends = threading.Timer(10, store.end, (run, "done"))  # so that it ends where nobody looks
+        ends.start()
+        with pytest.raises(CloisterError) as refused:
+            list(watching)
+        ends.cancel()
+        assert refused.value.code == ("identity-revoked" if gone == "revoked" else "job-unknown")
+        assert time.monotonic() - begun < 3
+        with pytest.raises(CloisterError):
+            list(eve.watch(run))
+        with client(kits, "ada", address) as other:
+            assert [job.run for job in other.jobs()] == [run], "the others are heard, without a restart"
 
 
 def test_a_user_submits_watches_and_downloads_and_others_see_what_their_roles_allow(

@@ -267,6 +267,7 @@ class TestBackdoor:
         # As measured on MNIST: large sizes are no reason to overlook a small one.
         assert anomaly(np.array([82.6, 129.7, 55.3, 40.5, 104.0, 30.0, 5.6, 77.9, 47.6, 80.5])).max() > 4
 
+    @pytest.mark.slow
     def test_poisoned_training_records_show_at_the_site_that_has_them_only(
         self, make: Callable[..., AuditSubject], planted: dict[str, Tensor]
     ) -> None:

@@ -118,6 +118,7 @@ def raised(found: dict[str, Any]) -> set[str]:
 
 @needs_autoattack
 class TestMasking:
+    @pytest.mark.slow
     def test_a_model_with_scores_times_1000_raises_the_alarm(self, folder: Path) -> None:
         found = evaluate(open_subject(folder / "masked.safetensors"), quick())
         assert {"zero-gradient", "weak-pgd"} <= raised(found)
@@ -125,6 +126,7 @@ class TestMasking:
         # PGD on cross-entropy is fooled, the attacks on the margin are not.
         assert found["attacks"]["pgd-20"]["accuracy"] - found["attacks"]["apgd-t"]["accuracy"] > 0.15
 
+    @pytest.mark.slow
     def test_an_adversarially_trained_model_raises_none(self, folder: Path) -> None:
         found = evaluate(open_subject(folder / "honest.safetensors"), quick())
         assert raised(found) == set()
@@ -188,6 +190,7 @@ class TestAlarms:
 
 
 class TestEvaluation:
+    @pytest.mark.slow
     def test_the_same_seed_gives_the_same_figures_and_torchs_generator_is_left_alone(
         self, folder: Path
     ) -> None:

@@ -253,6 +253,7 @@ def test_a_virtual_site_has_a_test_record_wherever_there_is_one() -> None:
     assert len(roster(10, "iid", data=pool(100, 1), per_site=100).split(0).test) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("train", "per_site"), [(60, 5), (20_000, 5)]
 )  # numpy draws small and large pools in two ways

@@ -151,7 +151,7 @@ class GatedSite:
             self.kit,
             dataset_for=self.gate.dataset_for,
             floors=lambda: self._gate.floors,
-            repeats=self.gate.repeats_for,
+            bounds=self.gate.bounds_for,
             consortium=self.gate.consortium,
         )
         self.source = source

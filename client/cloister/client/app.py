@@ -15,16 +15,18 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from cloister.client.book import ContextShelf, Credentials, FileShelf, SessionBook, Shelf
+from cloister.client.book import ContextShelf, Credentials, SessionBook, Shelf
 from cloister.client.canaries import CoinSource, coins_of, records_with_canaries
-from cloister.client.charging import Charge, SiteLedger, afford, release
+from cloister.client.charging import Charge, RunBounds, SiteLedger, afford, release
+from cloister.client.controls import ContextControls, Controls, FileControls
 from cloister.client.incoming import Job, read_job
 from cloister.client.peers import groups_for
 from cloister.client.protecting import MakeArray, measured_values, outgoing_for, training_values
 from cloister.client.releasing import releasable
+from cloister.client.run_files import FileShelf
 from cloister.client.sessions import Setting, answer_step
 from cloister.client.trainer import LocalResult, Trainer
 from cloister.core import protocol
@@ -86,8 +88,8 @@ class Site:
         split: its records.
         ledger: the account of what they have cost; ``None``: none is kept.
         credentials: what it proves to others; ``None``: it has no identity in a consortium.
-        sessions: a file beside which it keeps its secure sessions; ``None``: beside the ledger, or with Flower's context where there is none.
-        repeats: how many rounds of a run may be charged once more; ``None``: any number, up to the cap.
+        sessions: a file beside which it keeps what must outlive it of a run; ``None``: secure sessions beside the ledger, the rest in Flower's context.
+        bounds: what a run may be charged at the most, beside the ledger's cap.
         peers: all sites of a simulation, itself among them; a real site reads them in the user's request.
         coins: where it has the coins of canaries, if a run plants some here.
     """
@@ -97,7 +99,7 @@ class Site:
     ledger: SiteLedger | None = None
     credentials: Credentials | None = None
     sessions: Path | None = None
-    repeats: int | None = None
+    bounds: RunBounds = RunBounds()  # noqa: RUF009 - frozen
     peers: tuple[str, ...] = ()
     coins: CoinSource | None = None
 
@@ -168,9 +170,10 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
         make_array=make_array,
     )
     done: list[LocalResult] = []
+    controls = _controls(site, job, context, make_array)
 
     def compute() -> dict[str, npt.NDArray[Any]]:
-        result, arrays = _round(job, bench, site, context=context, given=given, make_array=make_array)
+        result, arrays = _round(job, bench, site, controls=controls, given=given)
         done.append(result)
         return outgoing.encode(arrays if outgoing.in_clear else training_values(setting, arrays, result))
 
@@ -186,7 +189,7 @@ def _train(message: Message, context: Context, source: SiteSource, make_array: M
             plan=plan,
             code_hash=bench.code_hash,
             told=job.told,
-            repeats=site.repeats,
+            bounds=site.bounds,
         )
         arrays, said = release(site.ledger, charge, compute)
         content[protocol.LEDGER] = ConfigRecord({protocol.LEDGER: said.to_json()})
@@ -205,13 +208,12 @@ def _round(
     bench: Workbench,
     site: Site,
     *,
-    context: Context,
+    controls: Controls,
     given: dict[str, Vector],
-    make_array: MakeArray,
 ) -> tuple[LocalResult, dict[str, npt.NDArray[Any]]]:
     """Train; return what training told, and what of it may leave under the federation's own privacy."""
     vector, control = given[protocol.VECTOR], given.get(protocol.CONTROL)
-    own = None if control is None else _own_control(context, job.run, len(vector))
+    own = None if control is None else controls.read(job.round_number, len(vector))
     try:
         result = bench.trainer.train(
             vector,
@@ -234,9 +236,7 @@ def _round(
         new, change = client_control(
             client=own, server=control, start=vector, end=end, steps=result.steps, lr=result.learning_rate
         )
-        kept = ArrayRecord()
-        kept[job.run] = make_array(new)  # by run: the server chooses which context a message comes in
-        context.state[protocol.CONTROL] = kept
+        controls.keep(job.round_number, before=own, after=new)
         arrays[protocol.CONTROL] = change
     return result, arrays
 
@@ -361,12 +361,11 @@ def _start(message: Message, context: Context, source: SiteSource) -> tuple[Job,
     return job, bench, site
 
 
-def _own_control(context: Context, run: str, size: int) -> Vector:
-    kept = context.state.array_records.get(protocol.CONTROL)
-    if kept is not None and run in kept:
-        stored: Vector = kept[run].numpy()
-        return stored
-    return np.zeros(size, dtype=np.float32)
+def _controls(site: Site, job: Job, context: Context, make_array: MakeArray) -> Controls:
+    """Return where ``site`` keeps SCAFFOLD's control."""
+    if site.sessions is None:
+        return ContextControls(context, job.run, make_array)
+    return FileControls(site.sessions, job.run)
 
 
 def _answer(message: Message, work: Callable[[], RecordDict]) -> Message:

@@ -5,7 +5,7 @@ Formal guarantees:
 - Of two turns of one book one sees what the other left, in whatever process they run: two messages that arrive together do not both find the
   session as it was before either.
 - What a turn changed is kept when the turn ends, before its answer can leave. A turn that fails changes nothing.
-- Under a `FileShelf` that holds over restarts, and over whatever the transport forgets or repeats. Under a `ContextShelf` (a simulation without
+- Under a `cloister.client.run_files.FileShelf` that holds over restarts, and over whatever the transport forgets or repeats. Under a `ContextShelf` (a simulation without
   ledgers) it holds as long as the engine delivers one message to a site at a time and keeps its context, as `LocalGrid` does for an honest server.
 
 ==========================================  =======================================================
@@ -18,36 +18,29 @@ other sites before                          two sums could show one site's share
 the same round and model, once more, for    opened: both sums, and their difference, are of as many sites
 all but as many as the floor of those       as the site demands of any sum
 nothing under way                           ``IntegrityError`` (session-none)
+a run that is over                          ``IntegrityError`` (run-over): `cloister.client.run_files`
 a file that cannot be read                  ``IntegrityError`` (session-store): nothing is answered
 ==========================================  =======================================================
 """
 
 from __future__ import annotations
 
-import base64
-import fcntl
-import hashlib
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from flwr.app import ConfigRecord, RecordDict
 
+from cloister.client.run_files import packed, unpacked
 from cloister.core.errors import IntegrityError
-from cloister.core.files import write_whole
 from cloister.privacy.identity import Consortium, Identity
 from cloister.privacy.manifest import Floors, Manifest, cohort_digest
 from cloister.privacy.masking import SiteSession
 
-__all__ = ["ContextShelf", "Credentials", "FileShelf", "SessionBook", "Shelf", "Turn"]
+__all__ = ["ContextShelf", "Credentials", "SessionBook", "Shelf", "Turn"]
 
 _RECORD = "secure.book"
-#: Bytes, alone or in lists, are texts that begin with this: no name holds it, since federation files refuse it.
-_MARK = "\0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,62 +81,9 @@ class ContextShelf:
     def turn(self) -> Iterator[dict[str, Any]]:
         """Lend the record. As one text: Flower checks every entry of a record, at every message."""
         stored = self._state.config_records.get(_RECORD)
-        record = {} if stored is None else _unpacked(str(stored["text"]))
+        record = {} if stored is None else unpacked(str(stored["text"]))
         yield record
-        self._state[_RECORD] = ConfigRecord({"text": _packed(record)})
-
-
-class FileShelf:
-    """In a file of the site's own, mode 0600, one for each run.
-
-    Args:
-        beside: the site's ledger; the file's name is made of its name and the run's.
-        run: names the run.
-        durable: whether it must survive a power cut.
-    """
-
-    most = 4096
-
-    def __init__(self, beside: Path, run: str, *, durable: bool = True) -> None:
-        short = hashlib.sha256(run.encode()).hexdigest()[:16]
-        self._path = beside.with_name(f"{beside.name}.sessions-{short}.json")
-        self._durable = durable
-
-    @contextmanager
-    def turn(self) -> Iterator[dict[str, Any]]:
-        """Lend what the file holds, while no other turn has it.
-
-        Raises:
-            IntegrityError: (session-store) it cannot be read.
-            StorageError: it cannot be written.
-        """
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self._path.with_name(self._path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise self._unreadable(error) from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            record = self._read()
-            yield record
-            write_whole(self._path, _packed(record), mode=0o600, durable=self._durable)
-        finally:
-            os.close(lock)
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            return _unpacked(self._path.read_text())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, AttributeError) as error:
-            raise self._unreadable(error) from None
-
-    def _unreadable(self, error: Exception) -> IntegrityError:
-        return IntegrityError(
-            f"what this site remembers of secure sessions cannot be read: '{self._path}' ({type(error).__name__})",
-            remedy="restore the file; a site that forgets what it opened can be made to show its own share",
-            code="session-store",
-        )
+        self._state[_RECORD] = ConfigRecord({"text": packed(record)})
 
 
 class SessionBook:
@@ -289,31 +229,6 @@ class Turn:
             (int(number), str(model), str(sites))
             for number, model, sites in self._record.get(f"opened.{manifest.kind}", [])
         ]
-
-
-def _packed(record: Mapping[str, Any]) -> str:
-    return json.dumps({name: _written(value) for name, value in record.items()})
-
-
-def _written(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return _MARK + base64.b64encode(value).decode()
-    if isinstance(value, dict):
-        return {name: _written(inner) for name, inner in value.items()}
-    return [_written(entry) for entry in value] if isinstance(value, list) else value
-
-
-def _unpacked(text: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(text)
-    return {name: _read(value) for name, value in found.items()}
-
-
-def _read(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith(_MARK):
-        return base64.b64decode(value.removeprefix(_MARK))
-    if isinstance(value, dict):
-        return {name: _read(inner) for name, inner in value.items()}
-    return [_read(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _no_session() -> IntegrityError:

@@ -7,6 +7,10 @@ Formal guarantees:
 - For one (run, round) and one model noise is drawn once under one charge. A round that is asked for again is answered with what was
   kept, unless a message may go into one sum only; where that is lost, or another model was sent, it is a new attempt and a new charge.
 - A ledger that does not hold what others witnessed is an older copy: nothing is computed.
+- All charges of a run together, those of repeated rounds too, compose to no more than the site allows a run; and no repetition takes the room of a
+  round that was not charged yet.
+- Signatures of others are taken with a charge only, `_WITNESSES` of them, and one by a name and about a head: a round that is asked for again and again
+  makes the ledger no longer.
 
 ==============================================  ==================================================================
 case                                            outcome
@@ -17,6 +21,7 @@ killed after it was kept                        asked again: the kept update, un
 asked again with another model                  a new attempt
 asked again, noise shared, only sums seen       a new attempt: `Plan.repeatable`
 more new attempts in a run than the site allows  ``PolicyError`` (policy-repeats); nothing charged
+the run's own bound would be passed              ``PolicyError`` (policy-epsilon); nothing charged
 ==============================================  ==================================================================
 """
 
@@ -40,9 +45,9 @@ from cloister.privacy.ledger.heads import anchor_path
 from cloister.privacy.ledger.telling import FromSite, ToSite, Witness
 from cloister.privacy.plan import Plan
 
-__all__ = ["Charge", "SiteLedger", "afford", "release"]
+__all__ = ["Charge", "RunBounds", "SiteLedger", "afford", "release"]
 
-#: Signatures that are taken with one round: the server's and a few sites'.
+#: Signatures that are taken with one charge: the server's and a few sites'.
 _WITNESSES = 4
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -97,6 +102,23 @@ class SiteLedger:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunBounds:
+    """What one run may be charged at the most, beside the data set's cap.
+
+    Attributes:
+        repeats: how many of its rounds may be charged once more; ``None``: any number.
+        epsilon: the most that all its charges may compose to, at the run's own δ; ``None``: nothing but the cap bounds it.
+    """
+
+    repeats: int | None = None
+    epsilon: float | None = None
+
+    def allow(self, epsilon: float) -> bool:
+        """Whether a run may cost ``epsilon``; what rounding of the accounting adds does not count."""
+        return self.epsilon is None or epsilon <= self.epsilon * (1 + 1e-9)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Charge:
     """What one round costs, and what goes with it.
 
@@ -107,7 +129,7 @@ class Charge:
         plan: what a round is, to the accountant.
         code_hash: what computes.
         told: what others saw of this ledger, and heads of theirs to be signed.
-        repeats: how many rounds of the run may be charged once more; ``None``: any number, up to the cap.
+        bounds: what the run may be charged at the most.
     """
 
     run: str
@@ -116,7 +138,7 @@ class Charge:
     plan: Plan
     code_hash: str
     told: ToSite
-    repeats: int | None = None
+    bounds: RunBounds = RunBounds()
 
 
 def afford(ledger: SiteLedger, plan: Plan, rounds: int, told: ToSite) -> None:
@@ -146,8 +168,6 @@ def release(ledger: SiteLedger, charge: Charge, compute: Callable[[], Arrays]) -
     """
     with ledger.open(create=not charge.told.heads) as book:
         book.check_witnessed(charge.told.heads)
-        for witness in _new_witnesses(book, charge.told.witnesses):
-            book.witness(witness.signature, by=witness.by, public_key=witness.public_key, head=witness.head)
         before = book.find(charge.run, charge.round_number, unit=charge.plan.unit)
         if before is not None and before.may_reuse and charge.plan.repeatable:
             kept = kept_output(
@@ -157,9 +177,10 @@ def release(ledger: SiteLedger, charge: Charge, compute: Callable[[], Arrays]) -
                 before.commit(output=kept.digest)
                 return kept.arrays, _told(ledger, book, charge)
         attempt = 1 if before is None else (before.entry.attempt or 1) + 1
-        if attempt > 1:
-            _check_repeats(book, charge)
+        _check_bounds(book, charge, again=before is not None)
         _reserve(book, charge, attempt).noise_drawn()
+        for witness in _new_witnesses(book, charge.told.witnesses):
+            book.witness(witness.signature, by=witness.by, public_key=witness.public_key, head=witness.head)
     # The lock is free while the site trains: another run on the same data set may write its own lines.
     kept = Kept(
         run=charge.run,
@@ -177,19 +198,39 @@ def release(ledger: SiteLedger, charge: Charge, compute: Callable[[], Arrays]) -
         return kept.arrays, _told(ledger, book, charge)
 
 
-def _check_repeats(book: Ledger, charge: Charge) -> None:
-    """Refuse a round that was charged before, where the run was charged again too often: a server may ask as often as it likes."""
+def _check_bounds(book: Ledger, charge: Charge, *, again: bool) -> None:
+    """Refuse a charge that the run's bounds do not allow: a server may ask for a round as often as it likes.
+
+    Args:
+        book: the ledger.
+        charge: the round.
+        again: whether it was charged before.
+    """
+    bounds, plan = charge.bounds, charge.plan
     charged = [
         entry.round
         for entry in book.entries
-        if entry.kind == "RESERVE" and (entry.run, entry.unit) == (charge.run, charge.plan.unit)
+        if entry.kind == "RESERVE" and (entry.run, entry.unit) == (charge.run, plan.unit)
     ]
-    again = len(charged) - len(set(charged))
-    if charge.repeats is not None and again >= charge.repeats:
+    repeated = len(charged) - len(set(charged))
+    if again and bounds.repeats is not None and repeated >= bounds.repeats:
         raise PolicyError(
-            f"this site charges at most {charge.repeats} rounds of a run once more, and it has done so",
+            f"this site charges at most {bounds.repeats} rounds of a run once more, and it has done so",
             remedy="submit the federation anew; at the site: repeated_rounds in policy.toml",
             code="policy-repeats",
+        )
+    if bounds.epsilon is None:
+        return
+    left = max(plan.rounds - len(set(charged)), 0) if again else 0
+    events = [to_json(plan.event())] + ([to_json(plan.event(left))] if left else [])
+    epsilon = book.spent_by(charge.run, unit=plan.unit, delta=plan.delta, more=events)
+    if not bounds.allow(epsilon):
+        what = f"round {charge.round_number} {'once more' if again else ''}".strip()
+        raise PolicyError(
+            f"with {what} this run would cost ε = {epsilon:.4g} here at δ = {plan.delta:g}, what it was charged and its rounds to come included; "
+            f"at most {bounds.epsilon:g} a run",
+            remedy="submit a federation that leaves room for repeated rounds; at the site: epsilon_run in policy.toml",
+            code="policy-epsilon",
         )
 
 
@@ -209,19 +250,20 @@ def _reserve(book: Ledger, charge: Charge, attempt: int) -> Reservation:
 
 
 def _new_witnesses(book: Ledger, given: tuple[Witness, ...]) -> list[Witness]:
-    """Return the signatures that are new to the ledger, at most `_WITNESSES`, and none by a known name under another key."""
+    """Return the signatures that are new to the ledger: at most `_WITNESSES`, one by a name about a head, none by a known name under another key."""
     keys: dict[str, str] = {}
-    held = set()
+    held: set[tuple[str, str]] = set()
     for entry in book.entries:
         if entry.kind == "WITNESS":
             event = json.loads(entry.event)
             keys.setdefault(event["by"], event["public_key"])
-            held.add(event["signature"])
-    new = [
-        one
-        for one in given
-        if one.signature.hex() not in held and keys.get(one.by, one.public_key.hex()) == one.public_key.hex()
-    ]
+            held.add((event["by"], event["head"]["entry_hash"]))
+    new: list[Witness] = []
+    for one in given:
+        about = (one.by, one.head.entry_hash)
+        if about not in held and keys.setdefault(one.by, one.public_key.hex()) == one.public_key.hex():
+            held.add(about)
+            new.append(one)
     return new[:_WITNESSES]
 
 

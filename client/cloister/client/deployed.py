@@ -16,7 +16,7 @@ from flwr.app import Context
 from cloister.client.app import Site, Workbench
 from cloister.client.book import Credentials
 from cloister.client.canaries import KeptCoins
-from cloister.client.charging import SiteLedger
+from cloister.client.charging import RunBounds, SiteLedger
 from cloister.client.incoming import parsed
 from cloister.client.site_config import SiteConfig
 from cloister.client.site_data import load_dataset
@@ -35,10 +35,10 @@ from cloister.privacy.identity import Consortium
 from cloister.privacy.identity.kit import Kit
 from cloister.privacy.manifest import Floors
 
-__all__ = ["DeployedSite", "ledger_of"]
+__all__ = ["DeployedSite", "ledger_of", "run_files_of"]
 
 _KEPT = 4
-_SESSIONS, _CANARIES = "sessions", "canaries"
+_CANARIES = "canaries"
 
 
 class DeployedSite:
@@ -50,7 +50,7 @@ class DeployedSite:
         kit: who it is.
         dataset_for: which of its data sets a federation trains on; ``None``: none of them.
         floors: what it demands of every sum.
-        repeats: how many rounds of a federation's run may be charged once more.
+        bounds: what a federation's run may be charged at the most, beside the cap; nothing once more unless given.
         consortium: whom it believes at this moment; the kit's unless given.
     """
 
@@ -62,15 +62,14 @@ class DeployedSite:
         *,
         dataset_for: Callable[[FederationSpec], str | None],
         floors: Callable[[], Floors],
-        repeats: Callable[[FederationSpec], int] = lambda _: 0,
+        bounds: Callable[[FederationSpec], RunBounds] = lambda _: RunBounds(repeats=0),
         consortium: Callable[[], Consortium] | None = None,
     ) -> None:
         self._folder, self._config, self._kit = folder, config, kit
-        self._dataset_for, self._floors, self._repeats = dataset_for, floors, repeats
+        self._dataset_for, self._floors, self._bounds = dataset_for, floors, bounds
         self._consortium = consortium or (lambda: kit.consortium)
         self._randomness = SystemRandomness()
         self._built: OrderedDict[str, tuple[Workbench, Split, str]] = OrderedDict()
-        self._state = folder / config.site.state
 
     def workbench(self, federation: str) -> Workbench:
         """Return the workbench for a federation that was let in, built once.
@@ -91,9 +90,9 @@ class DeployedSite:
             credentials=Credentials(
                 identity=self._kit.identity, consortium=self._consortium(), floors=self._floors()
             ),
-            sessions=self._state / _SESSIONS,
-            repeats=self._repeats(bench.spec),
-            coins=KeptCoins(self._state / _CANARIES, self._randomness),
+            sessions=run_files_of(self._folder, self._config),
+            bounds=self._bounds(bench.spec),
+            coins=KeptCoins(self._folder / self._config.site.state / _CANARIES, self._randomness),
         )
 
     def _of(self, federation: str) -> tuple[Workbench, Split, str]:
@@ -130,6 +129,11 @@ class DeployedSite:
             ).hexdigest(),
         )
         return bench, split, dataset
+
+
+def run_files_of(folder: Path, config: SiteConfig) -> Path:
+    """Return beside what a site keeps its files of runs (`cloister.client.run_files`)."""
+    return folder / config.site.state / "sessions"
 
 
 def ledger_of(folder: Path, config: SiteConfig, kit: Kit, dataset: str) -> SiteLedger:

@@ -10,13 +10,16 @@ Formal guarantees:
 - No byte that arrives is run or unpickled. A message whose parts together are longer than ``most_bytes`` is given up as soon as
   that many have come, and no more of it is asked for; so is one whose parts would unfold into more.
 
-==============================================  =====================================
+==============================================  ===========================================================
 case                                            outcome
-==============================================  =====================================
+==============================================  ===========================================================
 the server cannot be reached, or breaks off     `LinkLostError`: connect again later
+it fails at a call                              `LinkLostError`, with ``failed``: it may fail at it for ever
 it does not know this site's key                ``PolicyError`` (link-refused)
 a message that is too long, or cannot be read   `MessageLostError`: the line stands
-==============================================  =====================================
+an answer to a message that was given up, or    `UnwantedError`: the line stands, and nobody will ever take
+of a run that ended                             this answer
+==============================================  ===========================================================
 """
 
 from __future__ import annotations
@@ -24,16 +27,13 @@ from __future__ import annotations
 import json
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Array, ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
-from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.common.serde import (
     message_from_proto,
     message_to_proto,
@@ -49,6 +49,7 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_body,
@@ -63,6 +64,7 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_push_object_fn_protobuf,
 )
 from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPushError,
     inflate_object_from_contents,
     pull_objects,
     push_objects,
@@ -73,30 +75,44 @@ from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from cloister.core.errors import IntegrityError, PolicyError
+from cloister.client.tls_line import Bounded, LinkLostError, node_key, tls_context
+from cloister.core.errors import PolicyError
 from cloister.core.protocol import MOST_PACKED, PACKED
-from cloister.privacy.identity.kit import Kit, read_secret
+from cloister.privacy.identity.kit import Kit
 
-__all__ = ["FleetLink", "LinkLostError", "MessageLostError", "check_unfolded", "tls_context"]
+__all__ = [
+    "FleetLink",
+    "MessageLostError",
+    "UnwantedError",
+    "check_unfolded",
+]
 
 _CALL_S = 30.0
-_BEATS_APART_S = 10.0
+#: A node whose last beat is twice the interval old counts as away, and only then is a site that was killed let in anew.
+_BEATS_APART_S, _BEAT_INTERVAL_S = 5.0, 15.0
 _REFUSED = (
     httpx.codes.BAD_REQUEST,  # nginx: a certificate that was taken back, or none
     httpx.codes.UNAUTHORIZED,
     httpx.codes.FORBIDDEN,
     httpx.codes.PRECONDITION_FAILED,  # the SuperLink: a key that it does not know
 )
-#: Bytes of one answer: Flower cuts arrays into pieces of 5 MiB.
-_MOST_ANSWERED = 64 << 20
-
-
-class LinkLostError(Exception):
-    """The coordinator cannot be reached, or broke off; its words are for the site's own log."""
+#: Who answers so has nothing against the call: nginx without the SuperLink behind it, or one who is asked too often.
+_AWAY = (
+    httpx.codes.REQUEST_TIMEOUT,
+    httpx.codes.TOO_EARLY,
+    httpx.codes.TOO_MANY_REQUESTS,
+    httpx.codes.BAD_GATEWAY,
+    httpx.codes.SERVICE_UNAVAILABLE,
+    httpx.codes.GATEWAY_TIMEOUT,
+)
 
 
 class MessageLostError(Exception):
     """One message could not be taken; the line stands."""
+
+
+class UnwantedError(MessageLostError):
+    """The coordinator said that it does not take what belongs to this message, now or later; the line stands."""
 
 
 class FleetLink:
@@ -115,11 +131,11 @@ class FleetLink:
     """
 
     def __init__(self, address: str, kit: Kit, *, most_bytes: int = 1 << 30, call_s: float = _CALL_S) -> None:
-        key = _node_key(kit)
+        key = node_key(kit)
         self._most_bytes = most_bytes
         self._client = _Client(
             address,
-            _Bounded(verify=tls_context(kit)),
+            Bounded(verify=tls_context(kit)),
             call_s,
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="SuperNode"),
@@ -133,7 +149,7 @@ class FleetLink:
                 lambda: self._client.ActivateNode(
                     ActivateNodeRequest(
                         public_key=public_key_to_bytes(key.public_key()),
-                        heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL,
+                        heartbeat_interval=_BEAT_INTERVAL_S,
                     )
                 )
             )
@@ -208,10 +224,17 @@ class FleetLink:
 
         Raises:
             LinkLostError: it could not be sent; it may be sent again.
+            UnwantedError: nobody takes it any more: its run ended, or its message was given up.
         """
         if reply.has_content():
             reply.content = _packed(reply.content)
         reply.metadata.__dict__["_message_id"] = reply.object_id
+        try:
+            return self._push(reply, seconds)
+        except ObjectPushError:
+            raise UnwantedError("its message was given up") from None
+
+    def _push(self, reply: Message, seconds: float) -> int:
         run = reply.metadata.run_id
         sent = 0
         with no_object_id_recompute():
@@ -278,13 +301,15 @@ class FleetLink:
             return work()
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
+            if _run_is_over(error.response):
+                raise UnwantedError("its run has ended") from None
             if status in _REFUSED:
                 raise PolicyError(
                     f"the coordinator does not let this site in (HTTP {status})",
                     remedy="ask the consortium whether this site's key is registered and not revoked; check this machine's clock",
                     code="link-refused",
                 ) from None
-            raise LinkLostError(f"HTTP {status}") from None
+            raise LinkLostError(f"HTTP {status}", failed=status not in _AWAY) from None
         except (httpx.HTTPError, ssl.SSLError, OSError) as error:
             raise LinkLostError(f"{type(error).__name__}: {error}") from None
         except ValueError:  # what protobuf cannot read
@@ -294,10 +319,19 @@ class FleetLink:
         while not self._closed.wait(_BEATS_APART_S):
             try:
                 self._client.SendNodeHeartbeat(
-                    SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+                    SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=_BEAT_INTERVAL_S)
                 )
             except (httpx.HTTPError, RuntimeError, ValueError, OSError):
                 continue  # the next call tells the caller
+
+
+def _run_is_over(response: httpx.Response) -> bool:
+    """Whether the SuperLink says that a call is about a run that ended: a status by which nginx says something else."""
+    try:
+        said = response.json()
+    except (ValueError, httpx.HTTPError):
+        return False
+    return isinstance(said, dict) and said.get("code") == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED.value
 
 
 class _Client(FleetHttpClient):
@@ -314,41 +348,6 @@ class _Client(FleetHttpClient):
         super().__init__(f"https://{address}", interceptors=interceptors, verify=False)
         self._client.close()  # the one that `super` made, before it was used
         self._client = httpx.Client(transport=transport, timeout=call_s)
-
-
-class _Bounded(httpx.HTTPTransport):
-    """A transport that takes no answer longer than `_MOST_ANSWERED`, and none that unfolds into more than it is."""
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        request.headers["accept-encoding"] = "identity"
-        response = super().handle_request(request)
-        if response.headers.get("content-encoding", "identity") != "identity":
-            response.close()
-            raise httpx.DecodingError("a packed answer", request=request)
-        return httpx.Response(
-            response.status_code,
-            headers=response.headers,
-            stream=_Counted(response.stream, request),
-            extensions=response.extensions,
-        )
-
-
-class _Counted(httpx.SyncByteStream):
-    def __init__(self, stream: httpx.SyncByteStream | httpx.AsyncByteStream, request: httpx.Request) -> None:
-        if not isinstance(stream, httpx.SyncByteStream):
-            raise TypeError(type(stream).__name__)
-        self._stream, self._request = stream, request
-
-    def __iter__(self) -> Iterator[bytes]:
-        came = 0
-        for piece in self._stream:
-            came += len(piece)
-            if came > _MOST_ANSWERED:
-                raise httpx.DecodingError("an answer that is too long", request=self._request)
-            yield piece
-
-    def close(self) -> None:
-        self._stream.close()
 
 
 def _packed(content: RecordDict) -> RecordDict:
@@ -393,36 +392,3 @@ def check_unfolded(contents: Mapping[str, bytes], most_bytes: int) -> None:
         raise MessageLostError(type(error).__name__) from error
     if whole > most_bytes:
         raise MessageLostError("too long when unfolded")
-
-
-def tls_context(kit: Kit) -> ssl.SSLContext:
-    """Return how this site speaks TLS: it believes the consortium's root only, and shows its own certificate.
-
-    Raises:
-        LinkLostError: the certificates cannot be used.
-        IntegrityError: (kit-key) others may read the key.
-    """
-    read_secret(kit.key)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_verify_locations(cafile=str(kit.root))
-        context.load_cert_chain(kit.certificate, kit.key)
-    except (OSError, ssl.SSLError) as error:
-        raise LinkLostError(f"the TLS certificates cannot be used: {error}") from None
-    return context
-
-
-def _node_key(kit: Kit) -> ec.EllipticCurvePrivateKey:
-    raw = read_secret(kit.node_key)
-    try:
-        key = load_ssh_private_key(raw, password=None)
-    except ValueError:
-        key = None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise IntegrityError(
-            f"'{kit.node_key}' holds no elliptic-curve key",
-            remedy="restore it, or have a new one certified",
-            code="kit-key",
-        )
-    return key

@@ -11,6 +11,7 @@ import hashlib
 import json
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from safetensors.numpy import save
 from cloister.core.digests import vectors_digest
 from cloister.core.files import write_whole
 
-__all__ = ["Kept", "keep", "kept_output"]
+__all__ = ["Kept", "forget_kept", "keep", "kept_output"]
 
 _RUNS = 4
 
@@ -95,6 +96,14 @@ def kept_output(ledger: Path, run: str, round_number: int, attempt: int, given: 
         "digest": found.digest,
     }
     return found if about == wanted else None
+
+
+def forget_kept(folder: Path, before: datetime) -> None:
+    """Remove what was kept beside the ledgers in ``folder`` and last written before then; what cannot be removed is left."""
+    with suppress(OSError):
+        for path in folder.glob("*.kept-*.safetensors"):
+            if path.stat().st_mtime < before.timestamp():
+                path.unlink(missing_ok=True)
 
 
 def _path(ledger: Path, run: str) -> Path:

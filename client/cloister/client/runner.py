@@ -7,7 +7,8 @@ Formal guarantees:
 - Only the installed ClientApp answers, and only through what it is wrapped in (the gate): nothing that arrives is run.
 - Whatever a message is, or makes of the program that answers it, the site goes on.
 - A message whose time is over is not answered: nobody would take the answer, and training for it would cost budget.
-- An answer that could not be sent is sent again when the line is back, and made once.
+- An answer that could not be sent is sent again when the line is back, and made once. One that the coordinator takes no more, or fails at again
+  and again, is dropped: it does not keep the site from answering others.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from cloister.client.fleet_link import FleetLink, LinkLostError, MessageLostError
+from cloister.client.fleet_link import FleetLink, MessageLostError, UnwantedError
 from cloister.client.site_config import ServerTable
+from cloister.client.tls_line import LinkLostError
 from cloister.core import protocol
 from cloister.core.errors import PolicyError
 
@@ -35,6 +37,8 @@ _LOG = logging.getLogger("cloister.client.runner")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _SLOWER = 1.3
 _KEPT_RUNS = 8
+#: How often the coordinator may fail at one answer.
+_TRIES = 3
 
 #: Answers a message in its run's context: the ClientApp behind the gate.
 Answerer = Callable[[Message, Context], Message]
@@ -81,6 +85,7 @@ class Runner:
         connect: opens a line to it.
         answer: answers a message.
         watched: what is told of it.
+        idle: is called now and then while there is nothing to do.
     """
 
     def __init__(
@@ -89,11 +94,15 @@ class Runner:
         connect: Callable[[], FleetLink],
         answer: Answerer,
         watched: Watched | None = None,
+        *,
+        idle: Callable[[], None] = lambda: None,
     ) -> None:
         self._server, self._connect, self._answer = server, connect, answer
         self.watched = watched or Watched()
+        self._idle = idle
         self._contexts: OrderedDict[int, Context] = OrderedDict()
         self._unsent: tuple[Message, float] | None = None
+        self._failed = 0
 
     def run(self, stop: threading.Event) -> None:
         """Answer until ``stop`` is set."""
@@ -131,6 +140,7 @@ class Runner:
                 continue
             self.watched.last_contact = time.time()
             if message is None:
+                self._idle()
                 stop.wait(pause)
                 pause = min(_SLOWER * pause, self._server.idle_poll_s)
                 continue
@@ -155,19 +165,35 @@ class Runner:
         refused = reply.has_content() and protocol.REFUSAL in reply.content
         self.watched.messages.labels(kind=known, outcome="refused" if refused else "answered").inc()
         self.watched.seconds.labels(kind=known).observe(seconds)
-        self._unsent = (reply, seconds)
+        self._unsent, self._failed = (reply, seconds), 0
 
     def _send(self, link: FleetLink) -> None:
         assert self._unsent is not None
         reply, seconds = self._unsent
         if time.time() <= reply.metadata.created_at + reply.metadata.ttl:
             try:
-                self.watched.bytes.inc(link.send(reply, seconds))
-            except (LinkLostError, PolicyError):
-                raise  # it is sent when the line is back
+                sent = link.send(reply, seconds)
+                self.watched.bytes.inc(sent)
+                if not sent:
+                    _LOG.info("nothing of an answer was wanted: it is there already, or was given up")
+            except LinkLostError as error:
+                self._failed += error.failed
+                if self._failed < _TRIES:
+                    raise  # it is sent when the line is back
+                self._drop(reply, f"the coordinator failed at it {self._failed} times: {error}")
+            except PolicyError:
+                raise  # as above
+            except UnwantedError as error:
+                self._drop(reply, str(error))
             except Exception:  # noqa: BLE001 - it cannot be written as a message, now or later
                 _LOG.exception("an answer could not be sent")
         self._unsent = None
+
+    def _drop(self, reply: Message, why: str) -> None:
+        """Note that an answer is sent no more."""
+        _LOG.warning("an answer is dropped: %s", why)
+        kind = reply.metadata.message_type
+        self.watched.messages.labels(kind=kind if kind in _KINDS else "unknown", outcome="dropped").inc()
 
     def _context(self, run: int, node: int) -> Context:
         found = self._contexts.get(run)

@@ -37,14 +37,17 @@ class OpenSite:
             kit,
             dataset_for=gate.dataset_for,
             floors=lambda: gate.floors,
-            repeats=gate.repeats_for,
+            bounds=gate.bounds_for,
             consortium=gate.consortium,
         )
         app = make_client_app(source)
-        self._runner = Runner(config.server, self._connect, GatedApp(app, gate, source), self.watched)
+        self._runner = Runner(
+            config.server, self._connect, GatedApp(app, gate, source), self.watched, idle=gate.tidy
+        )
 
     def run(self, stop: threading.Event) -> None:
         """Answer the coordinator until ``stop`` is set."""
+        self.gate.tidy()
         self._runner.run(stop)
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cloister.core.errors import StorageError
 
-__all__ = ["sweep", "sync_folder", "write_whole"]
+__all__ = ["stamp", "sweep", "sync_folder", "write_whole"]
 
 
 #: The name that `write_whole` writes under: that of the file, hidden, with what ``tempfile.mkstemp`` adds.
@@ -34,6 +34,15 @@ def write_whole(path: Path, data: bytes | str, *, mode: int = 0o644, durable: bo
         _write_whole(path, raw, mode, durable=durable)
     except OSError as error:
         raise StorageError.of(path, error) from None
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file does; empty where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def sweep(folder: Path, names: re.Pattern[str]) -> None:

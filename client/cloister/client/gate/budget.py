@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cloister.client.charging import SiteLedger
+from cloister.client.charging import RunBounds, SiteLedger
+from cloister.core.errors import PolicyError
 from cloister.privacy.events import to_json
 from cloister.privacy.ledger import Cap, Ledger
 from cloister.privacy.ledger.budget import RELATION
@@ -19,7 +20,7 @@ class Cost:
     """What a run costs, and what there is.
 
     Attributes:
-        run: ε of the whole run alone, at its own δ.
+        run: ε of the whole run alone, at its own δ: what it was charged, repeated rounds too, and what it has still to charge.
         delta: δ of all other figures here.
         before: ε of everything charged to the unit.
         after: ε of that and what the run has still to charge.
@@ -33,7 +34,15 @@ class Cost:
     cap: float | None
 
 
-def check_budget(ledger: SiteLedger, plan: Plan, *, run: str, cap: Cap | None, told: ToSite) -> Cost:
+def check_budget(
+    ledger: SiteLedger,
+    plan: Plan,
+    *,
+    run: str,
+    cap: Cap | None,
+    told: ToSite,
+    bounds: RunBounds = RunBounds(),  # noqa: B008 - frozen
+) -> Cost:
     """Check that the rounds of ``run`` which are not charged yet may all be charged; nothing is.
 
     Args:
@@ -42,9 +51,10 @@ def check_budget(ledger: SiteLedger, plan: Plan, *, run: str, cap: Cap | None, t
         run: its name: rounds that it was charged for count as spent.
         cap: what the site's policy allows; set in the ledger where that says otherwise.
         told: what others saw of the ledger.
+        bounds: what the run may be charged at the most, beside the cap.
 
     Raises:
-        PolicyError: (budget, delta, relation) the site does not allow it.
+        PolicyError: (budget, delta, relation, policy-epsilon) the site does not allow it.
         IntegrityError: the ledger does not hold, or is older than what others saw.
     """
     with ledger.open(create=not told.heads) as book:
@@ -58,11 +68,19 @@ def check_budget(ledger: SiteLedger, plan: Plan, *, run: str, cap: Cap | None, t
         }
         left = max(plan.rounds - len(done), 0)
         events = [to_json(plan.event(left))] if left else []
+        whole = book.spent_by(run, unit=plan.unit, delta=plan.delta, more=events)
+        if not bounds.allow(whole):
+            raise PolicyError(
+                f"the whole run costs ε = {whole:.4g} at δ = {plan.delta:g}, with the rounds that it was charged more than once; "
+                f"at most {bounds.epsilon:g} a run",
+                remedy="ask the site's officer: epsilon_run in policy.toml",
+                code="policy-epsilon",
+            )
         after = book.afford(events, unit=plan.unit, relation=RELATION, delta=plan.delta)
         budget = next((one for one in book.budgets() if one.unit == plan.unit), None)
         delta = plan.delta if cap is None else cap.delta
         return Cost(
-            run=plan.spent(plan.rounds).epsilon,
+            run=whole,
             delta=delta if budget is None else budget.delta,
             before=0.0 if budget is None else budget.epsilon,
             after=after,

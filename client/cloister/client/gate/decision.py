@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cloister.client.app import refusal_of
-from cloister.client.charging import SiteLedger
+from cloister.client.charging import RunBounds, SiteLedger
 from cloister.client.gate.budget import Cost, check_budget
 from cloister.client.gate.case import MessageCase
 from cloister.client.gate.judging import judge
@@ -31,7 +31,8 @@ class Allowed:
     Attributes:
         rule: what allows it.
         cost: of a private run.
-        grounds: digest of what an officer approves: user, task, program, data set, protection and unit.
+        grounds: digest of what kind of run it is: user, task, program, data set, protection and unit.
+        terms: digest of what an officer approves: the grounds, the rule that allows the run, and the data set's limits.
         server_sees: what the server can learn, sentence by sentence.
         layers: the model's tensors that are looked at in each round.
         layout: the model's.
@@ -40,6 +41,7 @@ class Allowed:
     rule: Allow
     cost: Cost | None
     grounds: str
+    terms: str
     server_sees: tuple[str, ...]
     layers: frozenset[str]
     layout: Layout
@@ -50,6 +52,7 @@ class Allowed:
         return {
             "dataset": self.rule.dataset,
             "grounds": self.grounds,
+            "terms": self.terms,
             "cost": cost,
             "server_sees": list(self.server_sees),
         }
@@ -93,7 +96,14 @@ def decide(
         return Allowed(
             rule=rule,
             cost=cost,
-            grounds=hashlib.sha256(canonical_json(grounds).encode()).hexdigest(),
+            grounds=_digest(grounds),
+            terms=_digest(
+                [
+                    grounds,
+                    rule.model_dump(mode="json"),
+                    policy.limits_of(rule.dataset).model_dump(mode="json"),
+                ]
+            ),
             server_sees=exposure(spec).server,
             layers=measuring_layers(model),
             layout=layout,
@@ -109,7 +119,12 @@ def _cost(
     if plan is None:
         return None
     cap = policy.limits_of(rule.dataset).cap
-    return check_budget(ledgers[rule.dataset], plan, run=job.run, cap=cap, told=job.told)
+    bounds = RunBounds(repeats=rule.repeated_rounds, epsilon=rule.epsilon_run)
+    return check_budget(ledgers[rule.dataset], plan, run=job.run, cap=cap, told=job.told, bounds=bounds)
+
+
+def _digest(what: Any) -> str:
+    return hashlib.sha256(canonical_json(what).encode()).hexdigest()
 
 
 def _words(error: CloisterError) -> tuple[str, str]:

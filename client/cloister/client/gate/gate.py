@@ -7,6 +7,8 @@ Formal guarantees:
 - A reply leaves only after the site's log holds what is in it. Where that cannot be written, a refusal leaves.
 - The coins of canaries (``audit.canaries``) leave only after an update of the run's last round did, by the site's log; and once they left, nothing is trained
   for that run any more. So who holds the coins has nothing left to fit to them.
+- What somebody at the site approved is a run on its terms: under the rule, the limits of the data set and the program of that time. On other terms
+  it waits to be approved again.
 - The vector of every training message is looked at before it is trained from (`cloister.client.gate.weights`).
 - A changed policy, a longer list of revoked certificates, and what ``cloister site approve | deny | pause | resume`` wrote, hold from the next
   message on.
@@ -27,8 +29,10 @@ the log cannot be written                   log-…
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -36,7 +40,8 @@ from zoneinfo import ZoneInfo
 from flwr.app import Context, Message
 
 from cloister.client.app import SiteSource
-from cloister.client.deployed import ledger_of
+from cloister.client.charging import RunBounds
+from cloister.client.deployed import ledger_of, run_files_of
 from cloister.client.gate.asking import asked, check_request
 from cloister.client.gate.case import MessageCase
 from cloister.client.gate.decision import Allowed, Refused, decide
@@ -47,28 +52,27 @@ from cloister.client.gate.leaving import check_reply, contents, steps_of, told_o
 from cloister.client.gate.limits import settle
 from cloister.client.gate.log_state import LogState, RunState
 from cloister.client.gate.policy import Allow, ReadPolicy
+from cloister.client.gate.refusing import Refusals
 from cloister.client.gate.site_log import LOG, Clock, SiteLog, log_key, utc_now
 from cloister.client.gate.status import site_status
+from cloister.client.gate.tidying import Tidying
 from cloister.client.incoming import Job, parsed, read_job
 from cloister.client.site_config import SiteConfig
 from cloister.core import protocol
 from cloister.core._version import __version__
 from cloister.core.digests import federation_digest
-from cloister.core.errors import IntegrityError, SpecError
+from cloister.core.errors import IntegrityError, PolicyError, SpecError
 from cloister.core.spec import FederationSpec, parse_federation
 from cloister.privacy.identity import Consortium
 from cloister.privacy.identity.kit import Kit
 from cloister.privacy.manifest import Floors
 
-__all__ = ["OFTEN", "Admitted", "Gate", "open_gate", "state_folder"]
+__all__ = ["Admitted", "Gate", "open_gate", "state_folder"]
 
-#: What is remembered of how many runs, and seconds until the same refusal is written down again.
-_RUNS, _AGAIN_S = 64, 60.0
-#: Refusals that are written down in that time; beyond that this one leaves in the place of each.
-_REFUSALS = 120
+#: What is remembered of how many runs.
+_RUNS = 64
 #: Types of messages that tell who this is, or what it has sealed.
 _BEGIN_NOTHING = ("query", protocol.SEAL_QUERY)
-OFTEN, _OFTEN_WORDS = "refused-often", "this site refused too many messages within a minute"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +112,11 @@ class Gate:
         self._decisions: OrderedDict[tuple[str, ...], Allowed | Refused] = OrderedDict()
         self._specs: OrderedDict[str, FederationSpec] = OrderedDict()
         self._active: dict[str, float] = {}
-        self._repeated: dict[tuple[str, str, str], tuple[float, int]] = {}
-        self._lately: deque[float] = deque(maxlen=_REFUSALS)
         self._rule: Allow | None = None
         self._state = LogState()
+        self._tidying = Tidying(
+            run_files_of(folder, config), state_folder(folder, config) / "ledgers", durable=durable
+        )
         self._closed = False
         self._in_force = InForce(folder, config, kit, changed=self._changed)
         read = self._in_force.policy()
@@ -124,6 +129,7 @@ class Gate:
             durable=durable,
             now=now,
         )
+        self._refusals = Refusals(self._log)
         self._log.append("started", {"version": __version__, "policy": read.digest})
         if self._state.policy != read.digest:
             self._changed(read)
@@ -143,15 +149,26 @@ class Gate:
         """Return whom the site believes: users, the server and other sites, less those who were revoked since."""
         return self._in_force.consortium()
 
-    def repeats_for(self, spec: FederationSpec) -> int:
-        """Return how many rounds of a run may be charged once more: by the rule that let the newest message in."""
+    def bounds_for(self, spec: FederationSpec) -> RunBounds:
+        """Return what a run may be charged at the most: by the rule that let the newest message in; nothing where there is none."""
         rule = self._rule
-        return 0 if rule is None or rule.task != spec.task.use else rule.repeated_rounds
+        if rule is None or rule.task != spec.task.use:
+            return RunBounds(repeats=0, epsilon=0.0)
+        return RunBounds(repeats=rule.repeated_rounds, epsilon=rule.epsilon_run)
 
     def status(self) -> dict[str, Any]:
         """Return what ``cloister site status --json`` prints."""
         self._log.refresh()
         return site_status(state_folder(self._folder, self._config), self._state, self._policy().policy)
+
+    def tidy(self) -> None:
+        """Remove what is kept of runs that no message is let in of any more, if it is time (`cloister.client.gate.tidying`)."""
+        if not self._tidying.due:
+            return
+        with suppress(PolicyError):  # a policy that cannot be read says nothing of what is over
+            days = self._policy().policy.who.request_days
+            denied = [name for name, run in self._state.runs.items() if run.state == "denied"]
+            self._tidying.tidy(denied=denied, before=self._now() - timedelta(days=days))
 
     def close(self) -> None:
         """Write down that the site stops; a second call does nothing."""
@@ -196,7 +213,7 @@ class Gate:
         if before is None:
             self._log.append("asked", asked(user, request, spec))
         decision = self._decided(read, job, user, spec, context, source)
-        self._check_approval(job.run, decision)
+        self._check_approval(job.run, decision, read)
         self._check_canaries(message, self._state.runs[job.run], last=spec.federation.rounds)
         self._check_busy(message, job, read, last=spec.federation.rounds)
         if message.metadata.message_type.startswith("train"):
@@ -232,40 +249,8 @@ class Gate:
         )
 
     def note_refusal(self, run: str, kind: str, code: str, message: str, *, by: str) -> None:
-        """Write a refusal down; the same one again within a minute is counted.
-
-        Anybody who reaches the site can be refused, under ever new names: what they can make it write is bounded.
-
-        Args:
-            run: of which run, as far as it is known.
-            kind: the message's type.
-            code: the refusal's.
-            message: the refusal's.
-            by: ``gate`` or ``site``.
-
-        Raises:
-            PolicyError: (refused-often) it was not written down, since too many others were within a minute; so it must not leave either.
-            IntegrityError: it could not be written down.
-        """
-        kind = kind[:32]
-        now, key = time.monotonic(), (run, kind, code)
-        at, times = self._repeated.get(key, (-_AGAIN_S, 0))
-        if now - at < _AGAIN_S:
-            self._repeated[key] = (at, times + 1)
-            return
-        if len(self._lately) == _REFUSALS and now - self._lately[0] < _AGAIN_S:
-            if code != OFTEN:
-                self.note_refusal("", "any", OFTEN, _OFTEN_WORDS, by="gate")
-                raise refused(OFTEN, _OFTEN_WORDS, "ask again in a minute")
-        elif code != OFTEN:
-            self._lately.append(now)
-        if len(self._repeated) >= 16 * _RUNS:
-            self._repeated.clear()
-        self._repeated[key] = (now, 0)
-        again = {"times": times + 1} if times else {}
-        self._log.append(
-            "refused", {"run": run, "message": kind, "code": code, "why": message, "by": by, **again}
-        )
+        """Write a refusal down, as `cloister.client.gate.refusing.Refusals` has it."""
+        self._refusals.note(run, kind, code, message, by=by)
 
     def _decided(  # noqa: PLR0917 - all of one message
         self,
@@ -301,9 +286,7 @@ class Gate:
             }
             found = decide(read.policy, case, job=job, ledgers=ledgers)
             if isinstance(found, Allowed):
-                self._log.append(
-                    "allowed", {"run": job.run, "dataset": found.rule.dataset, "policy": read.digest}
-                )
+                self._log.append("allowed", {"run": job.run, "policy": read.digest, **found.facts()})
             if isinstance(found, Allowed) or not found.passing:
                 _remember(self._decisions, key, found)
         if isinstance(found, Refused):
@@ -320,14 +303,14 @@ class Gate:
             hours = ", ".join(when.hours)
             raise refused("wait-hours", f"this site trains {hours} ({when.time_zone}) only", "ask again then")
 
-    def _check_approval(self, run: str, decision: Allowed) -> None:
+    def _check_approval(self, run: str, decision: Allowed, read: ReadPolicy) -> None:
         approval, before = decision.rule.approval, self._state.runs[run]
-        if approval == "never" or before.state == "approved":
+        if approval == "never" or (before.state == "approved" and before.terms == decision.terms):
             return
         if approval == "first" and decision.grounds in self._state.grounds:
             return
-        if before.state != "held":
-            self._log.append("held", {"run": run, **decision.facts()})
+        if before.state != "held" or before.said.get("terms") != decision.terms:
+            self._log.append("held", {"run": run, "policy": read.digest, **decision.facts()})
         raise refused(
             "wait-approval",
             "the run waits until somebody at this site approves it",

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from flwr.app import Context, Message, RecordDict
 
 from cloister.client.app import SiteSource, refusal, refusal_of
-from cloister.client.gate.gate import OFTEN, Gate
+from cloister.client.gate.gate import Gate
 from cloister.client.gate.limits import bounded
+from cloister.client.gate.refusing import OFTEN
 from cloister.client.incoming import read_job
 from cloister.core import protocol
 from cloister.core.errors import CloisterError

@@ -7,13 +7,11 @@ from pathlib import Path
 
 from cloister.client.gate.policy import POLICY, ReadPolicy, check_datasets, read_policy
 from cloister.client.site_config import SiteConfig
+from cloister.core.files import stamp
 from cloister.privacy.identity import Consortium
-from cloister.privacy.identity.kit import Kit, load_consortium
-from cloister.privacy.identity.register import REVOKED
+from cloister.privacy.identity.kit import Believed, Kit
 
 __all__ = ["InForce"]
-
-_Stamp = tuple[int, ...]
 
 
 class InForce:
@@ -34,12 +32,10 @@ class InForce:
     ) -> None:
         self._path = folder / POLICY
         self._config = config
-        self._kit = kit
         self._changed = changed
-        self._stamp = _stamp(self._path)
+        self._stamp = stamp(self._path)
         self._policy = self._read()
-        self._consortium = kit.consortium
-        self._revoked = _stamp(kit.folder / REVOKED)
+        self._believed = Believed(kit)
 
     def policy(self) -> ReadPolicy:
         """Return the policy.
@@ -47,12 +43,12 @@ class InForce:
         Raises:
             SpecError: (policy-file) it was changed, and is refused now.
         """
-        stamp = _stamp(self._path)
-        if stamp != self._stamp or not stamp:
+        found = stamp(self._path)
+        if found != self._stamp or not found:
             read = self._read()
             if read.digest != self._policy.digest:
                 self._changed(read)
-            self._policy, self._stamp = read, stamp
+            self._policy, self._stamp = read, found
         return self._policy
 
     def consortium(self) -> Consortium:
@@ -61,21 +57,9 @@ class InForce:
         Raises:
             IntegrityError: (document, signature) the list of those who were revoked was changed, and does not hold.
         """
-        stamp = _stamp(self._kit.folder / REVOKED)
-        if stamp != self._revoked:
-            self._consortium, self._revoked = load_consortium(self._kit.folder), stamp
-        return self._consortium
+        return self._believed()
 
     def _read(self) -> ReadPolicy:
         read = read_policy(self._path)
         check_datasets(read.policy, self._config)
         return read
-
-
-def _stamp(path: Path) -> _Stamp:
-    """Return what changes when a file does; empty where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -27,11 +27,12 @@ class RunState:
 
     Attributes:
         run: its name.
-        state: ``asked``, ``allowed``, ``held``, ``approved``, ``denied`` or ``refused``: the newest of them; one that was denied or approved
-            stays so.
+        state: ``asked``, ``allowed``, ``held``, ``approved``, ``denied`` or ``refused``: the newest of them; one that was denied stays so, and one that
+            was approved, until it is held again on other terms.
         said: what it asked for, and of a held one what it costs.
         since: when it came to that state.
         by: who approved or denied it.
+        terms: digest of what was approved (`cloister.client.gate.decision.Allowed`).
         trained: the last round that an update of this site left in; 0: none did.
         opened: whether the coins of its canaries left.
     """
@@ -41,6 +42,7 @@ class RunState:
     said: dict[str, Any] = field(default_factory=dict)
     since: str = ""
     by: str = ""
+    terms: str = ""
     trained: int = 0
     opened: bool = False
 
@@ -105,8 +107,10 @@ class LogState:
         if entry.kind in ("approved", "denied"):
             run.by = str(entry.said.get("by", ""))
             grounds = str(run.said.get("grounds", ""))
-            if entry.kind == "approved" and grounds:
-                self.grounds.add(grounds)
-        elif run.state in ("approved", "denied"):
+            if entry.kind == "approved":
+                run.terms = str(run.said.get("terms", ""))
+                if grounds:
+                    self.grounds.add(grounds)
+        elif run.state == "denied" or (run.state == "approved" and entry.kind != "held"):
             return
         run.state, run.since = _DECIDED[entry.kind], entry.time

@@ -68,7 +68,7 @@ class Who(Table):
     )
     request_days: Annotated[float, Field(gt=0, le=3650)] = Field(
         default=30.0,
-        description="a request that was signed longer ago is refused, also in the middle of its run",
+        description="a request that was signed longer ago is refused, also in the middle of its run; what is kept of a run that was not heard of for so long is removed",
     )
 
 
@@ -151,7 +151,10 @@ class Allow(Table):
         default=0,
         description="so many of a round's sites may side with the server, and masks and shared noise must still hold",
     )
-    epsilon_run: Positive | None = Field(default=None, description="the most that one whole run may cost")
+    epsilon_run: Positive | None = Field(
+        default=None,
+        description="the most that one whole run may cost, with all rounds that are charged more than once",
+    )
     rounds: Count | None = Field(default=None, description="the most rounds of a run")
     repeated_rounds: Whole = Field(
         default=5,

@@ -37,10 +37,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from cloister.core.errors import IntegrityError
+from cloister.core.files import stamp
 from cloister.privacy.identity.members import Consortium, Identity, Role
-from cloister.privacy.identity.register import Register, read_register, read_revoked
+from cloister.privacy.identity.register import REVOKED, Register, read_register, read_revoked
 
-__all__ = ["Kit", "load_consortium", "load_kit", "read_secret"]
+__all__ = ["Believed", "Kit", "load_consortium", "load_kit", "read_secret"]
 
 _LONGEST = 1 << 16
 
@@ -86,6 +87,34 @@ class Kit:
     def node_key(self) -> Path:
         """A site's key as a Flower node, OpenSSH."""
         return self.folder / "node.key"
+
+
+class Believed:
+    """Whom a kit believes at this moment: its list of those who were revoked is read again when it changes. Threads may share it.
+
+    Args:
+        kit: the kit.
+    """
+
+    def __init__(self, kit: Kit) -> None:
+        self._path = kit.folder / REVOKED
+        self._now: tuple[tuple[int, ...], Consortium] = (
+            (),
+            kit.consortium,
+        )  # a list is read at the first call
+
+    def __call__(self) -> Consortium:
+        """Return the consortium.
+
+        Raises:
+            IntegrityError: (document, signature) the list was changed, and does not hold.
+        """
+        now, consortium = self._now
+        found = stamp(self._path)
+        if found != now:
+            consortium = load_consortium(self._path.parent)
+            self._now = (found, consortium)
+        return consortium
 
 
 def load_kit(folder: Path, role: Role) -> Kit:

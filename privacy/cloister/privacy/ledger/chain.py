@@ -122,16 +122,17 @@ class Chain:
         """Return the relation that charges to ``unit`` are under, or ``None`` before the first."""
         return next((h.reserve.relation for h in self._holdings.values() if h.reserve.unit == unit), None)
 
-    def charged(self, unit: str, *, since: datetime | None = None) -> Counter[str]:
-        """Return what is charged to ``unit``: how often each event (canonical JSON), of reservations made after ``since``."""
-        if since is None:
+    def charged(self, unit: str, *, since: datetime | None = None, run: str | None = None) -> Counter[str]:
+        """Return what is charged to ``unit``: how often each event (canonical JSON), of reservations made after ``since``, by ``run``."""
+        if since is None and run is None:
             return Counter(self._charged.get(unit, {}))
         return Counter(
             holding.charge
             for holding in reversed(self._holdings.values())
             if holding.reserve.unit == unit
             and holding.charge is not None
-            and datetime.fromisoformat(holding.reserve.time) > since
+            and (run is None or holding.reserve.run == run)
+            and (since is None or datetime.fromisoformat(holding.reserve.time) > since)
         )
 
     def expect(self, head: Head) -> None:

@@ -273,6 +273,13 @@ class Ledger:
             found = self._budget(unit)
             return 0.0 if found is None else found.epsilon
 
+    def spent_by(self, run: str, *, unit: str, delta: float, more: Sequence[Mapping[str, Any]] = ()) -> float:
+        """Return ε at ``delta`` of everything that one run was charged, repeated rounds too, and of the events ``more`` on top."""
+        with self._writer.mutex:
+            events = self._writer.chain.charged(unit, run=run)
+            events.update(canonical_json(event) for event in more)
+            return self._composer.epsilon(events, checked_number("delta", delta, below=1, open_end=True))
+
     def remaining(self, unit: str) -> float | None:
         """Return the cap minus what is spent, or the rate minus what its window holds if that is less; ``None`` without a cap.
 

@@ -3,7 +3,7 @@
 Formal guarantees:
 
 - `CallBook.heard` returns a user only for a call that this user signed, for this method and this matter, within the last minutes, and that was not
-  heard before.
+  heard before, whatever process heard it.
 
 ==============================================  =====================================
 case                                            outcome
@@ -18,10 +18,11 @@ heard before                                    ``IntegrityError`` (call-replaye
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
-import threading
 import time
+from collections.abc import Callable
 
 from cloister.core.errors import IntegrityError
 from cloister.privacy.identity import Consortium, Identity, Member, Purpose, Role
@@ -44,16 +45,16 @@ def sign_call(user: Identity, method: str, about: str = "") -> messages.Call:
 
 
 class CallBook:
-    """Checks calls, and remembers those of the last minutes.
+    """Checks calls, and has those of the last minutes remembered.
 
     Args:
-        consortium: whose users are heard.
+        believed: whose users are heard, at this moment.
+        first: remembers a key until a time, seconds since 1970, on the disk; whether it is new.
     """
 
-    def __init__(self, consortium: Consortium) -> None:
-        self._consortium = consortium
-        self._lock = threading.Lock()
-        self._heard: dict[str, float] = {}
+    def __init__(self, believed: Callable[[], Consortium], first: Callable[[str, float], bool]) -> None:
+        self._believed = believed
+        self._first = first
 
     def heard(self, call: messages.Call, method: str, about: str = "") -> Member:
         """Return the user who signed ``call``.
@@ -61,7 +62,7 @@ class CallBook:
         Raises:
             IntegrityError: see the table.
         """
-        user = self._consortium.member(bytes(call.certificate), role=Role.USER)
+        user = self._believed().member(bytes(call.certificate), role=Role.USER)
         user.check(Purpose.CALL, bytes(call.said), bytes(call.signature))
         try:
             said = json.loads(call.said) if len(call.said) <= _LONGEST else {}
@@ -78,15 +79,13 @@ class CallBook:
                 remedy="set the clocks right, and call again",
                 code="call-stale",
             )
-        with self._lock:
-            self._heard = {key: when for key, when in self._heard.items() if now - when <= 2 * FRESH_S}
-            if nonce in self._heard:
-                raise IntegrityError(
-                    f"a call of user '{user.name}' was heard before",
-                    remedy="call again: each call is signed anew",
-                    code="call-replayed",
-                )
-            self._heard[nonce] = now
+        key = hashlib.sha256(user.public_key + nonce.encode(errors="replace")).hexdigest()
+        if not self._first(key, max(at, now) + 2 * FRESH_S):
+            raise IntegrityError(
+                f"a call of user '{user.name}' was heard before",
+                remedy="call again: each call is signed anew",
+                code="call-replayed",
+            )
         return user
 
 

@@ -4,6 +4,8 @@ Formal guarantees:
 
 - Nothing is answered but to a user of the consortium whose signed call holds, and who has the role for it.
 - A request is queued only as its user signed it, with the very federation file that it names.
+- Whom the consortium took back is not heard from the moment on at which ``revoked.json`` in the server's folder says so; who watches then, or lost
+  the role for it, sees nothing more after `_LOOK_S` seconds.
 - Files leave only from a job's own folder, and only those in `HANDED_OUT`.
 
 ==========================================  ================================================================
@@ -32,8 +34,8 @@ import grpc  # type: ignore[import-untyped]  # grpcio ships no types
 from cloister.core.digests import federation_digest
 from cloister.core.errors import CloisterError, IntegrityError, PolicyError, UsageError
 from cloister.privacy.authority.wire import LONGEST_MESSAGE, pieces, refusal_to
-from cloister.privacy.identity import Consortium, Member, Role
-from cloister.privacy.identity.kit import Kit, read_secret
+from cloister.privacy.identity import Member, Role
+from cloister.privacy.identity.kit import Believed, Kit, read_secret
 from cloister.privacy.identity.register import UserRole
 from cloister.privacy.request import SignedRequest
 from cloister.server.deployment import jobs_pb2 as messages
@@ -67,6 +69,8 @@ HANDED_OUT = (
 _LOG = logging.getLogger(__name__)
 _WATCH_S = 0.25
 _WATCHERS = 16
+#: Seconds until somebody who watches is looked at again.
+_LOOK_S = 2.0
 _MOST_AT_ONCE = 1 << 18
 
 R = TypeVar("R")
@@ -96,8 +100,8 @@ class JobService:
     ) -> None:
         self._kit = kit
         self._store = store
-        self._book = CallBook(kit.consortium)
-        self._consortium: Consortium = kit.consortium
+        self._believed = Believed(kit)
+        self._book = CallBook(self._believed, store.first)
         self._folder_of = folder_of
         self._check = check
         self._stop_job = stop
@@ -159,7 +163,7 @@ class JobService:
             signature=bytes(given.signature),
             certificate=bytes(given.call.certificate),
         )
-        asker, request = signed.opened(self._consortium)
+        asker, request = signed.opened(self._believed())
         if asker != user:
             raise IntegrityError("the request is not its caller's", code="request")
         try:
@@ -204,8 +208,12 @@ class JobService:
     def _watched(self, given: messages.WatchRequest, context: Any) -> Iterator[messages.WatchReply]:
         path = self._folder_of(given.run) / "events.jsonl"
         offset, last = max(0, int(given.offset)), None
+        looked = time.monotonic()
         while context.is_active():
-            job = self._store.job(given.run)
+            if time.monotonic() - looked >= _LOOK_S:
+                job, looked = self._still_seen(given.call, given.run), time.monotonic()
+            else:
+                job = self._store.job(given.run)
             lines = _whole_lines(path, offset)
             if lines or job != last:
                 offset += len(lines)
@@ -230,6 +238,7 @@ class JobService:
                 content = (folder / name).read_bytes()
             except OSError:
                 continue
+            self._still_seen(given.call, given.run)
             yield messages.DownloadReply(
                 file=messages.File(name=name, size=len(content), sha256=hashlib.sha256(content).digest())
             )
@@ -237,7 +246,16 @@ class JobService:
                 yield messages.DownloadReply(piece=piece)
 
     def _seen(self, call: messages.Call, method: str, run: str) -> Job:
-        user = self._user(call, method, run)
+        return self._job_for(self._user(call, method, run), run)
+
+    def _still_seen(self, call: messages.Call, run: str) -> Job:
+        """Return a job for somebody whose call was heard before, if that call would still be answered."""
+        user = self._believed().member(bytes(call.certificate), role=Role.USER)
+        if not self._roles(user):
+            raise _not_allowed(user, "see more", "watch")
+        return self._job_for(user, run)
+
+    def _job_for(self, user: Member, run: str) -> Job:
         job = self._store.job(run)
         if not self._may_see(user, job):
             raise UsageError(

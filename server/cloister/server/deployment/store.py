@@ -6,6 +6,7 @@ one that is tried again later, since a site holds it for approval or too few sit
 Formal guarantees:
 
 - A request is queued once: its run's name is its hash, and a second submission is refused, whatever became of the first.
+- A call is new once, whichever process heard it first, until the time is over that it is good for.
 - A state is on the disk before anything acts on it; a crash leaves a job ``running``, and whoever opens the queue next goes on with it.
 """
 
@@ -27,14 +28,17 @@ __all__ = ["Job", "JobState", "JobStore"]
 JobState = Literal["queued", "waiting", "running", "done", "failed", "stopped"]
 
 _OPEN = ("queued", "waiting", "running")
-_TABLE = """
+_TABLES = (
+    """
 CREATE TABLE IF NOT EXISTS jobs (
     run TEXT PRIMARY KEY, name TEXT NOT NULL, user TEXT NOT NULL, submitted REAL NOT NULL,
     request BLOB NOT NULL, signature BLOB NOT NULL, certificate BLOB NOT NULL, federation TEXT NOT NULL,
     state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, not_before REAL NOT NULL DEFAULT 0,
     code TEXT NOT NULL DEFAULT '', message TEXT NOT NULL DEFAULT '', ended REAL
 ) STRICT
-"""
+""",
+    "CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, until REAL NOT NULL) STRICT, WITHOUT ROWID",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,8 @@ class JobStore:
     def __init__(self, path: Path) -> None:
         self._path = path
         with self._open() as database:
-            database.execute(_TABLE)
+            for table in _TABLES:
+                database.execute(table)
         path.chmod(0o600)
 
     def add(self, signed: SignedRequest, request: JobRequest, user: str, federation: str) -> Job:
@@ -106,6 +111,13 @@ class JobStore:
                 code="job-replayed",
             ) from None
         return self.job(request.run)
+
+    def first(self, key: str, until: float) -> bool:
+        """Remember ``key`` until a time, seconds since 1970; return whether it is new."""
+        with self._open() as database:
+            database.execute("DELETE FROM calls WHERE until < ?", (time.time(),))
+            added = database.execute("INSERT OR IGNORE INTO calls (key, until) VALUES (?, ?)", (key, until))
+            return added.rowcount == 1
 
     def job(self, run: str) -> Job:
         """Return a job.
