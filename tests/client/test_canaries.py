@@ -13,6 +13,7 @@ import torch
 from flwr.app import Message
 
 from cloister.client.canaries import KeptCoins, SeededCoins, records_with_canaries
+from cloister.client.run_files import forget_runs
 from cloister.core import protocol
 from cloister.core.command import run as command
 from cloister.core.errors import IntegrityError, SpecError, TaskError
@@ -72,7 +73,7 @@ def test_the_coins_are_the_sites_own_file_and_another_runs_are_others(
 ) -> None:
     made = site()
     seals = {said(made.request(federation(**PLANTED)).send(protocol.SEAL_QUERY))["seal"] for _ in range(2)}
-    files = sorted((made.folder / "state" / "canaries").iterdir())
+    files = sorted((made.folder / "state").glob("sessions.canaries-*.json"))
     assert len(seals) == len(files) == 2
     for path in files:
         assert path.stat().st_mode & 0o777 == 0o600
@@ -166,14 +167,14 @@ def regression() -> Any:
 
 
 def test_coins_that_cannot_be_read_are_never_drawn_anew(tmp_path: Path) -> None:
-    source = KeptCoins(tmp_path / "canaries", SystemRandomness())
+    source = KeptCoins(tmp_path / "sessions", SystemRandomness())
     with pytest.raises(IntegrityError) as refused:
         source.coins("run-1", COUNT, draw=False)
     assert refused.value.code == "audit-seal"
     drawn = source.coins("run-1", COUNT, draw=True)
-    again = KeptCoins(tmp_path / "canaries", SystemRandomness()).coins("run-1", COUNT, draw=True)
+    again = KeptCoins(tmp_path / "sessions", SystemRandomness()).coins("run-1", COUNT, draw=True)
     assert again.opening() == drawn.opening()
-    (path,) = (tmp_path / "canaries").iterdir()
+    (path,) = tmp_path.glob("sessions.canaries-*.json")
     kept = path.read_text()
     other = json.loads(kept)
     other["opening"]["coins"] = "00" * (COUNT // 8)
@@ -185,6 +186,11 @@ def test_coins_that_cannot_be_read_are_never_drawn_anew(tmp_path: Path) -> None:
     path.write_text(kept)
     with pytest.raises(IntegrityError, match="another number"):
         source.coins("run-1", COUNT + 1, draw=True)
+    assert forget_runs(tmp_path / "sessions", lambda _short, _used: True) == 1
+    assert not path.exists()
+    with pytest.raises(IntegrityError) as refused:
+        source.coins("run-1", COUNT, draw=True)
+    assert refused.value.code == "run-over"
 
 
 def test_canaries_that_are_in_come_beside_the_records_as_often_as_a_person_has_records(

@@ -14,6 +14,7 @@ case                                        outcome
 the site is not the one that is named       `IntegrityError` (audit-site) where it is asked for coins
 trained, or opened, before a seal           `IntegrityError` (audit-seal)
 the file is damaged, or for another number  `IntegrityError` (audit-coins); coins are never drawn anew
+the run is over, and its files removed      `IntegrityError` (run-over)
 ==========================================  ==============================================================
 
 When coins may be opened is the gate's to say (`cloister.client.gate`): it has the record of what left this site.
@@ -21,7 +22,6 @@ When coins may be opened is the gate's to say (`cloister.client.gate`): it has t
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Protocol
@@ -29,8 +29,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from cloister.client.run_files import RunFiles
 from cloister.core.data import Data, Split
-from cloister.core.errors import IntegrityError, StorageError
+from cloister.core.errors import IntegrityError
 from cloister.core.files import write_whole
 from cloister.core.randomness import Randomness
 from cloister.core.spec import FederationSpec
@@ -79,16 +80,20 @@ class KeptCoins:
     """The coins of a real site, one file a run.
 
     Args:
-        folder: where they are kept; made if need be.
+        beside: where the site keeps its files of runs (`cloister.client.run_files`).
         randomness: the operating system's.
     """
 
-    def __init__(self, folder: Path, randomness: Randomness) -> None:
-        self._folder, self._randomness = folder, randomness
+    def __init__(self, beside: Path, randomness: Randomness) -> None:
+        self._beside, self._randomness = beside, randomness
 
     def coins(self, run: str, canaries: int, *, draw: bool) -> Coins:
         """Return the coins of a run; see the module."""
-        path = self._folder / f"{hashlib.sha256(run.encode()).hexdigest()[:32]}.json"
+        files = RunFiles(self._beside, run)
+        with files.alone():
+            return self._kept(files.path("canaries", "json"), run, canaries, draw=draw)
+
+    def _kept(self, path: Path, run: str, canaries: int, *, draw: bool) -> Coins:
         if path.exists():
             return _read(path, run, canaries)
         if not draw:
@@ -99,10 +104,6 @@ class KeptCoins:
             )
         drawn = Coins.draw(canaries, self._randomness)
         text = json.dumps({"run": run, "seal": drawn.seal, "opening": drawn.opening()}, sort_keys=True)
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError.of(self._folder, error) from None
         write_whole(path, text + "\n", mode=0o600)
         return drawn
 

@@ -38,7 +38,6 @@ from cloister.privacy.manifest import Floors
 __all__ = ["DeployedSite", "ledger_of", "run_files_of"]
 
 _KEPT = 4
-_CANARIES = "canaries"
 
 
 class DeployedSite:
@@ -92,7 +91,7 @@ class DeployedSite:
             ),
             sessions=run_files_of(self._folder, self._config),
             bounds=self._bounds(bench.spec),
-            coins=KeptCoins(self._folder / self._config.site.state / _CANARIES, self._randomness),
+            coins=KeptCoins(run_files_of(self._folder, self._config), self._randomness),
         )
 
     def _of(self, federation: str) -> tuple[Workbench, Split, str]:
