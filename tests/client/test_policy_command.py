@@ -100,6 +100,21 @@ def test_check_names_each_reason(
     assert [line.strip().split(":")[0] for line in error["message"].splitlines()[1:]] == codes
 
 
+def test_check_and_hash_know_of_canaries(cloister: Told, site: GatedSite) -> None:
+    file = written(site.folder, audit={"canaries": 64, "canary_site": "north"})
+    asked = ("policy", "check", site.folder / "policy.toml", "--against", file)
+    for more in ((), ("--site", site.folder)):
+        assert cloister(*asked, *more, status=5)["error"]["code"] == "policy-canaries"
+    told = cloister("policy", "hash", "rings.py:Rings", "--site", site.folder, "--against", file)
+    site.write(policy({"canaries": True, "layouts": [told["layout"]]}))
+    assert cloister(*asked, "--site", site.folder)["allowed"]
+    elsewhere = written(site.folder, audit={"canaries": 64, "canary_site": "south"})
+    site.write(policy())
+    assert cloister(
+        "policy", "check", site.folder / "policy.toml", "--against", elsewhere, "--site", site.folder
+    )["allowed"]
+
+
 def test_hash_prints_what_a_policy_allows(cloister: Told, site: GatedSite) -> None:
     file = written(site.folder)
     told = cloister("policy", "hash", "rings.py:Rings", "--site", site.folder, "--against", file)

@@ -20,12 +20,12 @@ from cloister.core.spec import Loaded, load_federation, parse_federation
 from cloister.core.tasks.digits import Digits
 from cloister.core.update import Layout
 from cloister.privacy.audit import power
+from cloister.privacy.audit.canaries import LAYER, CanaryTask, PlantedData
 from cloister.privacy.ledger import verify
 from cloister.privacy.noise import GaussianSource
 from cloister.privacy.plan import plan_from
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.privacy_audit.auditing import Audit, Found, sealed_and_opened
-from cloister.simulation.privacy_audit.canaries import LAYER, CanaryTask, PlantedData
 from cloister.simulation.privacy_audit.planning import designed
 
 FILE = """
@@ -86,7 +86,7 @@ def half_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_canarys_gradient_is_a_number_in_a_direction_of_its_own() -> None:
-    task = CanaryTask(Digits(model={"name": "mlp", "hidden": [4]}), canaries=5, norm=30.0)
+    task = CanaryTask(Digits(model={"name": "mlp", "hidden": [4]}), canaries=5, norm=30.0, listed=False)
     torch.manual_seed(0)
     model = task.model()
     inputs = torch.rand(4, 1, 8, 8)

@@ -19,6 +19,7 @@ from flwr.app import Array, ConfigRecord, Context, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 
 from cloister.client.book import ContextShelf, Credentials, SessionBook, Shelf
+from cloister.client.canaries import CoinSource, coins_of, records_with_canaries
 from cloister.client.charging import Charge, RunBounds, SiteLedger, afford, release
 from cloister.client.controls import ContextControls, Controls, FileControls
 from cloister.client.incoming import Job, read_job
@@ -90,6 +91,7 @@ class Site:
         sessions: a file beside which it keeps what must outlive it of a run; ``None``: secure sessions beside the ledger, the rest in Flower's context.
         bounds: what a run may be charged at the most, beside the ledger's cap.
         peers: all sites of a simulation, itself among them; a real site reads them in the user's request.
+        coins: where it has the coins of canaries, if a run plants some here.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Site:
     sessions: Path | None = None
     bounds: RunBounds = RunBounds()  # noqa: RUF009 - frozen
     peers: tuple[str, ...] = ()
+    coins: CoinSource | None = None
 
 
 class SiteSource(Protocol):
@@ -137,6 +140,14 @@ def make_client_app(source: SiteSource, *, make_array: MakeArray = Array) -> Cli
     @app.query("secure")
     def secure(message: Message, context: Context) -> Message:
         return _answer(message, lambda: _secure(message, context, source))
+
+    @app.query("seal")
+    def seal(message: Message, context: Context) -> Message:
+        return _answer(message, lambda: _canaries(message, context, source, opening=False))
+
+    @app.query("open")
+    def open_(message: Message, context: Context) -> Message:
+        return _answer(message, lambda: _canaries(message, context, source, opening=True))
 
     return app
 
@@ -206,7 +217,9 @@ def _round(
     try:
         result = bench.trainer.train(
             vector,
-            site.split.train,
+            records_with_canaries(
+                site.split, bench.trainer.task, bench.spec, site.coins, site=site.name, run=job.run
+            ),
             site=site.name,
             round_number=job.round_number,
             randomness=bench.randomness,
@@ -299,6 +312,15 @@ def _secure(message: Message, context: Context, source: SiteSource) -> RecordDic
             code="session-none",
         )
     return answer_step(said, book, job, bench.setting(site, job, message))
+
+
+def _canaries(message: Message, context: Context, source: SiteSource, *, opening: bool) -> RecordDict:
+    """Return the seal of the coins of this site's canaries, or what opens it."""
+    job, bench, site = _start(message, context, source)
+    coins = coins_of(site.coins, bench.spec, site=site.name, run=job.run, draw=not opening)
+    told = ConfigRecord({"canaries": len(coins.included)})
+    told.update(coins.opening() if opening else {protocol.SEAL: coins.seal})
+    return RecordDict({protocol.CANARIES: told})
 
 
 def _book(site: Site, job: Job, context: Context) -> SessionBook | None:

@@ -15,6 +15,7 @@ from flwr.app import Context
 
 from cloister.client.app import Site, Workbench
 from cloister.client.book import Credentials
+from cloister.client.canaries import KeptCoins
 from cloister.client.charging import RunBounds, SiteLedger
 from cloister.client.incoming import parsed
 from cloister.client.site_config import SiteConfig
@@ -29,6 +30,7 @@ from cloister.core.resolve import build_model
 from cloister.core.source import source_digest
 from cloister.core.spec import FederationSpec, parse_federation
 from cloister.core.update import Layout
+from cloister.privacy.audit.canaries import with_canaries
 from cloister.privacy.identity import Consortium
 from cloister.privacy.identity.kit import Kit
 from cloister.privacy.manifest import Floors
@@ -89,6 +91,7 @@ class DeployedSite:
             ),
             sessions=run_files_of(self._folder, self._config),
             bounds=self._bounds(bench.spec),
+            coins=KeptCoins(run_files_of(self._folder, self._config), self._randomness),
         )
 
     def _of(self, federation: str) -> tuple[Workbench, Split, str]:
@@ -113,14 +116,15 @@ class DeployedSite:
                 remedy="leave this site out, or have it declare one in site.toml and allow it in policy.toml",
                 code="policy-task",
             )
-        task, split = load_dataset(self._config.data[dataset], spec.task, self._folder)
+        own, split = load_dataset(self._config.data[dataset], spec.task, self._folder)
+        task = with_canaries(own, spec)
         model = build_model(task, spec.federation.seed)
         bench = Workbench(
             spec=spec,
             trainer=Trainer(spec, task, model, Layout.of(model)),
             randomness=self._randomness,
             code_hash=hashlib.sha256(
-                f"cloister-{__version__} {source_digest(type(task), spec.task.use, self._folder)} {federation}".encode()
+                f"cloister-{__version__} {source_digest(type(own), spec.task.use, self._folder)} {federation}".encode()
             ).hexdigest(),
         )
         return bench, split, dataset

@@ -59,7 +59,7 @@ def check_command(  # noqa: PLR0917 - Typer reads a command's options from its a
         from cloister.core.spec import load_federation
 
         read, loaded = read_policy(policy), load_federation(against, settings or [])
-        table, ledger = None, None
+        table, ledger, name = None, None, None
         rules = read.policy.rules_for(loaded.spec.task.use)
         if site is not None:
             from cloister.client.deployed import ledger_of
@@ -68,11 +68,12 @@ def check_command(  # noqa: PLR0917 - Typer reads a command's options from its a
             from cloister.privacy.identity.kit import load_kit
 
             config = load_site(site)
+            name = config.site.name
             check_datasets(read.policy, config)
             if rules:
                 table = config.data[rules[0].dataset]
                 ledger = ledger_of(site, config, load_kit(site, Role.SITE), rules[0].dataset)
-        case = FileCase(user=user, spec=loaded.spec, folder=site or loaded.base, table=table)
+        case = FileCase(user=user, spec=loaded.spec, folder=site or loaded.base, table=table, site=name)
         verdict, cost = rehearse(read.policy, case, ledger)
         unchecked = _unchecked(user, site)
         if verdict.reasons:
@@ -158,6 +159,7 @@ def _layout(task: str, against: Path) -> str:
     from cloister.core.resolve import build_model, load_task
     from cloister.core.spec import load_federation
     from cloister.core.update import Layout
+    from cloister.privacy.audit.canaries import with_canaries
 
     loaded = load_federation(against)
     if loaded.spec.task.use != task:
@@ -165,9 +167,8 @@ def _layout(task: str, against: Path) -> str:
             f"'{against}' is about the task '{loaded.spec.task.use}', not '{task}'",
             remedy="name that task, or another file",
         )
-    return Layout.of(
-        build_model(load_task(loaded.spec.task, loaded.base), loaded.spec.federation.seed)
-    ).digest
+    made = with_canaries(load_task(loaded.spec.task, loaded.base), loaded.spec)
+    return Layout.of(build_model(made, loaded.spec.federation.seed)).digest
 
 
 def _unchecked(user: str | None, site: Path | None) -> list[str]:

@@ -19,6 +19,7 @@ from cloister.client.passes import Bench, Done, Work
 from cloister.core.data import Data
 from cloister.core.spec import FederationSpec
 from cloister.core.task import Task
+from cloister.privacy.audit.canaries import CanaryTask
 from cloister.privacy.dpsgd import DpSgd, DpSgdSettings
 from cloister.privacy.noise import cipher_generator, gaussian_source
 from cloister.privacy.poisson import poisson_batches, poisson_rows
@@ -52,7 +53,10 @@ class RecordLoss:
 
     def __init__(self, task: Task, class_weights: tuple[float, ...] | None) -> None:
         self._task = task
-        self._weights = None if class_weights is None else torch.tensor(class_weights)
+        spare = task.first + task.count + 1 - len(class_weights or ()) if isinstance(task, CanaryTask) else 0
+        self._weights = (
+            None if class_weights is None else torch.tensor((*class_weights, *[1.0] * spare))
+        )  # canaries, which are no class of the task, weigh 1
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return (n,) losses, one a record."""

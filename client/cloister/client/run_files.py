@@ -4,6 +4,7 @@ Beside one path, ``<beside>``, all of mode 0600 and written whole::
 
     <beside>.sessions-<run>.json          the secure sessions of a run (`FileShelf`)
     <beside>.control-<run>.safetensors    SCAFFOLD's control variate (`cloister.client.controls`)
+    <beside>.canaries-<run>.json          the coins of its canaries (`cloister.client.canaries`)
     <beside>.over.json                    which runs are over, and the newest session that the site took part in
     <beside>.runs.lock                    held by whoever reads and writes any of them
 
@@ -126,7 +127,7 @@ def forget_runs(beside: Path, over: Callable[[str, datetime], bool], *, durable:
         return 0
     with _alone(beside):
         files: dict[str, list[Path]] = {}
-        for kind, ending in (("sessions", "json"), ("control", "safetensors")):
+        for kind, ending in (("sessions", "json"), ("control", "safetensors"), ("canaries", "json")):
             for path in beside.parent.glob(f"{beside.name}.{kind}-*.{ending}"):
                 short = path.name.removesuffix(f".{ending}").rpartition("-")[2]
                 files.setdefault(short, []).append(path)

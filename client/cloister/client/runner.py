@@ -210,4 +210,11 @@ class Runner:
         self.watched.up.set(int(now))
 
 
-_KINDS = ("train", "evaluate", "query", protocol.SECURE_QUERY)
+_KINDS = (
+    "train",
+    "evaluate",
+    "query",
+    protocol.SECURE_QUERY,
+    protocol.SEAL_QUERY,
+    protocol.OPEN_QUERY,
+)

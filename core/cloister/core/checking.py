@@ -94,6 +94,7 @@ def _unsound(spec: FederationSpec, task: Task) -> Iterator[str]:
     if training.scaffold and training.early_stop is not None:
         yield "training.early_stop goes back to an earlier model, and scaffold's control variates count every step; remove one"
     yield from _unsound_attack(training, task)
+    yield from _unsound_canaries(spec, task)
     if not {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(
         training.device, True
     ):
@@ -108,6 +109,11 @@ def _unsound(spec: FederationSpec, task: Task) -> Iterator[str]:
     for key, module in _EXTRAS.items():
         if getattr(spec.tracking, key) and importlib.util.find_spec(module) is None:
             yield f"tracking.{key} needs a package that is not installed; pip install 'cloister[{key}]', or remove the key"
+
+
+def _unsound_canaries(spec: FederationSpec, task: Task) -> Iterator[str]:
+    if spec.audit.canaries is not None and task.kind == "regression":
+        yield "audit.canaries are known by their class, and the task is a regression; audit a classification under the same [privacy] table"
 
 
 def _unsound_attack(training: Training, task: Task) -> Iterator[str]:
@@ -168,6 +174,9 @@ def _unsound_records(spec: FederationSpec, splits: Mapping[str, Split]) -> Itera
         if needed > records:
             yield f"cohort.partition by = '{cohort.partition.by}' needs at least {needed} training records, and there are {records}; lower cohort.sites"
     yield from _too_few(spec, sites)
+    planting = spec.audit.canary_site
+    if planting is not None and cohort.partition.by == "site" and planting not in splits:
+        yield f"audit.canary_site = '{planting}' is no site of the data; name one of {', '.join(list(splits)[:_NAMED])}"
     if isinstance(cohort.per_round, int) and cohort.per_round > sites:
         yield f"cohort.per_round = {cohort.per_round} is more than {sites} sites; lower it"
     if "local" in spec.evaluation.baselines and sites > MOST_LOCAL_BASELINES:

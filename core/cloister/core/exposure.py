@@ -45,6 +45,11 @@ def _server(spec: FederationSpec) -> tuple[str, ...]:
         said.append(
             "The central test records, which the server holds in order to measure (in a simulation, the sites' pooled ones)."
         )
+    if spec.audit.canaries is not None:
+        said.append(
+            f"After the last round, which of {spec.audit.canaries} made-up records '{spec.audit.canary_site}' trained on beside its own (canaries, by which the "
+            "promise is audited): of real records they tell nothing."
+        )
     said.append("Which sites answered, and how long each took.")
     return tuple(said)
 

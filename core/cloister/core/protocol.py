@@ -9,6 +9,8 @@ message          records
 ``evaluate``     ``job``, ``model`` → ``report``              (or ``refusal``)
 ``query``        ``job``            → ``site``                (or ``refusal``)
 ``query.secure`` ``job``, ``secure`` → ``secure``             (or ``refusal``)
+``query.seal``   ``job``            → ``canaries``            (or ``refusal``)
+``query.open``   ``job``            → ``canaries``            (or ``refusal``)
 ===============  ==========================================================================================
 
 ``job`` (text and numbers): `PROTOCOL`, the run's name, the round, the effective federation file as JSON, the layout's digest; `CLIP`, the
@@ -21,6 +23,8 @@ the update's `VECTOR` is (2^k,) uint32, integers modulo 2^20, under ``"record-di
 `SUM`; under encryption with a `COMMITMENT`, and the query `SEAL` with ``update``, whose `SUM` is a ciphertext, and its signature.
 ``ledger`` (text, in private runs whose sites keep ledgers): in a job, what others saw of the site's ledger and signed, and heads of
 other sites; in a reply, the ledger's new head, what it has spent and its cap, and signatures of those heads. See `LEDGER`.
+``canaries`` (where a run plants some): to ``query.seal`` the `SEAL` of the site's coins, before anything is trained; to ``query.open``, after the last
+round, what opens it (`cloister.privacy.audit.coins`).
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ __all__ = [
     "ADD",
     "ADVERT",
     "AFFORD",
+    "CANARIES",
     "CLIP",
     "COMMITMENT",
     "CONFIRM",
@@ -40,6 +45,7 @@ __all__ = [
     "METRIC",
     "MODEL",
     "MOST_PACKED",
+    "OPEN_QUERY",
     "PACKED",
     "PROTOCOL",
     "REFUSAL",
@@ -47,6 +53,7 @@ __all__ = [
     "REQUEST",
     "REVEAL",
     "SEAL",
+    "SEAL_QUERY",
     "SECURE",
     "SECURE_QUERY",
     "SHARE",
@@ -82,6 +89,9 @@ ADVERT, SHARE, ADD, CONFIRM, REVEAL, SEAL = "advert", "share", "add", "confirm",
 KEY, COMMITMENT, TOGETHER = "key", "commitment", "together"
 #: The type of the messages that are steps of nothing else.
 SECURE_QUERY = "query.secure"
+#: What a site tells of the canaries that it plants, and the types of the messages that ask for it: the seal of the coins, and what opens it.
+CANARIES = "canaries"
+SEAL_QUERY, OPEN_QUERY = "query.seal", "query.open"
 #: The one array of a protected reply.
 SUM = "sum"
 

@@ -100,6 +100,9 @@ class Collector:
         losses: list[float] = []
         names: list[str] = []
         up = 0
+        watch = self._plan.watch
+        if watch is not None:
+            watch.begin()
         for name, answer in self._courier.ask(
             "train", number, cohort, vectors=vectors, told=self._gatherer.job()
         ):
@@ -110,6 +113,8 @@ class Collector:
             self.tell(number, "train", name, answer=answer, checked=checked, nbytes=nbytes)
             if isinstance(checked, CheckedUpdate):
                 names.append(name)
+                if watch is not None:
+                    watch.update(name, checked.arrays[protocol.VECTOR])
                 up += checked.nbytes
                 if checked.loss is not None:
                     losses.append(checked.loss)

@@ -25,7 +25,11 @@ from cloister.core.resolve import build_model
 from cloister.core.spec import Loaded
 from cloister.core.task import Task
 from cloister.core.update import Layout, Vector
+from cloister.privacy.audit.canaries import bare, released
 from cloister.privacy.request import SignedRequest
+from cloister.server.audit.canaries.claiming import watch_of
+from cloister.server.audit.canaries.watching import Watch
+from cloister.server.audit.canaries.writing import write_in_run
 from cloister.server.checkpoints import CheckpointStore
 from cloister.server.events import EventBus, EventLog, Sink, read_events
 from cloister.server.plan import RunPlan, SecureSeat
@@ -75,6 +79,7 @@ class Conduct:
         facts: what the first event says of the run, beside `run_facts`; asked for once, when what carries messages is ready.
         witnesses: what the server knows of the sites' ledgers, where they keep any.
         request: who asked for it, in a deployment.
+        watch: what is seen of an audit's canaries; what the file itself plants unless given.
         before: what is done before the first round; when the run goes on after an interruption, not again.
         after: what is done with the model when the rounds are over.
     """
@@ -90,6 +95,7 @@ class Conduct:
     facts: Callable[[], Mapping[str, Any]]
     witnesses: Witnesses | None = None
     request: SignedRequest | None = None
+    watch: Watch | None = None
     before: Callable[[EventBus], None] = lambda _: None
     after: Callable[[EventBus], None] = lambda _: None
 
@@ -111,6 +117,7 @@ def conduct(
         CloisterError: whatever ended it before its end; the report says what there is so far.
     """
     folder, spec = one.folder, one.loaded.spec
+    watch = one.watch or watch_of(spec, one.layout)
     try:
         store = CheckpointStore(folder.checkpoints)
         checkpoint = store.newest(
@@ -146,9 +153,20 @@ def conduct(
                     secure=seat,
                     transcript=transcript,
                     request=one.request,
+                    watch=watch,
                 )
                 vector = _rounds(carrier, plan, bus, partial(_release, one))
                 _release(one, vector, spec.federation.rounds)
+                if spec.audit.canaries is not None and watch is not None:
+                    write_in_run(
+                        folder.path,
+                        spec,
+                        size=one.layout.size,
+                        sites=watch.sites,
+                        watch=watch,
+                        ledgers=one.witnesses is not None,
+                        bus=bus,
+                    )
                 one.after(bus)
                 bus.emit("end", spec.federation.rounds, status="done", code="done", message="", model=_MODEL)
             finally:
@@ -172,8 +190,8 @@ def run_facts(one: Conduct) -> dict[str, Any]:
     return {
         "name": spec.federation.name,
         "digest": one.loaded.digest(),
-        "layout": one.layout.digest,
-        "parameters": one.layout.size,
+        "layout": _released_layout(one).digest,
+        "parameters": one.layout.size - spec.audit.canary_weights,
         "seed": spec.federation.seed,
         "reproducible": one.randomness.reproducible,
         "versions": {name: version(name) for name in ("flwr", "torch", "numpy", "opacus")}
@@ -231,10 +249,23 @@ def _rounds(carrier: Opened, plan: RunPlan, bus: EventBus, release: Callable[[Ve
 
 def _release(one: Conduct, vector: Vector, rounds: int) -> None:
     model = build_model(one.task, one.loaded.spec.federation.seed)
+    layout = one.layout
+    if one.loaded.spec.audit.canaries is not None:
+        layout.write(model, vector)
+        model = released(model)  # no record uses the canaries' layer
+        layout = Layout.of(model)
+        vector = layout.read(model)
     about = {
         "federation": one.loaded.spec.federation.name,
         "rounds": rounds,
-        "layout": one.layout.digest,
+        "layout": layout.digest,
         "cloister": __version__,
     }
-    write_model(one.folder.model, model, one.layout, vector, about)
+    write_model(one.folder.model, model, layout, vector, about)
+
+
+def _released_layout(one: Conduct) -> Layout:
+    """Return the layout of the model that is released: without canaries."""
+    if one.loaded.spec.audit.canaries is None:
+        return one.layout
+    return Layout.of(build_model(bare(one.task), one.loaded.spec.federation.seed))

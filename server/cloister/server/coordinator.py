@@ -18,6 +18,7 @@ from cloister.core import protocol
 from cloister.core.errors import PeersMissing, PolicyError
 from cloister.core.spec.grouping import LEAST_PROTECTED
 from cloister.core.update import Vector
+from cloister.server.audit.canaries.asking import talk_of
 from cloister.server.checkpoints import Arrays, Best, Checkpoint
 from cloister.server.cohort import choose_cohort
 from cloister.server.collecting import Collected
@@ -80,7 +81,9 @@ class Coordinator:
                 members=[len(members) for members in groups],
             )
         )
-        self._collector = collector_for(plan, Courier(plan, grid, directory), self._gatherer, groups)
+        courier = Courier(plan, grid, directory)
+        self._collector = collector_for(plan, courier, self._gatherer, groups)
+        self._canaries = talk_of(plan, courier, directory)
         self._grouped = groups is not None
         self._directory = directory
         #: Sites whose secrets could not be rebuilt: they are not asked again while the run lasts.
@@ -108,6 +111,8 @@ class Coordinator:
         """
         state = self._begin()
         self._ask_leave(state.round_number)
+        if self._canaries is not None:
+            self._canaries.seal(state.round_number)
         for number in range(state.round_number + 1, self._spec.federation.rounds + 1):
             try:
                 state = self._round(number, state)
@@ -115,6 +120,8 @@ class Coordinator:
                 if self._saved != state.round_number:  # the run ends here, and its last model is released
                     self._save(state)
                 raise
+        if self._canaries is not None:
+            self._canaries.open()
         return state.released
 
     def _ask_leave(self, done: int) -> None:
@@ -138,6 +145,8 @@ class Coordinator:
             self._spending.restore(_under(arrays, "asked."))
             self._gatherer.restore(_under(arrays, "gathering."))
             self._signals.restore(_under(arrays, "signals."))
+            if plan.watch is not None:
+                plan.watch.restore(_under(arrays, "canaries."))
             return _State(
                 round_number=plan.resume.round_number,
                 model=arrays["iterate"] if averaged else arrays["model"],
@@ -163,6 +172,9 @@ class Coordinator:
         clock.end("train")
         gathered = collected.gathering.finish()
         direction = gathered.directions[protocol.VECTOR]
+        if self._plan.watch is not None:
+            away = [*collected.missing, *(one["site"] for one in collected.refused)]
+            self._plan.watch.end(direction, answered=collected.answered, away=away)
         model, optimiser = self._optimiser.step(state.model, direction, state.optimiser)
         scaffold = state.scaffold
         if scaffold is not None:
@@ -314,6 +326,8 @@ class Coordinator:
         arrays |= {f"asked.{name}": array for name, array in self._spending.arrays().items()}
         arrays |= {f"gathering.{name}": array for name, array in self._gatherer.arrays().items()}
         arrays |= {f"signals.{name}": array for name, array in self._signals.arrays().items()}
+        if self._plan.watch is not None:
+            arrays |= {f"canaries.{name}": array for name, array in self._plan.watch.arrays().items()}
         if self._plan.memory is not None:
             arrays |= {f"site.{name}": array for name, array in self._plan.memory.arrays().items()}
         if self._plan.transcript is not None:

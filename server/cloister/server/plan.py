@@ -17,6 +17,7 @@ from cloister.core.update import Layout, Vector
 from cloister.privacy.homomorphic import SumRequest
 from cloister.privacy.identity import Consortium, Identity
 from cloister.privacy.request import SignedRequest
+from cloister.server.audit.canaries.watching import Watch
 from cloister.server.checkpoints import Arrays, Checkpoint, CheckpointStore
 from cloister.server.events import EventBus
 from cloister.server.transcript import Transcript
@@ -86,6 +87,7 @@ class RunPlan:
         transcript: where all that is received is written down, or ``None``.
         request: who asked for the run, in a deployment: it goes with every message.
         fingerprint: what the run computes with, kept in every checkpoint and compared on a resume.
+        watch: what is seen of the run's canaries, where it plants some.
     """
 
     loaded: Loaded
@@ -105,3 +107,4 @@ class RunPlan:
     transcript: Transcript | None = None
     request: SignedRequest | None = None
     fingerprint: str = ""
+    watch: Watch | None = None

@@ -8,6 +8,7 @@ round goes on without it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -27,15 +28,19 @@ from cloister.server.exchange import Answer
 __all__ = [
     "LOST",
     "CheckedEvaluation",
+    "CheckedOpening",
     "CheckedUpdate",
     "Refused",
     "Wanted",
+    "check_canaries",
     "check_ciphertext",
     "check_commitment",
     "check_evaluation",
     "check_introduction",
     "check_step",
     "check_update",
+    "opening_in",
+    "seal_in",
 ]
 
 #: The reason for a site whose node is gone: it said nothing.
@@ -44,6 +49,8 @@ LOST = "site-lost"
 _TEXT_LIMIT = 300
 _MOST_RECORDS = 10**12
 _HASH = 32
+_SEAL = re.compile(r"[0-9a-f]{64}")
+_SALT, _COINS = re.compile(r"[0-9a-f]{32}"), re.compile(r"(?:[0-9a-f]{2})*")
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,14 @@ class CheckedEvaluation:
     metrics: dict[str, float]
     records: int
     confusion: list[list[int]] | None = field(default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedOpening:
+    """What a site said of its canaries: the seal of their coins, or what opens it; the other one is empty."""
+
+    seal: str = ""
+    opening: dict[str, str | int] = field(default_factory=dict)
 
 
 def check_update(
@@ -229,6 +244,39 @@ def check_introduction(answer: Answer, name: str) -> Refused | None:
     if said is None or said.get("name") != name:
         return Refused("foreign-sender", "another site answered")
     return None
+
+
+def check_canaries(answer: Answer, *, opening: bool, canaries: int) -> CheckedOpening | Refused:
+    """Check the reply to a question for canaries' coins: their seal, or what opens it, of exactly so many canaries."""
+    message = _usable(answer, {protocol.CANARIES})
+    if isinstance(message, Refused):
+        return message
+    said = dict(message.content.config_records.get(protocol.CANARIES, ConfigRecord()))
+    found = opening_in(said) if opening else seal_in(said)
+    if found is None or said["canaries"] != canaries:
+        return Refused(
+            "wrong-records", f"expected {'the coins' if opening else 'a seal'} of {canaries} canaries"
+        )
+    return found
+
+
+def seal_in(said: Mapping[str, Any]) -> CheckedOpening | None:
+    """Return the seal that a record of a reply tells; ``None``: it is none."""
+    seal = said.get(protocol.SEAL)
+    whole = set(said) == {protocol.SEAL, "canaries"} and type(said["canaries"]) is int
+    return CheckedOpening(seal=seal) if whole and isinstance(seal, str) and _SEAL.fullmatch(seal) else None
+
+
+def opening_in(said: Mapping[str, Any]) -> CheckedOpening | None:
+    """Return the coins that a record of a reply tells, not yet held against a seal; ``None``: it is none."""
+    count, salt, coins = said.get("canaries"), said.get("salt"), said.get("coins")
+    if set(said) != {"canaries", "salt", "coins"} or type(count) is not int:
+        return None
+    if not (isinstance(salt, str) and _SALT.fullmatch(salt)):
+        return None
+    if not (isinstance(coins, str) and _COINS.fullmatch(coins) and len(coins) == 2 * -(-count // 8)):
+        return None
+    return CheckedOpening(opening={"canaries": count, "salt": salt, "coins": coins})
 
 
 def _metrics(report: MetricRecord, classes: int) -> dict[str, float] | Refused:

@@ -22,7 +22,7 @@ REQUEST = "request.json"
 
 #: The files that are written whole: in the run folder, and among the checkpoints.
 _WHOLE = re.compile(
-    r"federation\.toml|run-id\.txt|origins\.json|base\.txt|ledgers\.txt|request\.json|model\.safetensors|report\.(json|html)|model-card\.md"
+    r"federation\.toml|run-id\.txt|origins\.json|base\.txt|ledgers\.txt|request\.json|model\.safetensors|report\.(json|html)|audit-privacy\.(json|html)|audited\.json|model-card\.md"
 )
 _CHECKPOINT = re.compile(r"round-\d{6,}\.safetensors")
 

@@ -68,7 +68,7 @@ MOST_FIELDS = 512
 #: Most bytes of one field whose value is kept.
 LONGEST = 1 << 22
 
-_TOLD = frozenset({protocol.SECURE, protocol.LEDGER, protocol.REFUSAL, protocol.SITE})
+_TOLD = frozenset({protocol.SECURE, protocol.LEDGER, protocol.REFUSAL, protocol.SITE, protocol.CANARIES})
 _NAME = 200
 _SAMPLE = 1 << 18
 _CIPHERTEXTS = 16

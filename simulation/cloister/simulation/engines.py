@@ -122,7 +122,7 @@ class _OpenedLocal:
         roster = self._sites.roster
         directory = ComputedDirectory(size=len(roster), name_of=roster.name)
         memory: SiteMemory = _GridMemory(self._grid)
-        grid: Grid = self._sites.watched(self._grid)
+        grid: Grid = self._grid
         attack, liars = self._sites.spec.attack, self._sites.liars
         if attack is not None and liars:
             nodes = frozenset(position + 1 for position in liars)

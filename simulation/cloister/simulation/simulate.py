@@ -20,16 +20,18 @@ import torch
 from cloister.client.adversarial import adversary_source
 from cloister.client.private_steps import RecordLoss
 from cloister.core.checking import check_federation, check_records, expected_cohort, population
-from cloister.core.errors import DataError, TaskError
+from cloister.core.errors import DataError, SpecError, TaskError, UsageError
 from cloister.core.metrics import Measurement, measure
 from cloister.core.preflight import try_task
 from cloister.core.resolve import build_model, described, notes_of
 from cloister.core.spec import Loaded
 from cloister.core.update import Layout, Vector
 from cloister.privacy.adversarial import check_attack_for_dp
+from cloister.privacy.audit.canaries import CanaryTask, bare, released
 from cloister.privacy.plan import predict
 from cloister.privacy.protection import predict as predict_protection
 from cloister.privacy.refusals import check_on_records
+from cloister.server.audit.canaries.watching import Watch
 from cloister.server.conduct import Conduct, Opened, RunResult, conduct
 from cloister.server.events import EventBus, Sink
 from cloister.server.plan import SecureSeat
@@ -42,17 +44,27 @@ from cloister.simulation.ledgers import SimulatedLedgers
 from cloister.simulation.sites import SimulatedSites
 from cloister.simulation.threads import one_thread
 
-__all__ = ["Audited", "RunResult", "check", "resume", "simulate"]
+__all__ = ["AUDITED", "Audited", "RunResult", "check", "resume", "simulate"]
 
+#: In the folder of an audit's run: what it is.
+AUDITED = "audited.json"
 #: Sites that are named one by one in the first event, and those whose records are counted for the partition's plot.
 _NAMED, _COUNTED = 1000, 200
 
 
 class Audited(Protocol):
-    """A run with canaries: other sites, and two events more."""
+    """A run that is made for an audit: other sites, two events more, and somebody who looks on."""
 
     def sites(self, federation: str, base: Path, ledgers: SimulatedLedgers | None) -> SimulatedSites:
         """Return the sites of the federation file in ``federation`` (JSON)."""
+        ...
+
+    def begun(self, folder: Path) -> None:
+        """Keep in the run's new folder what a resume must know."""
+        ...
+
+    def watch(self, layout: Layout) -> Watch:
+        """Return what looks at the canaries."""
         ...
 
     def sealed(self, layout: Layout) -> Mapping[str, Any]:
@@ -109,26 +121,41 @@ def simulate(
     loaded, sites = _sites(loaded, kept, SimulatedSites if audited is None else audited.sites)
     prepared = _prepare(sites, loaded)
     folder = RunFolder.create(out, loaded, ledgers=ledgers if kept else None)
+    if audited is not None:
+        audited.begun(folder.path)
     on_start(folder.path)
     return _run(folder, loaded, sites, prepared, engine=engine, sinks=sinks, audited=audited)
 
 
-def resume(path: Path, *, engine: Engine, sinks: tuple[Sink, ...] = ()) -> RunResult:
+def resume(
+    path: Path, *, engine: Engine, sinks: tuple[Sink, ...] = (), audited: Audited | None = None
+) -> RunResult:
     """Go on with a run that was interrupted, to the result that it would have had.
+
+    Args:
+        path: the run's folder.
+        engine: what carries the messages.
+        sinks: who is told of events, beside the folder's own log.
+        audited: canaries, where the run is an audit's.
 
     Raises:
         CloisterError: whatever refused it.
     """
+    if audited is None and (path / AUDITED).exists():
+        raise UsageError(
+            f"'{path}' is an audit's run: nothing but its audit goes on with it",
+            remedy=f"cloister audit privacy --resume {path}",
+        )
     folder, loaded = RunFolder.reopen(path)
     try:
         ledgers = folder.ledgers
         kept = None if ledgers is None else SimulatedLedgers(ledgers)
-        loaded, sites = _sites(loaded, kept)
+        loaded, sites = _sites(loaded, kept, SimulatedSites if audited is None else audited.sites)
         prepared = _prepare(sites, loaded)
     except BaseException:
         folder.close()
         raise
-    return _run(folder, loaded, sites, prepared, engine=engine, sinks=sinks)
+    return _run(folder, loaded, sites, prepared, engine=engine, sinks=sinks, audited=audited)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,13 +184,21 @@ def _sites(
 def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
     """Build and try everything that a run needs; refuse here what can be refused."""
     task = sites.task
-    notes = [*check_federation(loaded, task), *check_records(loaded, sites.owners)]
+    whole = task if isinstance(task, CanaryTask) and task.listed else bare(task)
+    notes = [*check_federation(loaded, whole), *check_records(loaded, sites.owners)]
     notes += notes_of(task)
+    names = [sites.roster.name(position) for position in range(len(sites.roster))]
+    if loaded.spec.audit.canary_site not in {None, *names}:
+        raise SpecError(
+            f"audit.canary_site = '{loaded.spec.audit.canary_site}' is none of the {len(names)} sites",
+            remedy=f"name one of {', '.join(names[:5])}",
+            code="audit-site",
+        )
     model = build_model(task, loaded.spec.federation.seed)
     layout = Layout.of(model)
     try_model(model, layout)
     first = next(iter(sites.owners.values())).train
-    try_task(task, model, first)
+    try_task(whole, model if whole is task else released(model), first)
     predict(loaded.spec, layout.size)  # a promise that cannot be kept, or has no bound, is refused here
     cohort = expected_cohort(loaded.spec, population(loaded.spec, sites.owners))
     predict_protection(loaded.spec, layout.size, classes=len(task.classes), cohort=round(cohort))
@@ -224,6 +259,7 @@ def _run(
         else None,
         facts=lambda: _facts(loaded, sites, prepared, engine),
         witnesses=sites.ledgers.witnesses(loaded.spec) if sites.ledgers else None,
+        watch=None if audited is None else audited.watch(prepared.layout),
         before=lambda bus: _tell(bus, 0, None if audited is None else audited.sealed(prepared.layout)),
         after=partial(_compare, sites, prepared, audited),
     )

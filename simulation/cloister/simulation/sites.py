@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 from flwr.app import Context
-from flwr.serverapp import Grid
 
 from cloister.client.app import Site, Workbench
 from cloister.client.book import Credentials
+from cloister.client.canaries import SeededCoins
 from cloister.client.trainer import Trainer
 from cloister.core._version import __version__
 from cloister.core.data import Split
@@ -29,6 +29,7 @@ from cloister.core.source import source_digest
 from cloister.core.spec import FederationSpec, parse_federation
 from cloister.core.task import Task
 from cloister.core.update import Layout
+from cloister.privacy.audit.canaries import bare, with_canaries
 from cloister.simulation.attacks.data import Trigger, flipped, poisoned, trigger_of
 from cloister.simulation.attacks.knowing import draw_liars
 from cloister.simulation.consortium import SimulatedConsortium
@@ -70,8 +71,8 @@ class SimulatedSites:
 
     @cached_property
     def task(self) -> Task:
-        """The task."""
-        return load_task(self.spec.task, self.base)
+        """The task; with canaries, where the file plants some."""
+        return with_canaries(load_task(self.spec.task, self.base), self.spec)
 
     @cached_property
     def owners(self) -> dict[str, Split]:
@@ -106,7 +107,7 @@ class SimulatedSites:
         `LazyData`, whose inputs lie elsewhere, only counts and targets); ``code`` one over the source files of the task's class
         and its bases and the file that ``task.use`` names, but not what they import; ``versions`` names Cloister and torch.
         """
-        code = source_digest(type(self.task), self.spec.task.use, self.base)
+        code = source_digest(type(bare(self.task)), self.spec.task.use, self.base)
         return f"data={data_digest(self.owners)} code={code} versions=cloister-{__version__},torch-{torch.__version__}"
 
     @cached_property
@@ -114,7 +115,7 @@ class SimulatedSites:
         """The workbench of this process."""
         model = build_model(self.task, self.spec.federation.seed)
         trainer = Trainer(self.spec, self.task, model, Layout.of(model))
-        code = source_digest(type(self.task), self.spec.task.use, self.base)
+        code = source_digest(type(bare(self.task)), self.spec.task.use, self.base)
         return Workbench(
             spec=self.spec,
             trainer=trainer,
@@ -151,15 +152,12 @@ class SimulatedSites:
             ledger=ledger,
             credentials=self._credentials(name) if protected else None,
             peers=self._peers if protected and self.spec.aggregation.group_size is not None else (),
+            coins=SeededCoins(self.randomness),
         )
 
     @cached_property
     def _peers(self) -> tuple[str, ...]:
         return tuple(self.roster.name(position) for position in range(len(self.roster)))
-
-    def watched(self, grid: Grid) -> Grid:
-        """Return the grid that carries a run's messages, here as it is: an audit looks at what goes through it."""
-        return grid
 
     def _credentials(self, name: str) -> Credentials:
         found = self._made.get(name)

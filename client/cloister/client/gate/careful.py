@@ -40,6 +40,7 @@ min_records = 50        # with fewer training records nobody trains on them
 # rounds = 200            # the most rounds of a run
 # outputs = ["update"]    # also "sums of metrics", "metrics" (in clear), "control" (SCAFFOLD)
 # metrics = ["loss"]      # the measurements that may be among them
+# canaries = false        # whether a run may plant made-up records beside this site's, to audit what it promises
 # approval = "always"     # each run waits for `cloister site approve`; "first": the first of its kind; "never"
 """
 _TAIL = """

@@ -26,6 +26,7 @@ class MessageCase:
 
     Attributes:
         user: who asks.
+        site: this site's name.
         spec: the federation file.
         federation: the same as JSON, as ``source`` takes it.
         folder: the site's.
@@ -35,6 +36,7 @@ class MessageCase:
     """
 
     user: str | None
+    site: str | None
     spec: FederationSpec
     federation: str
     folder: Path

@@ -91,6 +91,7 @@ def decide(
             rule.dataset,
             spec.aggregation.protection,
             spec.privacy.unit,
+            *(["canaries"] if spec.audit.canaries is not None else []),
         ]
         return Allowed(
             rule=rule,

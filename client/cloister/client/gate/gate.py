@@ -5,6 +5,8 @@ Formal guarantees:
 - A message reaches the ClientApp only if a user of the consortium signed the request that it carries, for this run, this federation file and this
   site, not longer ago than the policy says, and the policy in force allows the run: each is checked before anything is computed.
 - A reply leaves only after the site's log holds what is in it. Where that cannot be written, a refusal leaves.
+- The coins of canaries (``audit.canaries``) leave only after an update of the run's last round did, by the site's log; and once they left, nothing is trained
+  for that run any more. So who holds the coins has nothing left to fit to them.
 - What somebody at the site approved is a run on its terms: under the rule, the limits of the data set and the program of that time. On other terms
   it waits to be approved again.
 - The vector of every training message is looked at before it is trained from (`cloister.client.gate.weights`).
@@ -17,6 +19,7 @@ case                                        answer: a refusal with this code
 no request, a forged or another one         request, identity, identity-revoked, signature, policy-request
 paused, outside hours, another run busy     wait-paused, wait-hours, wait-busy: ask again later
 not approved yet                            wait-approval
+coins asked for early; training after them  canaries-early, canaries-opened
 something else against it                   policy-…, budget, delta (`cloister.client.gate.judging`)
 policy.toml cannot be read                  policy-unreadable
 the log cannot be written                   log-…
@@ -68,6 +71,8 @@ __all__ = ["Admitted", "Gate", "open_gate", "state_folder"]
 
 #: What is remembered of how many runs.
 _RUNS = 64
+#: Types of messages that tell who this is, or what it has sealed.
+_BEGIN_NOTHING = ("query", protocol.SEAL_QUERY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +214,7 @@ class Gate:
             self._log.append("asked", asked(user, request, spec))
         decision = self._decided(read, job, user, spec, context, source)
         self._check_approval(job.run, decision, read)
+        self._check_canaries(message, self._state.runs[job.run], last=spec.federation.rounds)
         self._check_busy(message, job, read, last=spec.federation.rounds)
         if message.metadata.message_type.startswith("train"):
             vector = job.array(protocol.VECTOR, decision.layout.size)
@@ -267,6 +273,7 @@ class Gate:
             dataset = self.dataset_for(spec)
             case = MessageCase(
                 user=user,
+                site=self._kit.identity.name,
                 spec=spec,
                 federation=job.federation,
                 folder=self._folder,
@@ -310,8 +317,23 @@ class Gate:
             "ask again later; at the site: cloister site status",
         )
 
+    def _check_canaries(self, message: Message, run: RunState, *, last: int) -> None:
+        kind = message.metadata.message_type
+        if kind == protocol.OPEN_QUERY and run.trained < last:
+            raise refused(
+                "canaries-early",
+                f"the coins of the canaries stay sealed until this site's update of round {last} has left",
+                "ask after the last round",
+            )
+        if run.opened and kind.startswith("train"):
+            raise refused(
+                "canaries-opened",
+                "the coins of this run's canaries have left: nothing is trained for it any more",
+                "start a new run",
+            )
+
     def _check_busy(self, message: Message, job: Job, read: ReadPolicy, *, last: int) -> None:
-        if message.metadata.message_type == "query":  # tells who this is, and begins nothing
+        if message.metadata.message_type in _BEGIN_NOTHING:
             return
         if job.round_number >= last:  # what is left of it does not stand in another's way
             self._active.pop(job.run, None)

@@ -42,6 +42,11 @@ class Case(Protocol):
         """The federation file."""
         ...
 
+    @property
+    def site(self) -> str | None:
+        """The site's name; ``None``: not known, so it may be any that the file names."""
+        ...
+
     def code(self) -> str:
         """Return the digest of the task's program."""
         ...
@@ -136,6 +141,7 @@ def _judge(policy: Policy, rule: Allow, case: Case) -> Verdict:
     reasons: list[CloisterError] = [
         *_of_user(policy, rule, case.user),
         *_of_file(rule, case.spec),
+        *_of_canaries(rule, case),
         *_of_machine(policy, case.spec),
     ]
     if not reasons:
@@ -190,6 +196,15 @@ def _of_file(rule: Allow, spec: FederationSpec) -> Iterator[PolicyError]:
         yield refused(
             "policy-version",
             f"this site runs Cloister {__version__}, and its policy was agreed for {', '.join(rule.cloister)}",
+        )
+
+
+def _of_canaries(rule: Allow, case: Case) -> Iterator[PolicyError]:
+    audit = case.spec.audit
+    if audit.canaries is not None and case.site in {None, audit.canary_site} and not rule.canaries:
+        yield refused(
+            "policy-canaries",
+            f"audit.canaries = {audit.canaries} made-up records would be trained on at '{audit.canary_site}', and the site's policy does not allow that",
         )
 
 

@@ -24,6 +24,7 @@ _RECORDS: dict[str, type] = {
     protocol.SECURE: ConfigRecord,
     protocol.LEDGER: ConfigRecord,
     protocol.SITE: ConfigRecord,
+    protocol.CANARIES: ConfigRecord,
     protocol.REFUSAL: ConfigRecord,
 }
 
@@ -45,6 +46,8 @@ def check_reply(reply: Message, spec: FederationSpec, rule: Allow) -> None:
             raise refused(
                 "policy-output", f"the site's program would send a record '{name[:32]}', which no run sends"
             )
+        if name == protocol.CANARIES and not (rule.canaries and spec.audit.canaries is not None):
+            raise refused("policy-output", "coins of canaries would leave, and this run may plant none here")
         if name == protocol.UPDATE:
             arrays = set(record)
             if not arrays <= _ARRAYS or (protected and arrays != {protocol.SUM}):

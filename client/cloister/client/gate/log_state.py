@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cloister.client.gate.log_entry import LogEntry
+from cloister.core import protocol
 
 __all__ = ["LogState", "RunState"]
 
@@ -32,6 +33,8 @@ class RunState:
         since: when it came to that state.
         by: who approved or denied it.
         terms: digest of what was approved (`cloister.client.gate.decision.Allowed`).
+        trained: the last round that an update of this site left in; 0: none did.
+        opened: whether the coins of its canaries left.
     """
 
     run: str
@@ -40,6 +43,8 @@ class RunState:
     since: str = ""
     by: str = ""
     terms: str = ""
+    trained: int = 0
+    opened: bool = False
 
 
 @dataclass(kw_only=True)
@@ -77,6 +82,7 @@ class LogState:
             self.policy = str(said.get("sha256", ""))
         elif entry.kind == "left":
             self.left.append(entry)
+            self._leave(entry)
         elif entry.kind == "refused":
             self.refused.append(entry)
         elif entry.kind in _DECIDED:
@@ -85,6 +91,13 @@ class LogState:
     def held(self) -> list[RunState]:
         """Return the runs that wait for somebody to approve them."""
         return [run for run in self.runs.values() if run.state == "held"]
+
+    def _leave(self, entry: LogEntry) -> None:
+        run, kind = self.runs.get(str(entry.said.get("run", ""))), str(entry.said.get("message", ""))
+        if run is not None and kind.startswith("train"):
+            run.trained = max(run.trained, int(entry.said.get("round", 0)))
+        elif run is not None and kind == protocol.OPEN_QUERY:
+            run.opened = True
 
     def _decide(self, entry: LogEntry) -> None:
         name = str(entry.said.get("run", ""))

@@ -168,10 +168,15 @@ class Allow(Table):
         default="*",
         description="the measurements that may be among it, by name, for example loss, accuracy, confusion",
     )
+    canaries: bool = Field(
+        default=False,
+        description="whether a run may name this site to plant canaries (audit.canaries): made-up records that are trained on beside its own, and whose coins "
+        "leave after the last round",
+    )
     approval: Literal["always", "first", "never"] = Field(
         default="always",
         description="each run waits until somebody here approves it; first: only the first of its kind (same user, task, program, "
-        "data set, protection, unit)",
+        "data set, protection, unit, canaries)",
     )
 
     @property

@@ -22,6 +22,7 @@ from cloister.core.resolve import build_model, load_task
 from cloister.core.spec import FederationSpec
 from cloister.core.task import Task
 from cloister.core.update import Layout
+from cloister.privacy.audit.canaries import with_canaries
 from cloister.privacy.ledger.heads import anchor_path
 from cloister.privacy.ledger.telling import ToSite
 from cloister.privacy.plan import Plan
@@ -35,6 +36,7 @@ class FileCase:
 
     Attributes:
         user: who would ask; ``None``: not to be judged.
+        site: the site's name; ``None``: not known.
         spec: the federation file.
         folder: the site's, or the file's own.
         table: the site's data set; ``None``: there is no site, and its records are not looked at.
@@ -44,6 +46,7 @@ class FileCase:
     spec: FederationSpec
     folder: Path
     table: DataTable | None = None
+    site: str | None = None
 
     def code(self) -> str:
         """Return the digest of the task's program."""
@@ -51,7 +54,7 @@ class FileCase:
 
     def built(self) -> tuple[Task, torch.nn.Module, Layout]:
         """Return the task, its model and the model's layout."""
-        task = self._found[0]
+        task = with_canaries(self._found[0], self.spec)
         model = build_model(task, self.spec.federation.seed)
         return task, model, Layout.of(model)
 

@@ -28,6 +28,7 @@ case                                        outcome
 rows of 0                                   left out: their gradient tells nothing of a threshold
 one input                                   left out: there is one direction only
 embeddings, biases, norms                   left out: no row of them measures a record
+the layer of `audit.canaries`               left out: it reads a constant, and no record
 ==========================================  =====================================================
 """
 
@@ -41,6 +42,7 @@ from torch import nn
 
 from cloister.core.errors import PolicyError
 from cloister.core.update import Layout, Vector
+from cloister.privacy.audit.canaries import CanaryModel
 
 __all__ = ["check_architecture", "check_weights", "measuring_layers"]
 
@@ -60,13 +62,15 @@ _BLOCK = 1 << 24
 
 
 def measuring_layers(model: nn.Module) -> frozenset[str]:
-    """Return the names of the parameters whose rows measure records: weights of two dimensions or more, but for embeddings."""
+    """Return the names of the parameters whose rows measure records: weights of two dimensions or more, but for embeddings and canaries."""
     passed = {
         id(parameter)
         for module in model.modules()
         if isinstance(module, nn.Embedding | nn.EmbeddingBag)
         for parameter in module.parameters(recurse=False)
     }
+    if isinstance(model, CanaryModel):
+        passed.add(id(model.canaries.weight))
     return frozenset(
         name
         for name, parameter in model.named_parameters()

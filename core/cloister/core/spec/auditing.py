@@ -71,6 +71,17 @@ class Audit(Table):
         description="the checks that `cloister audit run` makes; left out, every installed one",
         strict=False,
     )
+    canaries: Annotated[int, Field(ge=50, le=100_000)] | None = Field(
+        default=None,
+        description=(
+            "so many made-up records with sealed coins, of which half are trained on beside the records of one site, to audit the promise of [privacy] "
+            "in the run itself (docs/audits.md); none unless given. 1000 see something at an epsilon of 2 and more"
+        ),
+    )
+    canary_site: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(
+        default=None,
+        description="the site that plants them, by name: its policy must allow it",
+    )
     require: Require | None = Field(
         default=None,
         description="thresholds of `cloister release`; without any, no check may have failed",
@@ -82,6 +93,17 @@ class Audit(Table):
         if isinstance(value, list | tuple) and len({str(name) for name in value}) != len(value):
             raise ValueError("a check is named twice; name each once")
         return value
+
+    @model_validator(mode="after")
+    def _planted(self) -> Self:
+        if (self.canaries is None) != (self.canary_site is None):
+            raise ValueError("canaries and canary_site go together: say how many, and which site plants them")
+        return self
+
+    @property
+    def canary_weights(self) -> int:
+        """How many numbers more the model has while it is trained: one a canary, and a blank."""
+        return 0 if self.canaries is None else self.canaries + 1
 
     @model_validator(mode="after")
     def _made(self) -> Self:

@@ -350,6 +350,28 @@ class FederationSpec(Table):
             raise ValueError(f"privacy.unit = '{unit}' is unsound here: " + "; ".join(reasons))
         return self
 
+    @model_validator(mode="after")
+    def _sound_canaries(self) -> FederationSpec:
+        """Refuse canaries where they would show nothing."""
+        if self.audit.canaries is None:
+            return self
+        unit = self.privacy.unit
+        unsound = {
+            "privacy.unit = 'none' promises nothing that could be audited; give the file a [privacy] table": unit
+            == "none",
+            f"privacy.unit = '{unit}' would take whole sites for canaries, which a run over real sites does not have; `cloister audit privacy` "
+            "simulates them": unit != "none" and not self.privacy.hides_records,
+            "cohort.per_round must be 'all': the promise is about a site that takes part in every round": self.cohort.per_round
+            != "all",
+            "aggregation.group_size would put the canaries' site into a sum of its group, which is not scored; remove it": self.aggregation.group_size
+            is not None,
+            "[attack] would lie about the canaries, too; remove it": self.attack is not None,
+        }
+        reasons = [reason for reason, holds in unsound.items() if holds]
+        if reasons:
+            raise ValueError("audit.canaries is unsound here: " + "; ".join(reasons))
+        return self
+
     def _unsound_for_all(self) -> dict[str, bool]:
         return {
             "aggregation.weighting = { records_cap } tells each site's number of records; use 'uniform'": self.aggregation.weighting

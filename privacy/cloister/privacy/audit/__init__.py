@@ -9,6 +9,8 @@ module          what it is
 `gaussian`      bounds for a mechanism whose canaries carry independent Gaussian noise
 `rates`         bounds from true and false alarms
 `estimators`    the five estimators, each with what it assumes
+`canaries`      the canaries themselves: records whose gradient is a number in a direction of its own
+`in_run`        what an audit of a run claims and may assume, from the run's own federation file
 `claims`        the mechanism that a run claims to be, and scores as it would give them
 `power`         what an audit could find, computed before anything is measured
 `judging`       the verdict

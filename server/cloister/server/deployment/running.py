@@ -28,6 +28,7 @@ from cloister.core.source import source_digest
 from cloister.core.spec import Loaded, parse_federation
 from cloister.core.task import Task
 from cloister.core.update import Layout, Vector
+from cloister.privacy.audit.canaries import with_canaries
 from cloister.privacy.authority.client import RemoteAuthority
 from cloister.privacy.authority.tls import SERVER, Credentials
 from cloister.privacy.identity import Role
@@ -252,8 +253,15 @@ def _prepare(office: Office, federation: str, names: list[str]) -> _Prepared:
             remedy="name it as [authority] in server.toml, or use 'masked'",
             code="unsound",
         )
-    task = load_task(spec.task, office.folder)
-    notes = [*check_federation(loaded, task), *notes_of(task)]
+    own = load_task(spec.task, office.folder)
+    notes = [*check_federation(loaded, own), *notes_of(own)]
+    if spec.audit.canary_site not in {None, *names}:
+        raise SpecError(
+            f"audit.canary_site = '{spec.audit.canary_site}' is none of the sites that are asked: {', '.join(names[:20])}",
+            remedy="name one of them",
+            code="audit-site",
+        )
+    task = with_canaries(own, spec)
     if spec.evaluation.baselines:
         notes.append("no baseline is trained: nobody has all records")
     model = build_model(task, spec.federation.seed)
@@ -261,14 +269,14 @@ def _prepare(office: Office, federation: str, names: list[str]) -> _Prepared:
     try_model(model, layout)
     predict(spec, layout.size)
     predict_protection(spec, layout.size, classes=len(task.classes), cohort=len(names))
-    code = source_digest(type(task), use, office.folder)
+    code = source_digest(type(own), use, office.folder)
     return _Prepared(
         loaded=loaded,
         task=task,
         layout=layout,
         initial=layout.read(model),
         notes=notes,
-        card=described(task),
+        card=described(own),
         fingerprint=f"code={code} versions=cloister-{__version__}",
     )
 

@@ -54,6 +54,8 @@ HANDED_OUT = (
     "report.html",
     "report.json",
     "events.jsonl",
+    "audit-privacy.html",
+    "audit-privacy.json",
     "audits/summary.json",
     "release/certificate.json",
     "release/model.safetensors",

@@ -12,7 +12,7 @@ from cloister.server.report.clearance import Clearance
 from cloister.server.report.tables import Row, TableText
 from cloister.server.report.words import number, seconds_text, shown
 
-__all__ = ["FoundInFull", "checks_table", "figures_of", "thresholds_table"]
+__all__ = ["FoundInFull", "canaries_words", "checks_table", "figures_of", "thresholds_table"]
 
 _VERDICTS = {"pass": "passed", "warn": "look", "fail": "failed", "no power": "no power"}
 #: At most so many figures of a check are shown; all are in its file.
@@ -27,6 +27,22 @@ class FoundInFull:
     name: str
     figures: tuple[tuple[str, str], ...]
     rest: int
+
+
+def canaries_words(events: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what the canaries that a run planted came to, by its own events; empty where it planted none.
+
+    Args:
+        events: the newest ``audit`` event of each check.
+    """
+    found = events.get("privacy")
+    if found is None:
+        return ""
+    verdict, reason = str(found["verdict"]), str(found.get("reason", ""))
+    if verdict in ("sealed", "opened"):
+        return "Canaries in this run: not judged yet."
+    words = f"Canaries in this run, on the promised epsilon: {verdict}. {reason[:1].upper()}{reason[1:]}."
+    return shown(words, 1000)
 
 
 def thresholds_table(clearance: Clearance) -> TableText | None:

@@ -73,6 +73,7 @@ def render_page(
         told_privacy=privacy_in_a_word(report),
         thresholds=audited.thresholds_table(clearance),
         checks=audited.checks_table(clearance),
+        canaries=audited.canaries_words(history.audits),
         in_full=audited.figures_of(clearance),
         laws=laws_of(report, clearance),
         learned=learned,

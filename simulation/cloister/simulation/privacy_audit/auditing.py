@@ -11,7 +11,7 @@ The adversary sees what the claim says that it may see: every update of the site
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,30 +23,26 @@ import torch
 from safetensors.numpy import load_file
 
 from cloister.core.errors import IntegrityError, UsageError
+from cloister.core.files import write_whole
 from cloister.core.randomness import Randomness, SeededRandomness
 from cloister.core.resolve import build_model
-from cloister.core.spec import FederationSpec
+from cloister.core.spec import FederationSpec, load_federation
 from cloister.core.update import Layout
-from cloister.privacy.audit.claims import Claim
-from cloister.privacy.audit.coins import Coins, opened
-from cloister.privacy.audit.judging import Judgement, judge, plan_of
-from cloister.privacy.audit.power import Canaries, Prepared, prepare
+from cloister.privacy.audit.canaries import place_in
+from cloister.privacy.audit.coins import Coins
+from cloister.privacy.audit.judging import Judgement
 from cloister.privacy.audit.scores import Scores
-from cloister.privacy.plan import Plan, plan_from
-from cloister.privacy.record_plans import DistributedRecordPlan
-from cloister.privacy.site_plans import DistributedPlan, SitePlan
-from cloister.server.events import Sink, read_events
+from cloister.server.audit.canaries.claiming import CHECK, Case, case_of
+from cloister.server.audit.canaries.watching import Watch
+from cloister.server.audit.canaries.writing import sealed_and_opened
+from cloister.server.events import Sink
 from cloister.simulation.engines import Engine
 from cloister.simulation.ledgers import SimulatedLedgers
-from cloister.simulation.privacy_audit.canaries import LAYER
 from cloister.simulation.privacy_audit.planning import Design
 from cloister.simulation.privacy_audit.planting import AuditedSites, Planting
-from cloister.simulation.privacy_audit.watching import Seen
-from cloister.simulation.simulate import RunResult, simulate
+from cloister.simulation.simulate import AUDITED, RunResult, resume, simulate
 
-__all__ = ["Audit", "Found"]
-
-CHECK = "privacy"
+__all__ = ["Audit", "Found", "sealed_and_opened"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +51,7 @@ class Found:
 
     Attributes:
         run: what the audited run made.
+        case: what was settled before it.
         judgement: the verdict.
         scores: of the canaries.
         design: what was run.
@@ -63,6 +60,7 @@ class Found:
     """
 
     run: RunResult
+    case: Case
     judgement: Judgement
     scores: Scores
     design: Design
@@ -86,9 +84,9 @@ class Audit:
     site: str | None = None
     randomness: Randomness | None = None
     _coins: Coins = field(init=False)
-    _seen: Seen | None = field(init=False, default=None)
-    _claim: Claim = field(init=False)
-    _prepared: tuple[Prepared, ...] = field(init=False, default=())
+    _case: Case | None = field(init=False, default=None)
+    _watch: Watch | None = field(init=False, default=None)
+    _layout: Layout | None = field(init=False, default=None)
     _sites: AuditedSites = field(init=False)
 
     def __post_init__(self) -> None:
@@ -101,8 +99,31 @@ class Audit:
         self._coins = Coins.draw(
             self.design.canaries, self.randomness or SeededRandomness(spec.federation.seed)
         )
-        if self.design.sees == "update":
-            self._seen = Seen()
+
+    @classmethod
+    def of_run(cls, path: Path) -> Audit:
+        """Return the audit whose run in ``path`` was interrupted, as it was begun.
+
+        Raises:
+            UsageError: (audit-resume) that folder is no audit's run.
+            IntegrityError: (run-folder) it does not say what the audit was.
+        """
+        if not (path / AUDITED).is_file():
+            raise UsageError(
+                f"'{path}' is not the run of an audit that could go on: it has no {AUDITED}",
+                remedy="name a folder that `cloister audit privacy` has made",
+                code="audit-resume",
+            )
+        try:
+            said = json.loads((path / AUDITED).read_text(encoding="utf-8"))
+            design = Design(loaded=load_federation(path / "federation.toml"), **said["design"])
+            return cls(design=design, confidence=float(said["confidence"]), site=said["site"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise IntegrityError(
+                f"'{path / AUDITED}' does not say what the audit was",
+                remedy="restore that file, or run the audit again",
+                code="run-folder",
+            ) from None
 
     def run(
         self,
@@ -127,11 +148,24 @@ class Audit:
             ledgers=ledgers,
             audited=self,
         )
+        return self._found(made)
+
+    def resume(self, path: Path, *, engine: Engine, sinks: tuple[Sink, ...] = ()) -> Found:
+        """Go on with an audit that was interrupted, to the verdict that it would have had; see `cloister.simulation.simulate.resume`.
+
+        Raises:
+            CloisterError: whatever refused it.
+        """
+        return self._found(resume(path, engine=engine, sinks=sinks, audited=self))
+
+    def _found(self, made: RunResult) -> Found:
         seal, coins = sealed_and_opened(made.run / "events.jsonl")
         scores = Scores(values=self._read(made), included=coins.included)
+        case = self._settled()
         return Found(
             run=made,
-            judgement=judge(self._claim, self._prepared, scores, confidence=self.confidence),
+            case=case,
+            judgement=case.judged(scores),
             scores=scores,
             design=self.design,
             site=None
@@ -156,36 +190,52 @@ class Audit:
             )
         return self._sites
 
-    def sealed(self, layout: Layout) -> Mapping[str, Any]:
-        """Return the event before training: the coins' seal, the claim, and what was settled of each estimator."""
-        plan = plan_from(self.design.loaded.spec, layout.size)
-        if plan is None:
-            raise ValueError("an audit of a run without a plan")
-        self._claim = Claim.of(
-            plan.event(plan.rounds),
-            epsilon=plan.spent(plan.rounds).epsilon,
-            delta=plan.delta,
-            dilution=self._dilution(plan),
-        )
-        if self._seen is not None:
-            self._seen.start = _place(layout)
-        kinds = Canaries(
-            independent=self.design.space == "gradient",
-            normal=self.design.plain,
-            worst=self.design.plain and self.design.space == "gradient",
-        )
-        self._prepared = prepare(self._claim, self.design.canaries, confidence=self.confidence, kinds=kinds)
-        return {
-            "check": CHECK,
-            "verdict": "sealed",
-            "seal": self._coins.seal,
-            "canaries": self.design.canaries,
+    def begun(self, folder: Path) -> None:
+        """Keep what a resume must know; coins follow from the seed."""
+        design = {
+            "audited": self.design.audited,
             "space": self.design.space,
             "sees": self.design.sees,
-            "claim": {"epsilon": self._claim.epsilon, "delta": self._claim.delta},
-            "confidence": self.confidence,
-            "estimators": [plan_of(one) for one in self._prepared],
+            "canaries": self.design.canaries,
+            "sites_are_canaries": self.design.sites_are_canaries,
+            "plain": self.design.plain,
         }
+        said = {"design": design, "confidence": self.confidence, "site": self.site}
+        if self.randomness is None:
+            write_whole(folder / AUDITED, json.dumps(said, indent=1) + "\n")
+
+    def watch(self, layout: Layout) -> Watch:
+        """Return what looks at the canaries."""
+        self._layout, design = layout, self.design
+        self._watch = Watch(
+            place=place_in(layout) if design.space == "gradient" else 0,
+            canaries=design.canaries if design.space == "gradient" else 0,
+            columns=self._sites.columns() if design.sees == "update" else None,
+            site=None,
+            counted=design.loaded.spec.privacy.unit == "record",
+        )
+        return self._watch
+
+    def sealed(self, layout: Layout) -> Mapping[str, Any]:
+        """Return the event before training: the coins' seal, the claim, and what was settled of each estimator."""
+        self._layout = layout
+        return self._settled().sealed(self._coins.seal)
+
+    def _settled(self) -> Case:
+        if self._case is None:
+            if self._layout is None:
+                raise ValueError("an audit before its run")
+            self._case = case_of(
+                self.design.loaded.spec,
+                size=self._layout.size,
+                sites=len(self._sites.roster),
+                canaries=self.design.canaries,
+                space=self.design.space,
+                sees=self.design.sees,
+                plain=self.design.plain,
+                confidence=self.confidence,
+            )
+        return self._case
 
     def opened(self) -> Mapping[str, Any]:
         """Return the event after training: the coins."""
@@ -203,38 +253,21 @@ class Audit:
             norm=self.design.norm,
             site=site,
             copies=spec.privacy.max_records_per_person or 1,
-            seen=self._seen,
         )
-
-    def _dilution(self, plan: Plan) -> float:
-        """Return how much more noise the adversary sees than the claim counts on, as a ratio of deviations."""
-        sites = len(self._sites.roster)
-        if isinstance(plan, DistributedPlan | DistributedRecordPlan):
-            return math.sqrt(sites / plan.honest)
-        if isinstance(plan, SitePlan):
-            return plan.update_noise / plan.noise_multiplier
-        return math.sqrt(sites) if self.design.sees == "model" else 1.0
 
     def _read(self, made: RunResult) -> npt.NDArray[np.float64]:
         """Return the canaries' scores: how far everything that was seen lies in the direction that each of them pulls."""
         if self.design.space == "input":
             return self._losses_fell(made)
-        if self._seen is None:
-            weights = load_file(made.model)[LAYER].reshape(-1)[: self.design.canaries]
-            return -weights.astype(np.float64)
-        rounds = [
-            np.concatenate([parts[node] for node in sorted(parts)]) for parts in self._seen.rounds.values()
-        ]
-        total = np.zeros(self.design.canaries)
-        for part in rounds:
-            if len(part) != self.design.canaries:
-                raise IntegrityError(
-                    "a site did not answer in each round: its canaries were not seen whole",
-                    remedy="find out why it refused, and run the audit again",
-                    code="audit-incomplete",
-                )
-            total += part
-        return -total
+        if self._watch is None:
+            raise ValueError("an audit before its run")
+        if self._watch.rounds != self.design.loaded.spec.federation.rounds:
+            raise IntegrityError(
+                "a site did not answer in each round: its canaries were not seen whole",
+                remedy="find out why it refused, and run the audit again",
+                code="audit-incomplete",
+            )
+        return self._watch.scores
 
     def _losses_fell(self, made: RunResult) -> npt.NDArray[np.float64]:
         task, canaries = self._sites.task, self._sites.mislabelled
@@ -250,34 +283,3 @@ class Audit:
             {name: torch.from_numpy(value) for name, value in load_file(made.model).items()}
         )
         return before - losses()
-
-
-def sealed_and_opened(path: Path) -> tuple[str, Coins]:
-    """Return the seal in a run's events and the coins that were opened after training.
-
-    Raises:
-        IntegrityError: (audit-coins) there was no seal before the first round, or other coins were opened.
-    """
-    seal: str | None = None
-    for event in read_events(path):
-        if event["kind"] == "round" and seal is None:
-            break
-        if event["kind"] == "audit" and event.get("check") == CHECK:
-            if event["verdict"] == "sealed" and seal is None:
-                seal = str(event["seal"])
-            elif event["verdict"] == "opened" and seal is not None:
-                return seal, opened(seal, event["opening"])
-    raise IntegrityError(
-        "the run's events hold no coins that were sealed before its first round and opened after its last",
-        remedy="run the audit again",
-        code="audit-coins",
-    )
-
-
-def _place(layout: Layout) -> int:
-    start = 0
-    for entry in layout.entries:
-        if entry.name == LAYER:
-            return start
-        start += entry.size if entry.kind == "averaged" else 0
-    raise ValueError("the model has no canaries")

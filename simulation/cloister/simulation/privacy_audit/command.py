@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,16 +10,15 @@ import typer
 from rich.table import Table
 
 from cloister.core.errors import AuditFailed, UsageError
-from cloister.core.outcome import FileArgument, JsonOption, Outcome, SetOption, outcome, settle, visible
+from cloister.core.outcome import JsonOption, Outcome, SetOption, outcome, settle, visible
 from cloister.simulation.options import LedgersOption, NoLedgersOption, WorkersOption
 
 if TYPE_CHECKING:
-    from cloister.simulation.privacy_audit.auditing import Found
-    from cloister.simulation.privacy_audit.planning import Design, Sees, Space
+    from cloister.simulation.privacy_audit.auditing import Audit, Found
+    from cloister.simulation.privacy_audit.planning import Sees, Space
 
-__all__ = ["PAGE", "privacy_command", "register"]
+__all__ = ["privacy_command", "register"]
 
-PAGE, FIGURES = "audit-privacy.html", "audit-privacy.json"
 _SPACES: dict[str, Space] = {"gradient": "gradient", "input": "input"}
 _SEES: dict[str, Sees] = {"update": "update", "model": "model"}
 
@@ -31,7 +29,10 @@ def register(app: typer.Typer) -> None:
 
 
 def privacy_command(  # noqa: PLR0917 - Typer reads a command's options from its arguments
-    file: FileArgument,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="The federation file (TOML).", show_default=False),
+    ] = None,
     canaries: Annotated[
         int, typer.Option("--canaries", min=1, help="How many canaries, half of which are planted.")
     ] = 1000,
@@ -68,6 +69,15 @@ def privacy_command(  # noqa: PLR0917 - Typer reads a command's options from its
         ),
     ] = False,
     out: Annotated[Path, typer.Option("--out", help="Where the run folder is made.")] = Path("runs"),
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Go on with the folder of an interrupted audit, with the options that it began with.",
+            show_default=False,
+        ),
+    ] = None,
     settings: SetOption = None,
     workers: WorkersOption = 0,
     ledgers: LedgersOption = None,
@@ -82,50 +92,75 @@ def privacy_command(  # noqa: PLR0917 - Typer reads a command's options from its
     with outcome(json_output) as result:
         from cloister.core.spec import load_federation
         from cloister.simulation.ledgers import keeps_ledgers
+        from cloister.simulation.privacy_audit.auditing import Audit
         from cloister.simulation.privacy_audit.planning import designed
 
         if ledgers is not None and no_ledgers:
             raise UsageError("give --ledgers DIR or --no-ledgers, not both", remedy="leave one of them out")
-        loaded = load_federation(file, settings or [])
-        _check("--space", space, _SPACES)
-        if sees is not None:
-            _check("--sees", sees, _SEES)
-        design = designed(
-            loaded,
-            canaries=canaries,
-            space=_SPACES[space],
-            sees=None if sees is None else _SEES[sees],
-            keep_optimizer=keep_optimizer,
-        )
-        kept = ledgers
-        if kept is None and not no_ledgers and not design.sites_are_canaries and keeps_ledgers(loaded.spec):
-            kept = out / "ledgers"
-        failed = _audit(
-            result, design, site=site, confidence=confidence, out=out, workers=workers, ledgers=kept
-        )
+        if (file is None) == (resume is None):
+            raise UsageError(
+                "give a federation file, or --resume RUN",
+                remedy="cloister audit privacy examples/heart/private.toml",
+            )
+        if resume is not None:
+            if settings or ledgers is not None or no_ledgers:
+                raise UsageError(
+                    "--set, --ledgers and --no-ledgers do not go with --resume: an audit goes on with what it began with",
+                    remedy="leave them out",
+                )
+            audit = Audit.of_run(resume)
+            kept = resume if _charged(resume) else None
+            failed = _audit(result, audit, resume=resume, out=out, workers=workers, ledgers=kept)
+        elif file is not None:
+            loaded = load_federation(file, settings or [])
+            _check("--space", space, _SPACES)
+            if sees is not None:
+                _check("--sees", sees, _SEES)
+            design = designed(
+                loaded,
+                canaries=canaries,
+                space=_SPACES[space],
+                sees=None if sees is None else _SEES[sees],
+                keep_optimizer=keep_optimizer,
+            )
+            kept = ledgers
+            if (
+                kept is None
+                and not no_ledgers
+                and not design.sites_are_canaries
+                and keeps_ledgers(loaded.spec)
+            ):
+                kept = out / "ledgers"
+            audit = Audit(design=design, confidence=confidence, site=site)
+            failed = _audit(result, audit, resume=None, out=out, workers=workers, ledgers=kept)
     if failed is not None:
         raise typer.Exit(failed.exit_code if json_output else settle(failed, json_output=False))
 
 
 def _audit(
     result: Outcome,
-    design: Design,
+    audit: Audit,
     *,
-    site: str | None,
-    confidence: float,
+    resume: Path | None,
     out: Path,
     workers: int | None,
     ledgers: Path | None,
 ) -> AuditFailed | None:
     from cloister.server.progress import Progress
     from cloister.simulation.engines import make_engine
-    from cloister.simulation.privacy_audit.auditing import Audit
 
     progress = Progress(console=result.progress)
+    engine = make_engine("local", workers)
+
+    def started(run: Path) -> None:
+        result.on_interrupt = f"go on with: cloister audit privacy --resume {run}"
+
     try:
-        made = Audit(design=design, confidence=confidence, site=site).run(
-            out=out, engine=make_engine("local", workers), sinks=(progress,), ledgers=ledgers
-        )
+        if resume is not None:
+            started(resume)
+            made = audit.resume(resume, engine=engine, sinks=(progress,))
+        else:
+            made = audit.run(out=out, engine=engine, sinks=(progress,), on_start=started, ledgers=ledgers)
     finally:
         progress.close()
     found = figures(made, ledgers=ledgers is not None)
@@ -143,58 +178,40 @@ def _audit(
     return failed
 
 
+def _charged(run: Path) -> bool:
+    path = run / "ledgers.txt"
+    return path.is_file() and path.stat().st_size > 0
+
+
 def figures(made: Found, *, ledgers: bool) -> dict[str, Any]:
     """Return what ``audit-privacy.json`` holds."""
-    spec, claim = made.design.loaded.spec, made.judgement.claim
-    return {
-        "check": "privacy",
-        "run": made.run.run.name,
-        **made.judgement.as_dict(),
-        "seal": made.seal,
-        "set_up": {
-            "federation": spec.federation.name,
-            "unit": spec.privacy.unit,
-            "seed": spec.federation.seed,
-            "noise_multiplier": claim.noise_multiplier,
-            "sampling_rate": claim.sampling_rate,
-            "steps": claim.steps,
-            "dilution": claim.dilution,
-            "space": made.design.space,
-            "sees": made.design.sees,
-            "site": made.site,
-            "plain": made.design.plain,
-            "ledgers": ledgers,
-        },
-        "scores": made.scores.values.tolist(),
-        "coins": made.scores.included.astype(int).tolist(),
-    }
+    from cloister.server.audit.canaries.writing import figures_of
+
+    spec = made.design.loaded.spec
+    return figures_of(
+        made.run.run.name,
+        spec,
+        made.case,
+        made.judgement,
+        made.scores,
+        seal=made.seal,
+        federation=made.design.audited,
+        site=made.site,
+        ledgers=ledgers,
+        in_run=False,
+        rounds_seen=spec.federation.rounds,
+    )
 
 
 def write(found: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Write page and figures into ``folder``, and the verdict into its events; return the paths."""
-    from cloister.core.files import write_whole
+    from cloister.server.audit.canaries.writing import verdict_event, write_page
     from cloister.server.events import EventBus, EventLog
-    from cloister.simulation.privacy_audit.page import render_page
 
     bus = EventBus(EventLog(folder / "events.jsonl"))
-    bus.emit(
-        "audit",
-        0,
-        check=found["check"],
-        verdict=found["verdict"],
-        reason=found["reason"],
-        evidence={
-            "lower_bound": found["lower_bound"],
-            "confidence": found["confidence"],
-            "claim": found["claim"],
-        },
-        power={one["name"]: one["refutable"] for one in found["estimators"]},
-    )
+    bus.emit("audit", 0, **verdict_event(found))
     bus.close()
-    page, data = folder / PAGE, folder / FIGURES
-    write_whole(page, render_page(found), mode=0o600)
-    write_whole(data, json.dumps(found, ensure_ascii=False, allow_nan=False) + "\n", mode=0o600)
-    return {"page": str(page), "figures": str(data)}
+    return write_page(found, folder)
 
 
 def _told(found: Mapping[str, Any]) -> list[Any]:

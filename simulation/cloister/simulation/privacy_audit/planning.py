@@ -13,19 +13,16 @@ Kept is everything that ε depends on: unit, noise, clip, rates, steps, rounds, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from cloister.core.errors import SpecError, UsageError
 from cloister.core.resolve import load_task, owners
 from cloister.core.spec import FederationSpec, Loaded, parse_federation
+from cloister.privacy.audit.canaries import LENGTH
+from cloister.privacy.audit.in_run import Sees, Space
 
-__all__ = ["LENGTH", "Design", "Sees", "Space", "designed"]
+__all__ = ["Design", "Sees", "Space", "designed"]
 
-Space = Literal["gradient", "input"]
-Sees = Literal["update", "model"]
-
-#: How many times the clip a canary's gradient (or update) is long.
-LENGTH = 10.0
 _NAME = 64
 
 
@@ -35,6 +32,7 @@ class Design:
 
     Attributes:
         loaded: its federation file.
+        audited: the name of the federation that is audited.
         space: of the canaries.
         sees: what the adversary sees: single updates, or the rounds' models.
         canaries: how many.
@@ -43,6 +41,7 @@ class Design:
     """
 
     loaded: Loaded
+    audited: str
     space: Space
     sees: Sees
     canaries: int
@@ -97,7 +96,9 @@ def designed(
     if seen == "update" or sites:
         tables["aggregation"]["protection"] = "plain"
         tables["aggregation"].pop("group_size", None)
-    tables["audit"]["transcript"] = "off"
+    tables["audit"] |= {"transcript": "off"}
+    for key in ("canaries", "canary_site"):
+        tables["audit"].pop(key, None)
     tables["cohort"]["per_round"] = "all"
     if sites:
         tables["cohort"] |= {"sites": canaries, "partition": {"by": "site"}, "min_sites": canaries}
@@ -110,6 +111,7 @@ def designed(
     made = parse_federation(tables, base=loaded.base)
     return Design(
         loaded=made,
+        audited=spec.federation.name,
         space=space,
         sees=seen,
         canaries=canaries,
@@ -121,7 +123,6 @@ def designed(
 def _lighten(tables: dict[str, Any]) -> None:
     federation = tables["federation"]
     federation["name"] = f"{federation['name'][: _NAME - 6]}-audit"
-    federation["checkpoint_every"] = federation["rounds"]
     tables["evaluation"] = {"every": 0, "central": False, "sites": False}
     tables.pop("attack", None)
     tables.pop("tracking", None)

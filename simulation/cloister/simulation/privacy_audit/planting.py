@@ -20,20 +20,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from flwr.serverapp import Grid
 
 from cloister.core.data import Split, TensorData
-from cloister.core.errors import TaskError, UsageError
+from cloister.core.errors import TaskError
 from cloister.core.resolve import load_task
 from cloister.core.task import Task
+from cloister.privacy.audit.canaries import CanaryTask, planted
 from cloister.privacy.audit.coins import Coins
+from cloister.privacy.audit.in_run import Space
 from cloister.simulation.joined import join
-from cloister.simulation.privacy_audit.canaries import CanaryTask, planted
-from cloister.simulation.privacy_audit.watching import Seen, WatchingGrid
 from cloister.simulation.sites import SimulatedSites
 
 __all__ = ["AuditedSites", "Planting"]
@@ -49,15 +48,13 @@ class Planting:
         norm: the length of a canary's gradient, in gradient space.
         site: the name of the site that holds canary records; ``None``: each canary is a site.
         copies: records of one canary.
-        seen: where updates that the adversary sees in clear are added up; ``None``: it sees models only.
     """
 
     coins: Coins
-    space: Literal["gradient", "input"]
+    space: Space
     norm: float
     site: str | None
     copies: int = 1
-    seen: Seen | None = None
 
     @property
     def canaries(self) -> int:
@@ -85,7 +82,7 @@ class AuditedSites(SimulatedSites):
     def task(self) -> Task:
         """The task, with canaries."""
         plan, inner = self._planting, load_task(self.spec.task, self.base)
-        return inner if plan.space == "input" else CanaryTask(inner, plan.canaries, plan.norm)
+        return inner if plan.space == "input" else CanaryTask(inner, plan.canaries, plan.norm, listed=True)
 
     @cached_property
     def mislabelled(self) -> TensorData:
@@ -144,23 +141,12 @@ class AuditedSites(SimulatedSites):
             raise TypeError("an audited run's task has canaries")
         return self.task
 
-    def watched(self, grid: Grid) -> Grid:
-        """Return the grid, its updates seen by the adversary where it sees them in clear."""
+    def columns(self) -> dict[str, list[int]]:
+        """Return whose updates the canaries are in, and which those are."""
         plan = self._planting
-        if plan.seen is None:
-            return grid
-        names = {self.roster.name(position): position + 1 for position in range(len(self.roster))}
-        if plan.site is None:
-            columns = {node: [number] for number, node in enumerate(names.values())}
-        elif plan.site in names:
-            columns = {names[plan.site]: list(range(plan.canaries))}
-        else:
-            raise UsageError(
-                f"there is no site '{plan.site}'",
-                remedy=f"name one of {', '.join(list(names)[:5])}",
-                code="audit-site",
-            )
-        return WatchingGrid(grid, plan.seen, columns)
+        if plan.site is not None:
+            return {plan.site: list(range(plan.canaries))}
+        return {self.roster.name(position): [position] for position in range(len(self.roster))}
 
     def __reduce__(self) -> tuple[Callable[..., AuditedSites], tuple[Any, ...]]:
         """Leave what was built behind; the planting goes along."""

@@ -1,7 +1,18 @@
-"""Does the federation keep the ε that it promises? What an audited run of it, with canaries, came to (`cloister audit privacy`).
+"""Does the federation keep the ε that it promises? What canaries showed: those that the run itself planted, and audited runs beside it.
 
-An audited run is a run of its own, and spends what the federation promises: it is made on purpose, and found here by what it audited. It speaks for this
-run if its claim is about the same mechanism: unit, noise, and ε at δ for all rounds.
+A run that plants canaries (``audit.canaries``) is its own witness. An audited run (`cloister audit privacy`) is a run of its own, made on purpose, and found
+here by what it audited: it speaks for this run if its claim is about the same mechanism: unit, noise, and ε at δ for all rounds.
+
+==========================================  =====================================================================
+case                                        verdict
+==========================================  =====================================================================
+any of them refutes the claim               fail
+none does, and one of them had power        pass: the run's own canaries speak first
+none of them had power                      no power
+its site opened other coins than it sealed  fail
+its figures are not what its events tell    fail
+its coins were never opened                 what lies beside; else no power, with the reason
+==========================================  =====================================================================
 """
 
 from __future__ import annotations
@@ -13,15 +24,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cloister.core.errors import IntegrityError
 from cloister.core.evidence import Finding, Verdict
 from cloister.server.audit.budget.runs import ChargedRun, read_run
+from cloister.server.audit.canaries.writing import FIGURES, sealed_and_opened
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject
+from cloister.server.events import read_events
 
 __all__ = ["FIGURES", "check_privacy", "evidence_of"]
 
-#: What `cloister audit privacy` leaves in the folder of its run.
-FIGURES = "audit-privacy.json"
 _LARGEST = 1 << 26
 #: Relative: two computations of one noise or one ε.
 _NEAR = 1e-3
@@ -58,17 +70,28 @@ def _section(found: Finding) -> Section:
 
 @shown_as("Privacy budget", _section)
 def check_privacy(subject: AuditSubject) -> Finding:
-    """Find the newest audited run of this federation's mechanism and say what it came to."""
+    """Say what the run's own canaries and the audited runs of this federation's mechanism came to."""
     run = read_run(subject.path) if subject.path.is_dir() else None
     if run is None:
         return _nothing("The run promises no differential privacy: there is no claim to refute.")
-    read = (_read(raw) for _, raw in _beside(subject.path))
-    fits = [one for one in read if one is not None and _same(one, subject, run)]
+    read = ((path, _read(raw)) for path, raw in _beside(subject.path))
+    found = [(path, one) for path, one in read if one is not None and _same(one, subject, run)]
+    own = [one for path, one in found if path.parent == subject.path.resolve()]
+    fits = [one for _, one in found]
+    if subject.spec.audit.canaries is not None:
+        wrong = _wrong(subject.path, own)
+        if wrong:
+            return Finding(
+                name="privacy",
+                verdict="fail",
+                sentence=wrong,
+                power="It could have shown coins and figures that do not belong together. The record is the server's own word.",
+            )
     if not fits:
-        return _nothing(
-            "No audited run of this federation lies beside this one: nobody tried to refute its epsilon."
-        )
-    worst = max(fits, key=lambda one: (one["verdict"] == "refuted", one["verdict"] == "consistent"))
+        return _nothing(_why_not(subject))
+    worst = max(
+        fits, key=lambda one: (one["verdict"] == "refuted", one["verdict"] == "consistent", one in own)
+    )
     verdict = _VERDICTS[worst["verdict"]]
     reason = str(worst["reason"])
     return Finding(
@@ -86,8 +109,9 @@ def check_privacy(subject: AuditSubject) -> Finding:
             "seal": worst.get("seal"),
             "estimators": worst["estimators"],
             "audits": len(fits),
+            "in_run": worst in own,
         },
-        power=_power(worst),
+        power=_power(worst, own=worst in own),
     )
 
 
@@ -135,12 +159,45 @@ def _same(found: Mapping[str, Any], subject: AuditSubject, run: ChargedRun) -> b
     )
 
 
-def _power(found: Mapping[str, Any]) -> str:
+def _wrong(run: Path, own: list[dict[str, Any]]) -> str:
+    """Return what does not hold in the run's own audit; empty: nothing."""
+    events = [one for one in read_events(run / "events.jsonl") if one.get("check") == "privacy"]
+    void = next((one for one in events if one.get("verdict") == "void"), None)
+    if void is not None:
+        return f"The audit of the run is void: {void.get('reason')}."[:1000]
+    try:
+        seal, coins = sealed_and_opened(run / "events.jsonl")
+    except IntegrityError:
+        return "The run's events hold no coins that its figures could rest on." if own else ""
+    bad = "The figures of the run's own audit are not what its events tell of the coins."
+    fits = (
+        one.get("seal") == seal and one.get("coins") == coins.included.astype(int).tolist() for one in own
+    )
+    return "" if own and all(fits) else bad
+
+
+def _why_not(subject: AuditSubject) -> str:
+    if subject.spec.audit.canaries is None:
+        return "No audited run of this federation lies beside this one: nobody tried to refute its epsilon."
+    events = (one for one in read_events(subject.path / "events.jsonl") if one.get("check") == "privacy")
+    why = next(
+        (one.get("reason") for one in events if one.get("verdict") == "incomplete"), "the run did not end"
+    )
+    return f"The run planted canaries, and they tell nothing: {why}."[:1000]
+
+
+def _power(found: Mapping[str, Any], *, own: bool) -> str:
     deciding: Mapping[str, Any] = next((one for one in found["estimators"] if one.get("decides")), {})
     refutable = deciding.get("refutable")
     above = (
         "at no epsilon" if refutable is None else f"a mechanism that costs epsilon = {refutable:.3g} or more"
     )
+    if own:
+        told = found["set_up"]
+        return (
+            f"It could have shown {above}, in 9 of 10 such audits, if every round went as it was claimed. It is about this very run, at site '{told.get('site')}': other "
+            "sites planted nothing."
+        )
     return (
         f"It could have shown {above}, in 9 of 10 such audits. It is about another run of the same mechanism, made with canaries: it shows what the code does, "
         "not what each site did in this run."

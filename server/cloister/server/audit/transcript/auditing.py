@@ -137,7 +137,7 @@ def _protected(
             looked,
             events,
             loaded.spec,
-            size=int(run.get("parameters") or 0),
+            size=int(run.get("parameters") or 0) + loaded.spec.audit.canary_weights,
             classes=len(run.get("classes") or ()),
         ),
         check_uniform(tests, least=max((test.numbers for test in tests if test.continuous), default=0)),

@@ -18,10 +18,16 @@ from cloister.privacy.masking import Advert, Confirmation, Reveal, SealedShares
 from cloister.privacy.masking.fields import Message, malformed, need_blobs
 from cloister.server.audit.transcript.reading import Entry, Received
 from cloister.server.audit.transcript.sessions import Session
+from cloister.server.replies import opening_in, seal_in
 
 __all__ = ["ALLOWED", "Clear", "clear_in", "tells"]
 
-_ALWAYS = {"query": "the site's name", "": "a refusal: a code and a text of the program"}
+_ALWAYS = {
+    "query": "the site's name",
+    protocol.SEAL_QUERY: "the seal of the coins of canaries that the site plants",
+    protocol.OPEN_QUERY: "those coins: which of the made-up records it trained on",
+    "": "a refusal: a code and a text of the program",
+}
 _MASKED = {
     protocol.ADVERT: "two public keys, a commitment, a signature and a certificate",
     protocol.SHARE: "sealed shares, which only their receivers can open",
@@ -135,8 +141,13 @@ def _fits(reply: Received, record: str, entries: list[Entry], session: Session |
         return names == {"code", "message"} and config and _texts(entries)
     if record == protocol.SITE:
         return reply.type == "query" and names == {"name"} and values["name"] == reply.site
-    if record == protocol.LEDGER:
-        return reply.step == protocol.ADD and config and _is_ledger(values)
+    if record in (protocol.CANARIES, protocol.LEDGER):
+        fits = (
+            _is_canaries(reply.type, values)
+            if record == protocol.CANARIES
+            else reply.step == protocol.ADD and _is_ledger(values)
+        )
+        return config and fits
     if session is None:
         return False
     if record == protocol.UPDATE:
@@ -153,6 +164,12 @@ def _is_step(step: tuple[str, str], values: dict[str, object]) -> bool:
     except IntegrityError:
         return False
     return True
+
+
+def _is_canaries(kind: str, values: dict[str, object]) -> bool:
+    if kind == protocol.SEAL_QUERY:
+        return seal_in(values) is not None
+    return kind == protocol.OPEN_QUERY and opening_in(values) is not None
 
 
 def _is_ledger(values: dict[str, object]) -> bool:

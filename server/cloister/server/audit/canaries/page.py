@@ -112,12 +112,21 @@ def _set_up(found: Mapping[str, Any]) -> TableText:
         ("Unit of the promise", run["unit"]),
         ("Mechanism", f"noise multiplier {number(run['noise_multiplier'])}, sampling rate {number(run['sampling_rate'])}, {count(run['steps'])} steps"),
         ("Canaries", f"in {run['space']} space, " + (f"at site {shown(run['site'])}" if run["site"] else "each a site of its own")),
+        ("Planted in", _planted_in(run)),
         ("The adversary sees", sees),
-        ("Optimiser", "plain SGD in place of the file's: what follows the noise costs nothing" if run["plain"] else "the file's own"),
+        ("Optimiser", "plain SGD: what is scored is the sum of the noisy steps" if run["plain"] else "the file's own: how it blurs the scores is not known beforehand"),
         ("Ledgers", "charged like any run: canaries are records" if run["ledgers"] else "none kept: what this audit spent of real records is in no account"),
-        ("Seed", str(run["seed"])),
+        ("Seed", "the coins are the site's, from its operating system; in a simulation from the seed " + str(run["seed"]) if run.get("in_run") else str(run["seed"])),
     )  # fmt: skip
     return TableText(columns=("", ""), rows=tuple(Row(head=head, cells=(text,)) for head, text in rows))
+
+
+def _planted_in(run: Mapping[str, Any]) -> str:
+    if not run.get("in_run"):
+        return "a run of its own, made for this audit"
+    seen, rounds = run["rounds_seen"], run["rounds"]
+    missed = "" if seen == rounds else f"; seen in {seen} of its {rounds} rounds, so silence says nothing"
+    return f"the run itself{missed}; the released model is without them"
 
 
 def _bounds(found: Mapping[str, Any]) -> str:

@@ -8,6 +8,8 @@ the sum by all of C, where nothing else does.
 A record is known to be a canary by its target: canary i has the class K + i, where the task has the classes 0 to K - 1. The last one, i = m, is a blank: its
 gradient is 0. A regression has no classes, and is refused.
 
+Nothing of a model that is measured or released knows of them: in evaluation it gives the task's own scores, and `released` takes the layer away.
+
 What an audit with them cannot find: faults that touch only gradients of real layers (a wrong norm in one of them). Canaries in input space are for those.
 """
 
@@ -22,29 +24,47 @@ from torch import Tensor, nn
 
 from cloister.core.data import Data, Rows, Split
 from cloister.core.errors import TaskError
+from cloister.core.spec import FederationSpec
 from cloister.core.task import Task
+from cloister.core.update import Layout
 
-__all__ = ["LAYER", "CanaryModel", "CanaryTask", "PlantedData", "planted"]
+__all__ = [
+    "LAYER",
+    "LENGTH",
+    "CanaryModel",
+    "CanaryTask",
+    "PlantedData",
+    "bare",
+    "place_in",
+    "planted",
+    "released",
+    "with_canaries",
+]
 
 #: The name of the layer's weight in the model.
 LAYER = "canaries.weight"
+#: How many times the clip a canary's gradient (or update) is long.
+LENGTH = 10.0
 
 
 class CanaryModel(nn.Module):
     """A task's model, and beside it a weight for each canary and for the blank.
 
-    Returns (n, classes + canaries + 1): the model's scores, then the weights, the same in each row.
+    Returns (n, classes + canaries + 1): the model's scores, then the weights, the same in each row; in evaluation the scores alone, unless ``listed``.
     """
 
-    def __init__(self, inner: nn.Module, canaries: int) -> None:
+    def __init__(self, inner: nn.Module, canaries: int, *, listed: bool = False) -> None:
         super().__init__()
         self.inner = inner
+        self._listed = listed
         self.canaries = nn.Linear(1, canaries + 1, bias=False)
         nn.init.zeros_(self.canaries.weight)
 
     def forward(self, inputs: Any) -> Tensor:
         """Return the scores and, in every row, the weights."""
         scores: Tensor = self.inner(inputs)
+        if not (self.training or self._listed):
+            return scores
         return torch.cat([scores, self.canaries(scores.new_ones(len(scores), 1))], dim=1)
 
 
@@ -55,22 +75,23 @@ class CanaryTask(Task):
         inner: the task.
         canaries: m.
         norm: the length of a canary's gradient: far above the clip, so that a clip that is missing shows.
+        listed: whether canaries are among the task's classes: where sites' own records are canaries, and nothing is measured.
 
     Raises:
         TaskError: the task is a regression.
     """
 
-    allows_single_class = True
-
-    def __init__(self, inner: Task, canaries: int, norm: float) -> None:
+    def __init__(self, inner: Task, canaries: int, norm: float, *, listed: bool = False) -> None:
         if inner.kind != "classification":
             raise TaskError(
                 "a canary is known by its class, and the task is a regression",
                 remedy="audit a classification under the same [privacy] table: the mechanism is the same code",
                 code="audit-task",
             )
-        self.inner, self.count, self._norm = inner, canaries, norm
-        self.classes = (*inner.classes, *(f"canary {number}" for number in range(canaries)), "blank canary")
+        self.inner, self.count, self._norm, self.listed = inner, canaries, norm, listed
+        names = (*(f"canary {number}" for number in range(canaries)), "blank canary") if listed else ()
+        self.classes = (*inner.classes, *names)
+        self.allows_single_class = listed or inner.allows_single_class
         self.bounds = inner.bounds
         self.features = inner.features
         self.notes = list(getattr(inner, "notes", ()))
@@ -82,7 +103,7 @@ class CanaryTask(Task):
 
     def model(self) -> nn.Module:
         """Return the task's model with the canaries' layer."""
-        return CanaryModel(self.inner.model(), self.count)
+        return CanaryModel(self.inner.model(), self.count, listed=self.listed)
 
     def data(self) -> Split | Mapping[str, Split]:
         """Return the task's records; no canary is among them yet."""
@@ -95,6 +116,8 @@ class CanaryTask(Task):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return (n,) losses: the task's for a record, weight times norm for a canary, 0 for a blank."""
         planted = targets >= self.first
+        if outputs.shape[1] == self.first:  # in evaluation
+            return self.inner.loss(outputs, targets.clamp(max=self.first - 1)) * ~planted
         own = self.inner.loss(outputs[:, : self.first], targets.clamp(max=self.first - 1))
         weight = outputs.gather(1, targets.clamp(min=self.first)[:, None]).squeeze(1)
         blank = targets == self.first + self.count
@@ -145,3 +168,37 @@ class _Subset:
 def planted(split: Split, task: CanaryTask, canaries: Tensor) -> Split:
     """Return a site's records with canaries ((k,) int64, numbers from 0, m for a blank) among those that it trains on."""
     return Split(PlantedData(split.train, canaries + task.first), split.test)
+
+
+def with_canaries(task: Task, spec: FederationSpec) -> Task:
+    """Return the task that a run under ``spec`` trains: with canaries, where ``audit.canaries`` asks for them.
+
+    Raises:
+        TaskError: (audit-task) the task is a regression.
+    """
+    count = spec.audit.canaries
+    return task if count is None else CanaryTask(task, count, LENGTH * (spec.privacy.clip or 1.0))
+
+
+def bare(task: Task) -> Task:
+    """Return a task without its canaries."""
+    return task.inner if isinstance(task, CanaryTask) else task
+
+
+def released(model: nn.Module) -> nn.Module:
+    """Return the part of a model that is released: all but the canaries' layer, which no record uses."""
+    return model.inner if isinstance(model, CanaryModel) else model
+
+
+def place_in(layout: Layout) -> int:
+    """Return where the canaries' weights begin in the vector of a model with canaries.
+
+    Raises:
+        ValueError: it has none.
+    """
+    start = 0
+    for entry in layout.entries:
+        if entry.name == LAYER:
+            return start
+        start += entry.size if entry.kind == "averaged" else 0
+    raise ValueError("the model has no canaries")
