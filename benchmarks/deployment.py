@@ -32,6 +32,8 @@ from consortium import Deployment, deployed, free_port
 
 #: Times faster than the stock executor; seconds of a masked round with two sites.
 FASTER = 2.5
+#: Units of the layers before and behind the wide one of ``large``.
+_NARROW = 1000
 HOSPITALS = ("cleveland", "hungarian", "long-beach-va", "switzerland")
 _STOCK = '''\
 from pathlib import Path
@@ -171,7 +173,9 @@ def many(given: Any) -> tuple[dict[str, Any], str, list[dict[str, Any]]]:
 
 def large(given: Any) -> tuple[dict[str, Any], str, list[dict[str, Any]]]:
     """Send large updates."""
-    width = int((given.megabytes * 1e6 / 4) ** 0.5)
+    width = int(
+        given.megabytes * 1e6 / 4 / (2 * _NARROW)
+    )  # a site refuses a layer of more than 16 units for each of its inputs
     with tempfile.TemporaryDirectory() as folder, Deployment(Path(folder), HOSPITALS[:3]) as one:
         for name in one.sites:
             site = one.site(name)
@@ -197,7 +201,7 @@ rounds = 2
 seed = 1
 [task]
 use = "digits"
-model = {{ name = "mlp", hidden = [{width}, {width}] }}
+model = {{ name = "mlp", hidden = [{_NARROW}, {width}, {_NARROW}] }}
 [cohort]
 min_sites = 3
 wait_s = 600
