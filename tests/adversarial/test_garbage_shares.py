@@ -109,6 +109,7 @@ def test_noise_shares_are_drawn_and_charged_anew_for_the_second_sum(tmp_path: Pa
     assert sorted(charged.values()) == [1, 1, 1, 2, 2, 2, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("liar")
 def test_in_groups_only_its_own_group_is_lost(tmp_path: Path) -> None:
     made = run(document(12, aggregation={"rule": "trimmed-mean", "byzantine": 1, "group_size": 3}), tmp_path)

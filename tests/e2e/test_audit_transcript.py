@@ -243,6 +243,7 @@ def test_beyond_the_limit_vectors_are_tested_and_sums_are_not(
     assert sum(test["name"] == "near" for test in found["uniformity"]["tests"]) >= 16
 
 
+@pytest.mark.slow
 def test_a_private_run_with_ledgers_shows_no_more(repository: Path, tmp_path: Path) -> None:
     private = [
         "privacy.unit=record",

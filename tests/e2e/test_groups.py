@@ -156,6 +156,7 @@ def groups_of(tmp_path: Path, **tables: dict[str, Any]) -> list[list[str]]:
     return [group["sites"] for group in events(made.run, "round")[0]["groups"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step",
     [pytest.param(one, marks=pytest.mark.slow) for one in (protocol.ADVERT, protocol.SHARE, protocol.REVEAL)]
@@ -239,6 +240,7 @@ def test_a_server_that_groups_anew_after_a_round_gets_nothing_more(
     assert [event["round"] for event in events(folder, "round")] == [1]
 
 
+@pytest.mark.slow
 def test_the_transcript_of_a_run_in_groups_shows_sums_only_and_no_group_that_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

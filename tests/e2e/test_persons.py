@@ -52,6 +52,7 @@ def test_noise_is_calibrated_to_persons(make_file: Callable[..., Path]) -> None:
     assert 1.98 < plan.spent(plan.rounds).epsilon <= 2.0
 
 
+@pytest.mark.slow
 def test_a_run_charges_persons_and_its_statement_names_them(
     make_file: Callable[..., Path], tmp_path: Path
 ) -> None:

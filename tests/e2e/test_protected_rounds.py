@@ -168,6 +168,7 @@ def test_noise_shares_go_under_masks_unchanged_to_the_bit(
     assert np.array_equal(clear, model(run(path, tmp_path)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protection", ["masked", "bfv"])
 @pytest.mark.parametrize("step", ["advert", "share", "add", "confirm", "reveal", "seal"])
 def test_a_site_that_is_lost_at_any_step_is_in_the_sum_or_not_and_the_sum_is_right(

@@ -57,6 +57,7 @@ def test_coins_are_the_systems_in_a_deployment_and_the_seeds_in_a_simulation() -
 # ------------------------------------------------------------------ claims
 
 
+@pytest.mark.slow
 def test_scores_of_a_claim_are_what_its_steps_release() -> None:
     """Against the mechanism itself, step by step, on 4000 canaries: two-sided, false alarms below 0.001."""
     sampled = claim(4.0, rate=0.25, steps=40)

@@ -348,6 +348,7 @@ class TestTampered:
         assert _codes(found) == {"release-ledger"}
 
 
+@pytest.mark.slow
 class TestOfAConsortium:
     @pytest.fixture
     def signed(self, home: Path, kits: Path) -> tuple[Path, Path]:
