@@ -20,7 +20,7 @@ from cloister.core.errors import IntegrityError, SpecError, TaskError
 from cloister.core.randomness import SeededRandomness, SystemRandomness
 from cloister.core.spec import parse_federation
 from cloister.core.update import Layout
-from cloister.privacy.audit.canaries import CanaryTask, place_in, released, with_canaries
+from cloister.privacy.audit.canaries import CanaryTask, PlantedData, place_in, released, with_canaries
 from cloister.privacy.audit.coins import opened
 from gated import GatedSite, code_of, federation, policy
 
@@ -105,6 +105,12 @@ def test_an_approval_of_a_kind_of_run_is_none_of_the_same_with_canaries(
     assert made.request(federation()).code("query") == ""
     planted = made.request(federation(**PLANTED))
     assert planted.code(protocol.SEAL_QUERY) == "wait-approval"
+    elsewhere = made.request(federation(audit={"canaries": COUNT, "canary_site": "south"}))
+    assert elsewhere.code("query") == "wait-approval"
+    assert command(["site", "approve", elsewhere.request.run, str(made.folder)]) == 0
+    assert planted.code(protocol.SEAL_QUERY) == "wait-approval", (
+        "whoever agreed to another site's did not agree to its own"
+    )
     (held,) = made.gate.status()["held"]  # type: ignore[union-attr]
     assert any("64 made-up records" in sentence for sentence in held["server_sees"])
 
@@ -138,6 +144,10 @@ def test_a_run_is_refused_before_it_begins_where_canaries_would_show_nothing() -
             "whole sites",
         ),
         ({**PLANTED, "cohort": {"per_round": 4}}, "per_round must be 'all'"),
+        (
+            {**PLANTED, "training": {"adversarial": {"method": "trades", "epsilon": 0.1}}},
+            "compares all scores",
+        ),
     ]
     for change, why in refused:
         with pytest.raises(SpecError, match=why):
@@ -208,6 +218,35 @@ def test_canaries_that_are_in_come_beside_the_records_as_often_as_a_person_has_r
     targets = data.targets[len(split.train) :]  # type: ignore[union-attr]
     assert torch.equal(targets, torch.from_numpy(inside + 10).repeat_interleave(3))
     assert records_with_canaries(split, task, spec, coins, site="south", run="r") is split.train  # type: ignore[arg-type,union-attr]
+
+
+def test_nothing_of_a_record_is_in_a_canary() -> None:
+    """A record whose numbers overflow on the way through a hostile model must not take canaries with it: their absence would tell of it."""
+    records = Records(torch.full((4, 3), 7.0), torch.full((4, 2), 5))
+    data = PlantedData(records, torch.tensor([2, 3]))
+    (x, tokens), targets = data.batch(torch.tensor([1, 4, 5, 0]))
+    assert targets.tolist() == [0, 2, 3, 0]
+    assert x.tolist() == [[7.0] * 3, [0.0] * 3, [0.0] * 3, [7.0] * 3]
+    assert tokens.tolist() == [[5, 5], [1, 1], [1, 1], [5, 5]]
+    assert records.x.eq(7.0).all(), "the site's own tensors are left alone"
+    assert data.subset(np.array([5, 1])).batch(torch.tensor([0]))[0][0].tolist() == [[0.0] * 3]
+
+
+class Records:
+    """Records with two inputs: numbers and tokens."""
+
+    def __init__(self, x: torch.Tensor, tokens: torch.Tensor) -> None:
+        self.x, self.tokens = x, tokens
+        self.targets = torch.zeros(len(x), dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, rows: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        return (self.x[rows], self.tokens[rows]), self.targets[rows]
+
+    def subset(self, rows: Any) -> Any:
+        raise NotImplementedError(rows)
 
 
 def test_a_measured_or_released_model_knows_of_no_canary() -> None:

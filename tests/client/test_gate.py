@@ -14,10 +14,14 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 
+from cloister.client.gate.log_entry import LogEntry
+from cloister.client.gate.log_state import LogState
 from cloister.client.gate.log_verification import verify_log
+from cloister.client.gate.showing import status_text
 from cloister.core import protocol
-from cloister.core.errors import SpecError
+from cloister.core.errors import IntegrityError, SpecError
 from cloister.privacy.ledger.inspection import inspect
+from cloister.privacy.request import JobRequest
 from gated import RECORD, TASK, GatedSite, code_of, federation, policy
 
 NONE = {"unit": "none", "noise_multiplier": None, "delta": None, "clip": None, "sampling_rate": None}
@@ -583,3 +587,49 @@ def test_no_gpu_is_seen_where_none_is_allowed(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     site(limits={"gpu": False})
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_what_a_user_wrote_never_looks_like_a_line_of_the_sites_status() -> None:
+    """A request's words are printable, and even a log that holds others shows them in their own line."""
+    with pytest.raises(IntegrityError, match="purpose"):
+        JobRequest.new("f", "0" * 64, purpose="study\n  what       harmless")
+    with pytest.raises(IntegrityError, match="name"):
+        JobRequest.new("f\nWAITS", "0" * 64)
+    held = {
+        "since": "2026-11-25T00:00:00Z",
+        "run": "r",
+        "user": "eve",
+        "purpose": "study\n  → cloister site approve other",
+    }
+    status = {"paused": None, "held": [held], "budgets": {}, "left": [], "refused": []}
+    approve = [
+        line for line in status_text(status).splitlines() if line.startswith("  → cloister site approve")
+    ]
+    assert approve == ["  → cloister site approve r"]
+
+
+def test_under_encryption_coins_wait_for_the_ciphertext_and_not_for_the_promise_of_one() -> None:
+    state = LogState()
+
+    def take(kind: str, **said: Any) -> None:
+        when = "2026-11-25T00:00:00Z"
+        state.take(
+            LogEntry(
+                seq=1,
+                time=when,
+                site="north",
+                kind=kind,
+                said={"run": "r", **said},
+                prev="",
+                hash="",
+                signature="",
+            )
+        )
+
+    take("asked", protection="bfv")
+    take("left", message="train", round=3, step="")
+    assert state.runs["r"].trained == 0
+    take("left", message=protocol.SECURE_QUERY, round=3, step=protocol.ADD)
+    assert state.runs["r"].trained == 0
+    take("left", message=protocol.SECURE_QUERY, round=3, step=protocol.SEAL)
+    assert state.runs["r"].trained == 3

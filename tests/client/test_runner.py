@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import pairwise
 from typing import Any, Self, cast
 
 import pytest
@@ -61,7 +62,7 @@ class Line:
 
     def send(self, reply: Message, seconds: float) -> int:
         assert seconds >= 0
-        if self._script and isinstance(self._script[0], LinkLostError | UnwantedError):
+        if self._script and isinstance(self._script[0], LinkLostError | UnwantedError | PolicyError):
             raise self._script.pop(0)
         self._sent.append(int(cast("int", reply.content.config_records["n"]["n"])))
         return 10
@@ -152,3 +153,29 @@ def test_a_site_that_is_not_let_in_asks_again(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("cloister.client.runner._LONGEST_PAUSE_S", 0.02)
     answered, _, _ = running([message(1)], refuse=2)
     assert answered == [1]
+
+
+def test_messages_that_are_all_lost_do_not_make_a_site_ask_without_a_pause() -> None:
+    idle: list[float] = []
+    stop = threading.Event()
+    line = Line([MessageLostError("too long")] * 5, [], stop)
+    runner = Runner(
+        SERVER,
+        lambda: cast("FleetLink", line),
+        lambda given, _: given,
+        idle=lambda: idle.append(time.monotonic()),
+    )
+    runner.run(stop)
+    assert len(idle) >= 5
+    assert all(later - before >= SERVER.busy_poll_s / 2 for before, later in pairwise(idle[:5]))
+
+
+def test_an_answer_that_is_refused_again_and_again_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloister.client.runner._LONGEST_PAUSE_S", 0.02)
+    monkeypatch.setattr("cloister.client.runner._FIRST_PAUSE_S", 0.01)
+    refusals: list[Any] = [PolicyError("no", code="link-refused") for _ in range(3)]
+    answered, sent, watched = running([message(1), *refusals, message(2)])
+    assert answered == [1, 2]
+    assert sent == [2]
+    dropped = {"kind": "train", "outcome": "dropped"}
+    assert watched.registry.get_sample_value("cloister_site_messages_total", dropped) == 1

@@ -231,6 +231,20 @@ def test_a_run_that_was_interrupted_comes_to_the_same_scores(
     assert verdicts(folder)[:2] == ["sealed", "opened"]
 
 
+def test_a_seal_outlives_a_crash_before_the_first_checkpoint_of_a_round(
+    make_file: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever seals other coins once rounds have been seen is found, also where the run goes back to its beginning."""
+    path = make_file(**tables(federation={"rounds": 3, "checkpoint_every": 3}, audit={"canaries": 64}))
+    with pytest.raises(KeyboardInterrupt):
+        run(path, tmp_path / "broken", sinks=(Stop(1),))
+    (folder,) = (tmp_path / "broken").iterdir()
+    other = Coins.draw(64, SeededRandomness(99))
+    monkeypatch.setattr(canaries.SeededCoins, "coins", lambda *_, **__: other)
+    resume(folder, engine=LocalEngine(0))
+    assert verdicts(folder) == ["sealed", "void"]
+
+
 @pytest.mark.slow
 def test_an_audit_that_is_killed_goes_on_to_the_same_verdict(
     make_file: Made, tmp_path: Path, installed: Any

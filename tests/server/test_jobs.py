@@ -15,9 +15,10 @@ import pytest
 
 from cloister.core.digests import federation_digest
 from cloister.core.errors import CloisterError, IntegrityError, PolicyError, UsageError
-from cloister.privacy.identity import Role
+from cloister.privacy.identity import Purpose, Role
 from cloister.privacy.identity.kit import Kit, load_kit
 from cloister.privacy.request import JobRequest
+from cloister.server.deployment import jobs_pb2 as messages
 from cloister.server.deployment.calls import FRESH_S, CallBook, sign_call
 from cloister.server.deployment.client import JobsClient
 from cloister.server.deployment.service import JobService
@@ -162,6 +163,10 @@ def test_a_call_counts_once_for_one_thing_and_not_for_long(
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + FRESH_S + 5)
     assert code(late, "List", "") == "call-stale"
+    far = json.dumps({"method": "List", "about": "", "at": 10**400, "nonce": "n"}).encode()
+    one = user.identity
+    never = messages.Call(said=far, signature=one.sign(Purpose.CALL, far), certificate=one.certificate)
+    assert code(never, "List", "") == "call"
 
 
 def test_a_call_that_was_heard_is_known_after_a_restart_until_it_is_stale(

@@ -175,7 +175,7 @@ class FleetLink:
     def close(self) -> None:
         """Say good-bye, if the coordinator listens, and hang up."""
         self._closed.set()
-        self._beats.join()
+        self._beats.join(_BEATS_APART_S)  # one under way may take as long as the coordinator likes
         try:
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
         except (httpx.HTTPError, RuntimeError, ValueError):

@@ -137,6 +137,8 @@ class Runner:
             except MessageLostError as error:
                 _LOG.warning("a message was not taken: %s", error)
                 self.watched.messages.labels(kind="unknown", outcome="lost").inc()
+                self._idle()
+                stop.wait(pause)
                 continue
             self.watched.last_contact = time.time()
             if message is None:
@@ -181,8 +183,11 @@ class Runner:
                 if self._failed < _TRIES:
                     raise  # it is sent when the line is back
                 self._drop(reply, f"the coordinator failed at it {self._failed} times: {error}")
-            except PolicyError:
-                raise  # as above
+            except PolicyError as error:
+                self._failed += 1
+                if self._failed < _TRIES:
+                    raise  # as above
+                self._drop(reply, f"the coordinator refused it {self._failed} times: {error.message}")
             except UnwantedError as error:
                 self._drop(reply, str(error))
             except Exception:  # noqa: BLE001 - it cannot be written as a message, now or later

@@ -65,9 +65,9 @@ class JobRequest:
 
     def __post_init__(self) -> None:
         holds = {
-            "name": 0 < len(self.name) <= 128,
+            "name": 0 < len(self.name) <= 128 and self.name.isprintable(),
             "federation": _HEX.fullmatch(self.federation) is not None,
-            "purpose": len(self.purpose) <= _LONGEST_PURPOSE,
+            "purpose": len(self.purpose) <= _LONGEST_PURPOSE and self.purpose.isprintable(),
             "sites": len(self.sites) <= _MOST_SITES and list(self.sites) == sorted(set(self.sites)),
             "at": _TIME.fullmatch(self.at) is not None,
             "nonce": _NONCE.fullmatch(self.nonce) is not None,

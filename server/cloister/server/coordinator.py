@@ -113,6 +113,8 @@ class Coordinator:
         self._ask_leave(state.round_number)
         if self._canaries is not None:
             self._canaries.seal(state.round_number)
+            if self._saved == state.round_number:
+                self._save(state)  # with the seal
         for number in range(state.round_number + 1, self._spec.federation.rounds + 1):
             try:
                 state = self._round(number, state)

@@ -91,7 +91,7 @@ def decide(
             rule.dataset,
             spec.aggregation.protection,
             spec.privacy.unit,
-            *(["canaries"] if spec.audit.canaries is not None else []),
+            *_planting(case),
         ]
         return Allowed(
             rule=rule,
@@ -121,6 +121,13 @@ def _cost(
     cap = policy.limits_of(rule.dataset).cap
     bounds = RunBounds(repeats=rule.repeated_rounds, epsilon=rule.epsilon_run)
     return check_budget(ledgers[rule.dataset], plan, run=job.run, cap=cap, told=job.told, bounds=bounds)
+
+
+def _planting(case: MessageCase) -> list[str]:
+    """Return what a run's canaries add to its kind: here, or at another site."""
+    if case.spec.audit.canaries is None:
+        return []
+    return ["canaries here" if case.spec.audit.canary_site == case.site else "canaries"]
 
 
 def _digest(what: Any) -> str:

@@ -94,7 +94,7 @@ class LogState:
 
     def _leave(self, entry: LogEntry) -> None:
         run, kind = self.runs.get(str(entry.said.get("run", ""))), str(entry.said.get("message", ""))
-        if run is not None and kind.startswith("train"):
+        if run is not None and _holds_update(run, kind, str(entry.said.get("step", ""))):
             run.trained = max(run.trained, int(entry.said.get("round", 0)))
         elif run is not None and kind == protocol.OPEN_QUERY:
             run.opened = True
@@ -114,3 +114,10 @@ class LogState:
         elif run.state == "denied" or (run.state == "approved" and entry.kind != "held"):
             return
         run.state, run.since = _DECIDED[entry.kind], entry.time
+
+
+def _holds_update(run: RunState, kind: str, step: str) -> bool:
+    """Whether an answer of this kind holds a site's update: under encryption the answer to ``train`` only binds the site to its ciphertext."""
+    if run.said.get("protection") in ("bfv", "ckks"):
+        return kind == protocol.SECURE_QUERY and step == protocol.SEAL
+    return kind.startswith("train")

@@ -162,7 +162,11 @@ class Allow(Table):
         "is refused",
     )
     outputs: tuple[Output, ...] = Field(
-        default=("update",), strict=False, min_length=1, description="what may leave"
+        default=("update",),
+        strict=False,
+        min_length=1,
+        description="what may leave; whoever allows control (training.scaffold) lets the server move the model between local steps, past the look at its "
+        "weights (models.parallel_rows)",
     )
     metrics: Literal["*"] | Names = Field(
         default="*",

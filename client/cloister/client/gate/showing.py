@@ -13,7 +13,8 @@ __all__ = ["line_text", "status_text", "verification_text"]
 
 def status_text(status: Mapping[str, Any]) -> str:
     """Return what ``cloister site status`` prints."""
-    return visible("\n".join(_status(status)))
+    # What somebody else wrote stays in its line: it must not look like a line of ours.
+    return visible("\n".join(line.replace("\n", " ") for line in _status(status)))
 
 
 def line_text(entry: LogEntry) -> str:

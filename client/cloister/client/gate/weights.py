@@ -20,7 +20,8 @@ Training alone brings rows together, under strong weight decay above all (neuron
 their rows' own differences hold no single record, and are not refused.
 
 What it cannot find: a layer that sorts records by many different directions at once (Boenisch et al. 2021, "When the Curious Abandon
-Honesty"), or one whose rows are turned apart far enough; only noise bounds what those reveal.
+Honesty"), or one whose rows are turned apart far enough; only noise bounds what those reveal. Nor what SCAFFOLD's control makes of the model
+between two local steps: a site that lets a ``control`` leave lets the server steer there (the default policy does not).
 
 ==========================================  =====================================================
 case                                        outcome

@@ -366,6 +366,9 @@ class FederationSpec(Table):
             "aggregation.group_size would put the canaries' site into a sum of its group, which is not scored; remove it": self.aggregation.group_size
             is not None,
             "[attack] would lie about the canaries, too; remove it": self.attack is not None,
+            "training.adversarial.method = 'trades' compares all scores of a record, the canaries' with them; use 'pgd' or 'fgsm-rs'": self.training.adversarial
+            is not None
+            and self.training.adversarial.method == "trades",
         }
         reasons = [reason for reason, holds in unsound.items() if holds]
         if reasons:

@@ -128,7 +128,8 @@ class PlantedData:
     """A site's records, and canaries after them.
 
     Args:
-        records: the site's own; a canary's input is one of theirs, which its loss does not read.
+        records: the site's own. A canary has the form of one of them and none of its values (0, and 1 where inputs are whole numbers): a number that overflows on the
+            way would drop the canaries with it from the sum, and so tell of the record that they had it from.
         targets: (k,) of the canaries.
     """
 
@@ -142,7 +143,7 @@ class PlantedData:
     def batch(self, rows: Tensor) -> tuple[Any, Tensor]:
         """Return the inputs and targets of ``rows`` ((k,) int64), in that order."""
         inputs, _ = self._records.batch(rows % len(self._records))
-        return inputs, self.targets.index_select(0, rows)
+        return _blanked(inputs, rows >= len(self._records)), self.targets.index_select(0, rows)
 
     def subset(self, rows: Rows) -> Data:
         """Return these rows as data of their own."""
@@ -163,6 +164,22 @@ class _Subset:
     def subset(self, rows: Rows) -> Data:
         picked = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))
         return _Subset(self._whole, self._rows.index_select(0, picked))
+
+
+def _blanked(inputs: Any, made: Tensor) -> Any:
+    """Return a batch's inputs without anything of the rows that ``made`` ((k,) bool) names."""
+    if isinstance(inputs, Tensor):
+        rows = made.to(inputs.device).view(-1, *[1] * (inputs.dim() - 1))
+        return torch.where(rows, torch.full_like(inputs, 0 if inputs.is_floating_point() else 1), inputs)
+    if isinstance(inputs, Mapping):
+        return {name: _blanked(part, made) for name, part in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(_blanked(part, made) for part in inputs)
+    raise TaskError(
+        f"inputs of type {type(inputs).__name__} cannot be made up for canaries",
+        remedy="let the task's records have tensors, or tuples or mappings of them, as inputs",
+        code="audit-task",
+    )
 
 
 def planted(split: Split, task: CanaryTask, canaries: Tensor) -> Split:

@@ -68,7 +68,7 @@ class CallBook:
             said = json.loads(call.said) if len(call.said) <= _LONGEST else {}
             at, nonce = float(said["at"]), str(said["nonce"])
             same = (said["method"], said["about"]) == (method, about)
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise _unfit("it cannot be read") from None
         if not same:
             raise _unfit("it is signed for something else")

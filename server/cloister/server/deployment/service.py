@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -196,12 +197,20 @@ class JobService:
 
     def _watch(self, given: messages.WatchRequest, context: Any) -> Iterator[messages.WatchReply]:
         self._seen(given.call, "Watch", given.run)
+        with self._seat():
+            yield from self._watched(given, context)
+
+    @contextmanager
+    def _seat(self) -> Iterator[None]:
+        """Hold one of the places of those who are answered for long: some threads are left for who asks for little."""
         if not self._seats.acquire(blocking=False):
             raise PolicyError(
-                f"{_WATCHERS} watch already", remedy="ask again later: cloister job list", code="watchers"
+                f"{_WATCHERS} watch or download already",
+                remedy="ask again later: cloister job list",
+                code="watchers",
             )
         try:
-            yield from self._watched(given, context)
+            yield
         finally:
             self._seats.release()
 
@@ -232,7 +241,11 @@ class JobService:
                 remedy="wait for its end: cloister job watch",
                 code="job-open",
             )
-        folder = self._folder_of(given.run)
+        with self._seat():
+            yield from self._handed_out(given)
+
+    def _handed_out(self, given: messages.DownloadRequest) -> Iterator[messages.DownloadReply]:
+        folder, looked = self._folder_of(given.run), time.monotonic()
         for name in HANDED_OUT:
             try:
                 content = (folder / name).read_bytes()
@@ -243,6 +256,9 @@ class JobService:
                 file=messages.File(name=name, size=len(content), sha256=hashlib.sha256(content).digest())
             )
             for piece in pieces(content):
+                if time.monotonic() - looked >= _LOOK_S:
+                    self._still_seen(given.call, given.run)
+                    looked = time.monotonic()
                 yield messages.DownloadReply(piece=piece)
 
     def _seen(self, call: messages.Call, method: str, run: str) -> Job:

@@ -1,11 +1,13 @@
 """What the coordinator asks the site that plants canaries: the seal of its coins before the first round, and the coins after the last.
 
+A seal is taken once: it is in the run's first checkpoint, and a site that draws other coins after a crash opens coins that do not fit.
+
 ==========================================  ======================================================================
 case                                        outcome
 ==========================================  ======================================================================
 no such site among those that are asked     `SpecError` (audit-site), before anything is trained
 it gives no seal                            `PolicyError` where it does not allow it, `PeersMissing` where it is away
-another seal than it gave before            `IntegrityError` (audit-coins)
+rounds without a seal before them           `IntegrityError` (audit-coins)
 it does not open its coins                  the run ends well; its audit is ``incomplete``
 it opens other coins than it sealed         the run ends well; its audit is ``void``
 ==========================================  ======================================================================
