@@ -601,7 +601,7 @@ def test_what_a_user_wrote_never_looks_like_a_line_of_the_sites_status() -> None
         "user": "eve",
         "purpose": "study\n  → cloister site approve other",
     }
-    status = {"paused": None, "held": [held], "budgets": {}, "left": [], "refused": []}
+    status: dict[str, Any] = {"paused": None, "held": [held], "budgets": {}, "left": [], "refused": []}
     approve = [
         line for line in status_text(status).splitlines() if line.startswith("  → cloister site approve")
     ]
