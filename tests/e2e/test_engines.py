@@ -33,7 +33,6 @@ def test_rays_result_is_the_local_one_to_floating_point(
             "2",
             "--out",
             tmp_path / engine,
-            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         run = Path(answer(done)["run"])

@@ -254,7 +254,7 @@ def test_an_answer_on_a_line_that_is_really_lost_is_sent_when_the_line_is_back(
 ) -> None:
     monkeypatch.setattr("cloister.client.runner._LONGEST_PAUSE_S", 2.0)
     # A site that could not say good-bye is not let in before twice that is over.
-    monkeypatch.setattr("cloister.client.fleet_link.HEARTBEAT_DEFAULT_INTERVAL", 10)
+    monkeypatch.setattr("cloister.client.fleet_link._BEAT_INTERVAL_S", 10.0)
     one, office, desk = deployment
     node = desk.admit([office.node_keys["b"]])[office.node_keys["b"]]
     cable, cut = Cable(office.config.server.superlink), threading.Event()

@@ -48,7 +48,11 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
 )
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPushError,
+    inflate_object_from_contents,
+    pull_objects,
+)
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
@@ -254,13 +258,23 @@ class SuperLinkGrid(HttpGrid):
         return {int(node.node_id): bytes(node.public_key) for node in self.get_nodes()}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send these messages, each packed where it is small; return their names in the same order."""
+        """Send these messages, each packed where it is small; return their names in the same order.
+
+        Raises:
+            PeersMissing: (superlink) it was started anew in the middle, and knows nothing of them.
+        """
         given = list(messages)
         whole = [message.content for message in given]
         for message in given:
             message.content = _packed(message.content)
         try:
             return super().push_messages(given)
+        except ObjectPushError:
+            raise PeersMissing(
+                "the SuperLink was started anew while messages were sent",
+                remedy="nothing: the job is tried again, and goes on where it was",
+                code="superlink",
+            ) from None
         finally:
             for message, content in zip(given, whole, strict=True):
                 message.content = content

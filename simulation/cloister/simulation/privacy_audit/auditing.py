@@ -168,13 +168,15 @@ class Audit:
             judgement=case.judged(scores),
             scores=scores,
             design=self.design,
-            site=None
-            if self.design.sites_are_canaries
-            else self._sites.planting.site
-            if self._sites.planting
-            else None,
+            site=self._planter,
             seal=seal,
         )
+
+    @property
+    def _planter(self) -> str | None:
+        """The site whose records the canaries are among; ``None``: each canary is a site."""
+        planting = self._sites.planting
+        return None if self.design.sites_are_canaries or planting is None else planting.site
 
     def sites(self, federation: str, base: Path, ledgers: SimulatedLedgers | None) -> AuditedSites:
         """Return the sites of the audited run."""
@@ -211,7 +213,7 @@ class Audit:
             place=place_in(layout) if design.space == "gradient" else 0,
             canaries=design.canaries if design.space == "gradient" else 0,
             columns=self._sites.columns() if design.sees == "update" else None,
-            site=None,
+            site=self._planter,  # the others may be away: their noise is missing, and no canary
             counted=design.loaded.spec.privacy.unit == "record",
         )
         return self._watch
