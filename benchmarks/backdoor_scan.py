@@ -94,7 +94,7 @@ def scanned(task: Task, folder: Path, kind: str, seed: int) -> dict[str, Any]:
         "target": None if target is None else str(target),
         "index": figures["index"],
         "class": str(figures["class"]),
-        "alarm": figures["index"] > figures["threshold"],
+        "alarm": finding.verdict == "fail",
         "accuracy": figures["accuracy"],
         "says": finding.verdict,
     }

@@ -249,6 +249,8 @@ class TestBackdoor:
         assert np.asarray(found.figures["pictures"][4])[-3:, -3:].mean() > 3 * np.mean(
             found.figures["pictures"][4]
         )
+        first = {name: value.clone() for name, value in make(clean).initial.state_dict().items()}
+        assert check_backdoor(make(first, backdoor={})).verdict == "no power", "it has learned nothing"
         innocent = check_backdoor(make(clean, backdoor={}))
         assert innocent.verdict == "pass"
         assert innocent.figures["index"] < 1.7

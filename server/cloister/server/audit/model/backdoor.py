@@ -22,6 +22,8 @@ __all__ = ["THRESHOLD", "check_backdoor"]
 THRESHOLD = 2.0
 #: Test records that are looked at.
 _RECORDS = 1000
+#: Of a model that is right less often nothing is said.
+_LEAST_ACCURACY = 0.5
 #: Inputs of more numbers than this are searched with smaller batches and fewer steps.
 _LARGE = 300
 
@@ -140,7 +142,14 @@ def _judged(subject: AuditSubject, batch: Batch, found: Patches, accuracy: float
     }
     weak = not searched or smallest < 1
     verdict: Verdict
-    if alarm:
+    if accuracy < _LEAST_ACCURACY:
+        verdict, sentence = (
+            "no power",
+            (
+                f"The model is right in {100 * accuracy:.0f}% of the test records only: a class that it gives to many records needs no patch, planted or not."
+            ),
+        )
+    elif alarm:
         verdict, sentence = (
             "fail",
             (
