@@ -131,7 +131,7 @@ class Runner:
         pause = self._server.busy_poll_s
         while not stop.is_set():
             if self._unsent is not None:
-                self._send(link)
+                self._send(link, *self._unsent)
             try:
                 message = link.receive()
             except MessageLostError as error:
@@ -169,9 +169,7 @@ class Runner:
         self.watched.seconds.labels(kind=known).observe(seconds)
         self._unsent, self._failed = (reply, seconds), 0
 
-    def _send(self, link: FleetLink) -> None:
-        assert self._unsent is not None
-        reply, seconds = self._unsent
+    def _send(self, link: FleetLink, reply: Message, seconds: float) -> None:
         if time.time() <= reply.metadata.created_at + reply.metadata.ttl:
             try:
                 sent = link.send(reply, seconds)

@@ -6,13 +6,17 @@ Thresholds are a part of the file, and so of its digest: every site knows them b
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from cloister.core.spec.base import Positive, Table
 
-__all__ = ["Audit", "CheckName", "Level", "Require"]
+if TYPE_CHECKING:
+    from cloister.core.spec.tables import FederationSpec
+
+__all__ = ["Audit", "CheckName", "Level", "Require", "unsound_canaries"]
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 
@@ -118,3 +122,25 @@ class Audit(Table):
                 f"audit.require.{left[0]} asks for a check that audit.checks leaves out; name it there too"
             )
         return self
+
+
+def unsound_canaries(spec: FederationSpec) -> Iterator[str]:
+    """Say why the run's own canaries would show nothing, or not what they should."""
+    if spec.audit.canaries is None:
+        return
+    privacy, adversarial = spec.privacy, spec.training.adversarial
+    if privacy.unit == "none":
+        yield "privacy.unit = 'none' promises nothing that could be audited; give the file a [privacy] table"
+    elif not privacy.hides_records:
+        yield (
+            f"privacy.unit = '{privacy.unit}' would take whole sites for canaries, which a run over real sites does not have; `cloister audit privacy` "
+            "simulates them"
+        )
+    if spec.cohort.per_round != "all":
+        yield "cohort.per_round must be 'all': the promise is about a site that takes part in every round"
+    if spec.aggregation.group_size is not None:
+        yield "aggregation.group_size would put the canaries' site into a sum of its group, which is not scored; remove it"
+    if spec.attack is not None:
+        yield "[attack] would lie about the canaries, too; remove it"
+    if adversarial is not None and adversarial.method == "trades":
+        yield "training.adversarial.method = 'trades' compares all scores of a record, the canaries' with them; use 'pgd' or 'fgsm-rs'"

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from cloister.core.spec.adversarial import Adversarial
 from cloister.core.spec.attack import Attack
-from cloister.core.spec.auditing import Audit, Require
+from cloister.core.spec.auditing import Audit, Require, unsound_canaries
 from cloister.core.spec.base import Count, Positive, Rate, Spread, Table, Whole
 from cloister.core.spec.grouping import LEAST_PROTECTED, least_in_sum, unsound_groups
 from cloister.core.spec.pipelines import pipeline_text, read_pipeline
@@ -353,24 +353,7 @@ class FederationSpec(Table):
     @model_validator(mode="after")
     def _sound_canaries(self) -> FederationSpec:
         """Refuse canaries where they would show nothing."""
-        if self.audit.canaries is None:
-            return self
-        unit = self.privacy.unit
-        unsound = {
-            "privacy.unit = 'none' promises nothing that could be audited; give the file a [privacy] table": unit
-            == "none",
-            f"privacy.unit = '{unit}' would take whole sites for canaries, which a run over real sites does not have; `cloister audit privacy` "
-            "simulates them": unit != "none" and not self.privacy.hides_records,
-            "cohort.per_round must be 'all': the promise is about a site that takes part in every round": self.cohort.per_round
-            != "all",
-            "aggregation.group_size would put the canaries' site into a sum of its group, which is not scored; remove it": self.aggregation.group_size
-            is not None,
-            "[attack] would lie about the canaries, too; remove it": self.attack is not None,
-            "training.adversarial.method = 'trades' compares all scores of a record, the canaries' with them; use 'pgd' or 'fgsm-rs'": self.training.adversarial
-            is not None
-            and self.training.adversarial.method == "trades",
-        }
-        reasons = [reason for reason, holds in unsound.items() if holds]
+        reasons = list(unsound_canaries(self))
         if reasons:
             raise ValueError("audit.canaries is unsound here: " + "; ".join(reasons))
         return self
