@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ def state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("CLOISTER_DEBUG", raising=False)
     return tmp_path / "state"
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Leave every page without its plots: half of what a small run takes, for modules that train and look at no plot."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cloister.server.report.canvas._drawn", lambda name, draw, size: "<svg></svg>")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,8 @@ from cloister.privacy.masking.rehearsal import Stage
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.simulate import RunResult, simulate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 LIAR = "site-003"
 
 

@@ -27,6 +27,8 @@ from cloister.simulation import engines
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROUNDS = 2
 VICTIM, LIAR = "cleveland", "hungarian"
 Reply = Callable[[Message, Message], Message]

@@ -32,6 +32,8 @@ from cloister.simulation.engines import LocalEngine
 from cloister.simulation.simulate import simulate
 from transcripts import failed, rewritten
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROUNDS = 2
 VICTIM, LIAR = "cleveland", "hungarian"
 Line = dict[str, Any]

@@ -585,6 +585,7 @@ def test_no_gpu_is_seen_where_none_is_allowed(
     import os
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: False)  # another test may have used one
     site(limits={"gpu": False})
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 

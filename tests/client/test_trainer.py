@@ -237,7 +237,8 @@ def test_early_stop_keeps_the_model_with_the_best_validation_loss() -> None:
         engine.load(vector + change)
         engine.model.eval()
         with torch.no_grad():
-            return float(functional.cross_entropy(engine.model(data.inputs[held]), data.targets[held]))
+            x, y = data.inputs[held].to(engine.device), data.targets[held].to(engine.device)
+            return float(functional.cross_entropy(engine.model(x), y))
 
     without = train(trainer(task, optimizer={"name": "sgd", "lr": 3.0}, local_epochs=40, batch_size=4))
     assert validation_loss(result.change) <= min(

@@ -21,6 +21,8 @@ from cloister.server.audit.budget.auditing import audit_budget
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 FILE = """
 [federation]
 name = "digits"

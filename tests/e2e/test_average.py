@@ -19,6 +19,8 @@ from cloister.simulation.engines import LocalEngine
 from cloister.simulation.simulate import simulate
 from cloister.simulation.sites import SimulatedSites
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def run(path: Path, out: Path, *overrides: str) -> Any:
     return simulate(load_federation(path, list(overrides)), out=out, engine=LocalEngine(0))

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 BAD: list[tuple[str, dict[str, dict[str, Any]], int, str, str]] = [
     (
         "unknown key",
@@ -132,6 +134,7 @@ def test_a_users_task_in_one_file_works_from_outside_the_repository(
     assert "rounds = 25" in (run / "federation.toml").read_text()
 
 
+@pytest.mark.slow
 def test_the_plain_command_ends_with_the_paths_and_the_next_step(
     make_file: Callable[..., Path], cloister: Any
 ) -> None:

@@ -12,6 +12,8 @@ from cloister.core.spec import load_federation
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.simulate import RunResult, simulate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TASK = """
 import torch
 from torch import nn

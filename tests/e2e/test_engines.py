@@ -15,6 +15,8 @@ from cloister.core.spec import load_federation
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.mark.slow
 def test_rays_result_is_the_local_one_to_floating_point(

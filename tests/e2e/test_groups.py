@@ -27,6 +27,8 @@ from cloister.simulation.engines import LocalEngine
 from cloister.simulation.simulate import RunResult, resume, simulate
 from cloister.strategies.robust import Pipeline
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 RULE = "arc | nnm | trimmed-mean"
 #: By less than this rounding moves a number of a row: a unit of 32 bits, reach 4, five sites.
 UNIT = 4.0 / (2**31 / 5 - 2)

@@ -28,6 +28,8 @@ from cloister.server.audit.subject import open_audit
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.simulate import resume, simulate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 Made = Callable[..., Path]
 
 PLANTED: dict[str, dict[str, Any]] = {

@@ -49,6 +49,8 @@ from cloister.simulation.live_array import LiveArray
 from cloister.simulation.simulate import resume, simulate
 from cloister.simulation.sites import SimulatedSites
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TABLES: dict[str, dict[str, Any]] = {
     "training": {"local_steps": 3},
     "privacy": {"unit": "record", "noise_multiplier": 1.1, "delta": 1e-4, "clip": 0.5, "sampling_rate": 0.2},

@@ -19,6 +19,8 @@ from cloister.privacy.record_plans import record_plan
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PRIVACY: dict[str, Any] = {
     "unit": "record",
     "noise_multiplier": 2.0,

@@ -25,6 +25,8 @@ from cloister.simulation.live_array import LiveArray
 from cloister.simulation.simulate import simulate
 from cloister.simulation.sites import SimulatedSites
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PRIVACY = {"unit": "record", "noise_multiplier": 1.3, "delta": 1e-4, "clip": 1.0, "sampling_rate": 0.1}
 TABLES: dict[str, dict[str, Any]] = {
     "training": {"local_steps": 5},

@@ -23,6 +23,8 @@ from cloister.simulation import engines
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.simulate import RunResult, resume, simulate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 MakeFile = Callable[..., Path]
 
 PROTECTIONS = ("masked", "bfv", "ckks")

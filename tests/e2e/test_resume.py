@@ -19,6 +19,8 @@ from cloister.server.checkpoints import CheckpointStore
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.simulate import resume, simulate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 #: Everything that a run must carry over: controls at the sites and the server, an adaptive server optimiser, dropout, a schedule.
 STATEFUL: dict[str, dict[str, Any]] = {
     "federation": {"rounds": 6},
@@ -206,6 +208,7 @@ def test_sigkill_at_any_moment_leaves_a_folder_that_resumes(
         assert fingerprint(resume(run, engine=LocalEngine(0)).run) == unbroken
 
 
+@pytest.mark.slow
 def test_interrupted_by_the_user_exits_130_and_says_how_to_go_on(
     make_file: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -44,6 +44,8 @@ from cloister.simulation.live_array import LiveArray
 from cloister.simulation.simulate import resume, simulate
 from cloister.simulation.sites import SimulatedSites
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CLIP, BATCH, SITES = 0.5, 8, 5
 
 
@@ -125,9 +127,9 @@ class Federation:
         self.trainer.load(self.start)
         model.eval()  # without dropout: the task of this test has none
         for row in poisson_rows(len(data), 0.2, coins):
-            x, y = data.batch(row[None])
+            x, y = (part.to(self.trainer.device) for part in data.batch(row[None]))
             found = torch.autograd.grad(task.loss(model(x), y).sum(), list(model.parameters()))
-            flat = torch.cat([part.reshape(-1) for part in found]).double().numpy()
+            flat = torch.cat([part.reshape(-1) for part in found]).double().cpu().numpy()
             total += flat * min(1.0, CLIP / np.linalg.norm(flat))
         return total
 

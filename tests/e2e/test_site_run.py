@@ -35,6 +35,8 @@ from cloister.simulation.live_array import LiveArray
 from cloister.simulation.simulate import simulate
 from cloister.simulation.sites import SimulatedSites
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 UNITS = ("site", "site-local", "site-distributed")
 CLIP = 0.05
 COHORT = {"per_round": "all", "min_sites": 3}

@@ -370,6 +370,7 @@ def test_the_page_is_self_contained_and_holds_the_figures_of_the_json(private: S
     assert "Without privacy" in source.split("<svg")[1]
 
 
+@pytest.mark.slow
 def test_values_over_more_than_a_decade_have_a_logarithmic_axis(private: SweepResult) -> None:
     from cloister.simulation.sweep.plots import by_value
 

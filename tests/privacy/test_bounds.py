@@ -89,11 +89,9 @@ def test_extreme_values_give_a_bound_without_a_warning_or_a_crash(event: Event) 
 
 
 def test_the_rounding_of_the_fft_is_charged_to_delta() -> None:
-    """dp-accounting alone says 28.439 at δ = 1e-12, where 10,000 unsampled steps at σ = 30 cost 28.467."""
+    """dp-accounting alone says less at δ = 1e-12 (28.439 to 28.466, as the processor rounds), where 10,000 unsampled steps at σ = 30 cost 28.467."""
     single = from_gaussian_mechanism(30.0, value_discretization_interval=1e-3)
-    assert (
-        single.self_compose(10_000).get_epsilon_for_delta(1e-12) < gaussian_epsilon(100 / 30, 1e-12) - 0.005
-    )
+    assert single.self_compose(10_000).get_epsilon_for_delta(1e-12) < gaussian_epsilon(100 / 30, 1e-12)
     steps = PoissonGaussian(noise_multiplier=3.0, sampling_rate=0.1, steps=10_000)
     alone = PLDAccountant(NeighboringRelation.REPLACE_SPECIAL, 1e-3).compose(steps.dp_event())
     for delta in (1e-5, 3e-11):

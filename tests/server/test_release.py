@@ -33,6 +33,8 @@ from cloister.simulation.engines import LocalEngine
 from cloister.simulation.simulate import simulate
 from consortia import make_consortium
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 FILE = """
 [federation]
 name = "digits"

@@ -475,6 +475,7 @@ class TestCommand:
         assert "<b>x" not in page
         assert "<i>" not in page
 
+    @pytest.mark.slow
     def test_torchvision_is_not_imported(self, folder: Path) -> None:
         code = (
             "import sys\nfrom pathlib import Path\n"

@@ -131,7 +131,7 @@ def test_the_key_is_in_no_argument_and_no_variable(decrypter: Decrypter, key: Se
 
 def test_an_authority_needs_no_torch(decrypter: Decrypter, key: SessionKey) -> None:
     list(decrypter.decrypt(key, [fresh(key)]))
-    assert "torch" not in Path(f"/proc/{decrypter.pid}/maps").read_text()
+    assert "libtorch" not in Path(f"/proc/{decrypter.pid}/maps").read_text()
 
 
 def test_a_key_is_forgotten_after_its_session_however_that_ended(

@@ -82,6 +82,10 @@ def render(name: str, draw: Draw, *, label: str, width: float = 5.6, height: flo
         width: inches; on the page the plot is as wide as its column.
         height: inches.
     """
+    return _inline(_drawn(name, draw, (width, height)), label)
+
+
+def _drawn(name: str, draw: Draw, size: tuple[float, float]) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -93,10 +97,10 @@ def render(name: str, draw: Draw, *, label: str, width: float = 5.6, height: flo
         warnings.filterwarnings(
             "ignore", message=r"Matplotlib currently does not support .* natively", category=UserWarning
         )
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         figure.savefig(buffer, format="svg", metadata=nothing)
-    return _inline(buffer.getvalue(), label)
+    return buffer.getvalue()
 
 
 def tidy(axes: Axes, *, ylabel: str = "", xlabel: str = "") -> None:

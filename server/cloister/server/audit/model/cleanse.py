@@ -11,7 +11,7 @@ of a few that happen to be alike accuses a clean model. Hence the logarithm, and
 
 And hence a gap: classes of a clean model are of many sizes down to the smallest (a clean MNIST model in five has an index above 2 by the spread alone), where planted ones lie apart
 from all others. The index is at most the widest gap of logarithms above the class, among the smallest third, in units of `GAP`: above 2 where the next class takes at least
-28% more.
+65% more.
 
 =========================  ===================================================================
 case                       outcome
@@ -41,7 +41,7 @@ _ENOUGH = 0.99
 #: The least spread of the logarithms.
 SPREAD_FLOOR = 0.25
 #: The unit of the gap of logarithms between a class and the next.
-GAP = 0.125
+GAP = 0.25
 #: A size below this counts as this.
 _SMALL = 0.01
 _UP, _DOWN, _PATIENCE = 1.5, 1.5, 5
