@@ -245,7 +245,7 @@ class StockOffice(Office):
 
     def desk(self) -> Desk:
         """Return the desk, with that bundle."""
-        return replace(super().desk(), app=_STOCK.encode())
+        return replace(super().desk(), app=_STOCK.encode(), stock=True)
 
 
 def on_stock_nodes(one: Deployment, rounds: int) -> list[float]:

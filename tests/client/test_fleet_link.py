@@ -12,14 +12,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.serde import message_to_proto, recorddict_to_proto
 from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.task_identity import TaskIdentity
 
 from cloister.client import fleet_link, tls_line
 from cloister.client.fleet_link import FleetLink
 from cloister.client.tls_line import LinkLostError
 from cloister.core.errors import PolicyError
+from cloister.core.protocol import PACKED
 from cloister.privacy.identity import Role
 from cloister.privacy.identity.kit import Kit, load_kit
 from cloister.server.provision.consortium_file import load_consortium_file
@@ -156,6 +159,28 @@ def test_what_cannot_be_read_breaks_the_line_and_nothing_else(kits: Path, kit: K
         pytest.raises((LinkLostError, fleet_link.MessageLostError)),
     ):
         link.receive()
+
+
+def test_content_in_the_message_itself_is_taken_up_to_the_limit(kits: Path, kit: Kit) -> None:
+    content = RecordDict({"job": ConfigRecord({"x": b"x" * 3000})})
+    packed = RecordDict({PACKED: ConfigRecord({PACKED: recorddict_to_proto(content).SerializeToString()})})
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 7
+    head = message_to_proto(Message(packed, 7, "train"))
+    given = PullMessagesResponse(messages_list=[head], message_object_trees=[ObjectTree(object_id="a" * 64)])
+
+    def answer(path: str) -> tuple[int, dict[str, str], bytes]:
+        return (200, {}, given.SerializeToString()) if path.endswith("pull-messages") else knows(path)
+
+    with answering(kits / "server", answer) as address:
+        with FleetLink(address, kit) as link:
+            message = link.receive()
+            assert message is not None
+            assert message.content.config_records["job"]["x"] == b"x" * 3000
+            assert message.metadata.message_id == "a" * 64
+        with FleetLink(address, kit, most_bytes=2000) as link:
+            with pytest.raises(fleet_link.MessageLostError, match="too long"):
+                link.receive()
+            assert link.node_id == 7
 
 
 @pytest.mark.parametrize(

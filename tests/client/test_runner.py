@@ -170,6 +170,23 @@ def test_messages_that_are_all_lost_do_not_make_a_site_ask_without_a_pause() -> 
     assert all(later - before >= SERVER.busy_poll_s / 2 for before, later in pairwise(idle[:5]))
 
 
+def test_a_site_leaves_a_slow_coordinator_the_longer_alone() -> None:
+    asked: list[float] = []
+    stop = threading.Event()
+
+    class Slow(Line):
+        def receive(self) -> Message | None:
+            asked.append(time.monotonic())
+            if len(asked) > 5:
+                stop.set()
+            time.sleep(0.1)
+            return None
+
+    server = ServerTable(address="127.0.0.1:1", busy_poll_s=0.01, idle_poll_s=10)
+    Runner(server, lambda: cast("FleetLink", Slow([], [], stop)), lambda given, _: given).run(stop)
+    assert all(later - before >= 0.3 for before, later in pairwise(asked[:5]))
+
+
 def test_an_answer_that_is_refused_again_and_again_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cloister.client.runner._LONGEST_PAUSE_S", 0.02)
     monkeypatch.setattr("cloister.client.runner._FIRST_PAUSE_S", 0.01)

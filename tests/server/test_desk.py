@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PushObjectRequest
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from cloister.client.fleet_link import FleetLink, UnwantedError
 from cloister.client.runner import Runner
@@ -86,6 +88,19 @@ def test_messages_small_and_large_go_both_ways_and_nobody_else_is_let_in(
                 assert not answer.foreign
                 assert answer.reply.content.config_records["job"]["names"] == ["x", "y"]
                 assert np.array_equal(answer.reply.content.array_records["model"]["vector"].numpy(), vector)
+            # A small message brings its content: no call for a part, at either side.
+            asked: list[str] = []
+            with pytest.MonkeyPatch.context() as patch:
+                for client in (FleetHttpClient, RuntimeHttpClient):
+                    for name in ("PushObject", "PullObject", "ConfirmMessageReceived"):
+                        patch.setattr(client, name, lambda *_, name=name: asked.append(name))
+                small = Message(
+                    RecordDict({"job": ConfigRecord({"a": 1})}), known[keys["a"]], "train", ttl=30
+                )
+                (answer,) = exchange(grid, [small], wait_s=30)
+            assert answer.reply is not None
+            assert answer.reply.content.config_records["job"]["a"] == 1
+            assert not asked
     finally:
         stop.set()
         thread.join()

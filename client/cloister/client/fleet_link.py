@@ -45,8 +45,11 @@ from flwr.proto.fleet_pb2 import (
     DeactivateNodeRequest,
     PullMessagesRequest,
     PushMessagesRequest,
+    PushMessagesResponse,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.supercore.error import ApiErrorCode
@@ -77,7 +80,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from cloister.client.tls_line import Bounded, LinkLostError, node_key, tls_context
 from cloister.core.errors import PolicyError
-from cloister.core.protocol import MOST_PACKED, PACKED
+from cloister.core.protocol import MOST_INSIDE, MOST_PACKED, PACKED
 from cloister.privacy.identity.kit import Kit
 
 __all__ = [
@@ -194,16 +197,12 @@ class FleetLink:
         if not answer.messages_list:
             return None
         try:
-            head = message_from_proto(answer.messages_list[0])
-            tree = answer.message_object_trees[0]
-            run = head.metadata.run_id
-            contents = self._pulled([one.object_id for one in iterate_object_tree(tree)], run)
-            confirm = make_confirm_message_received_fn_protobuf(
-                self._client.ConfirmMessageReceived, self._node, run
+            head, tree = answer.messages_list[0], answer.message_object_trees[0]
+            message = (
+                _whole(head, self._most_bytes)
+                if head.content.items
+                else self._gathered(tree, head.metadata.run_id)
             )
-            self._call(lambda: confirm(tree.object_id))
-            check_unfolded(contents, self._most_bytes)
-            message = inflate_object_from_contents(tree.object_id, contents, keep_object_contents=False)
         except (LinkLostError, MessageLostError):
             raise
         except Exception as error:
@@ -229,26 +228,32 @@ class FleetLink:
         if reply.has_content():
             reply.content = _packed(reply.content)
         reply.metadata.__dict__["_message_id"] = reply.object_id
+        if reply.has_content() and _inside(reply.content):
+            head = message_to_proto(reply)
+            answer = self._head(head, ObjectTree(object_id=reply.metadata.message_id), seconds)
+            # It asks for the root of what it took, which nobody will look for; where it took nothing it asks for nothing.
+            return int(head.content.ByteSize()) if answer.objects_to_push else 0
         try:
-            return self._push(reply, seconds)
+            return self._parts(reply, seconds)
         except ObjectPushError:
             raise UnwantedError("its message was given up") from None
 
-    def _push(self, reply: Message, seconds: float) -> int:
+    def _head(self, head: ProtoMessage, tree: ObjectTree, seconds: float) -> PushMessagesResponse:
+        asked = PushMessagesRequest(
+            node=self._node,
+            messages_list=[head],
+            message_object_trees=[tree],
+            clientapp_runtime_list=[seconds],
+        )
+        answer: PushMessagesResponse = self._call(lambda: self._client.PushMessages(asked))
+        return answer
+
+    def _parts(self, reply: Message, seconds: float) -> int:
         run = reply.metadata.run_id
         sent = 0
         with no_object_id_recompute():
-            tree = get_object_tree(reply)
-            answer = self._call(
-                lambda: self._client.PushMessages(
-                    PushMessagesRequest(
-                        node=self._node,
-                        messages_list=[message_to_proto(remove_content_from_message(reply))],
-                        message_object_trees=[tree],
-                        clientapp_runtime_list=[seconds],
-                    )
-                )
-            )
+            head = message_to_proto(remove_content_from_message(reply))
+            answer = self._head(head, get_object_tree(reply), seconds)
             push = make_push_object_fn_protobuf(
                 self._client.PushObject, self._node, run_id=run, session_id=answer.session_id
             )
@@ -268,6 +273,16 @@ class FleetLink:
                 )
             )
         return sent
+
+    def _gathered(self, tree: ObjectTree, run: int) -> Any:
+        """Return what the parts of a message make."""
+        contents = self._pulled([one.object_id for one in iterate_object_tree(tree)], run)
+        confirm = make_confirm_message_received_fn_protobuf(
+            self._client.ConfirmMessageReceived, self._node, run
+        )
+        self._call(lambda: confirm(tree.object_id))
+        check_unfolded(contents, self._most_bytes)
+        return inflate_object_from_contents(tree.object_id, contents, keep_object_contents=False)
 
     def _pulled(self, identifiers: list[str], run: int) -> dict[str, bytes]:
         pull = make_pull_object_fn_protobuf(self._client.PullObject, self._node, run)
@@ -358,6 +373,24 @@ def _packed(content: RecordDict) -> RecordDict:
     ):
         return content
     return RecordDict({PACKED: ConfigRecord({PACKED: recorddict_to_proto(content).SerializeToString()})})
+
+
+def _whole(head: ProtoMessage, most_bytes: int) -> Message:
+    """Return the message that a head with content is.
+
+    Raises:
+        MessageLostError: it is longer than ``most_bytes``.
+    """
+    if head.content.ByteSize() > most_bytes:
+        raise MessageLostError("too long")
+    return message_from_proto(head)
+
+
+def _inside(content: RecordDict) -> bool:
+    """Whether a message is small enough to bring its content itself."""
+    record = content.config_records.get(PACKED)
+    packed = None if record is None else record.get(PACKED)
+    return isinstance(packed, bytes) and len(packed) <= MOST_INSIDE
 
 
 def _unpacked(content: RecordDict) -> RecordDict:

@@ -36,6 +36,8 @@ __all__ = ["Answerer", "Runner", "Watched"]
 _LOG = logging.getLogger("cloister.client.runner")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _SLOWER = 1.3
+#: A site waits at least so many times as long as its last question took: many sites at one coordinator would else keep it busy with questions.
+_YIELDS = 3.0
 _KEPT_RUNS = 8
 #: How often the coordinator may fail at one answer.
 _TRIES = 3
@@ -132,6 +134,7 @@ class Runner:
         while not stop.is_set():
             if self._unsent is not None:
                 self._send(link, *self._unsent)
+            asked = time.monotonic()
             try:
                 message = link.receive()
             except MessageLostError as error:
@@ -143,7 +146,7 @@ class Runner:
             self.watched.last_contact = time.time()
             if message is None:
                 self._idle()
-                stop.wait(pause)
+                stop.wait(max(pause, min(_YIELDS * (time.monotonic() - asked), self._server.idle_poll_s)))
                 pause = min(_SLOWER * pause, self._server.idle_poll_s)
                 continue
             pause = self._server.busy_poll_s

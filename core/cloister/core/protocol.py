@@ -44,6 +44,7 @@ __all__ = [
     "LEDGER",
     "METRIC",
     "MODEL",
+    "MOST_INSIDE",
     "MOST_PACKED",
     "OPEN_QUERY",
     "PACKED",
@@ -98,6 +99,8 @@ SUM = "sum"
 #: Over a SuperLink a message's records travel as one where they have at most so many bytes: under this name, as Flower's protobuf.
 PACKED = "packed"
 MOST_PACKED = 4 << 20
+#: And where that one has at most so many bytes it travels in the message itself: apart, it would cost either side three calls more.
+MOST_INSIDE = 256 << 10
 
 VECTOR = "vector"
 CONTROL = "control"

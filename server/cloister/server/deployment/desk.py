@@ -23,7 +23,13 @@ import httpx
 from flwr.app import Array, ConfigRecord, Message, RecordDict
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import SubStatus
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto, run_from_proto
+from flwr.common.serde import (
+    message_from_proto,
+    message_to_proto,
+    recorddict_from_proto,
+    recorddict_to_proto,
+    run_from_proto,
+)
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     RegisterNodeRequest,
@@ -32,12 +38,14 @@ from flwr.proto.control_pb2 import (
     UnregisterNodeRequest,
 )
 from flwr.proto.fab_pb2 import Fab
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullAppMessagesRequest,
     PullTaskInputRequest,
+    PushAppMessagesRequest,
     PushTaskOutputRequest,
 )
 from flwr.supercore.control import ControlHttpClient
@@ -59,7 +67,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from cloister.core.errors import PeersMissing
-from cloister.core.protocol import MOST_PACKED, PACKED
+from cloister.core.protocol import MOST_INSIDE, MOST_PACKED, PACKED
 
 __all__ = ["Desk", "SuperLinkGrid"]
 
@@ -68,6 +76,8 @@ _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _PULL_S = 30.0
 #: Seconds between two questions for replies: the SuperLink is one process, and each question takes from what the sites get of it.
 _APART_S = 0.05
+#: Messages that bring their content, in one call.
+_A_CALL = 32
 _PROJECT = """\
 [project]
 name = "cloister-job"
@@ -98,6 +108,7 @@ class Desk:
         secret: what lets its holder take a run's task.
         lock: a file that one process at a time holds while it begins a run.
         app: the program of the bundle that Flower asks for with a run: one that refuses.
+        stock: whether Flower's own SuperNodes answer, which look for a message's content in its parts only.
     """
 
     address: str
@@ -105,6 +116,7 @@ class Desk:
     secret: bytes
     lock: Path
     app: bytes = _REFUSAL
+    stock: bool = False
 
     def ready(self) -> bool:
         """Whether the SuperLink answers."""
@@ -166,7 +178,7 @@ class Desk:
         with self.lock.open("r+b") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             run, token = self._begin()
-        grid = SuperLinkGrid(self.address, self.root, token, most_bytes=most_bytes)
+        grid = SuperLinkGrid(self.address, self.root, token, most_bytes=most_bytes, stock=self.stock)
         try:
             grid.begin()
             yield grid
@@ -224,11 +236,14 @@ class SuperLinkGrid(HttpGrid):
         root: whose certificates are accepted, PEM.
         token: of the run's task.
         most_bytes: of one reply.
+        stock: see `Desk`.
     """
 
-    def __init__(self, address: str, root: bytes, token: str, *, most_bytes: int) -> None:
+    def __init__(
+        self, address: str, root: bytes, token: str, *, most_bytes: int, stock: bool = False
+    ) -> None:
         super().__init__(address, insecure=False, root_certificates=root, token=token)
-        self._most_bytes = most_bytes
+        self._most_bytes, self._stock = most_bytes, stock
         self._heart: HeartbeatSender | None = None
         self._asked = 0.0
 
@@ -279,6 +294,29 @@ class SuperLinkGrid(HttpGrid):
             for message, content in zip(given, whole, strict=True):
                 message.content = content
 
+    def _try_push_messages(self, run_id: int, messages: Iterable[Message]) -> list[str]:
+        """Send small messages with their content, several in a call, and the others in Flower's way: a head, and then part by part."""
+        given, names = list(messages), dict[int, str]()
+        heads: dict[int, ProtoMessage] = {}
+        if not self._stock:
+            heads = {place: message_to_proto(one) for place, one in enumerate(given) if _inside(one.content)}
+        inside = list(heads)
+        for batch in (inside[first : first + _A_CALL] for first in range(0, len(inside), _A_CALL)):
+            answer = self._runtime_client.PushMessages(
+                PushAppMessagesRequest(
+                    messages_list=[heads[place] for place in batch],
+                    message_object_trees=[
+                        ObjectTree(object_id=given[place].metadata.message_id) for place in batch
+                    ],
+                )
+            )
+            names.update(zip(batch, answer.message_ids, strict=True))
+        apart = [place for place in range(len(given)) if place not in heads]
+        if apart:
+            sent = super()._try_push_messages(run_id, [given[place] for place in apart])
+            names.update(zip(apart, sent, strict=True))
+        return [names[place] for place in range(len(given))]
+
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Fetch the replies to these messages that are there; one that is too long counts as lost, and is not fetched whole."""
         time.sleep(max(0.0, self._asked + _APART_S - time.monotonic()))
@@ -288,11 +326,14 @@ class SuperLinkGrid(HttpGrid):
         pull = make_pull_object_fn_protobuf(client.PullObject, self.node, run)
         found: list[Message] = []
         for head, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
-            identifier = head.metadata.message_id
+            identifier, apart = head.metadata.message_id, not head.content.items
             try:
-                contents = self._pulled([one.object_id for one in iterate_object_tree(tree)], pull)
-                _check_unfolded(contents, self._most_bytes)
-                message = inflate_object_from_contents(identifier, contents)
+                if apart:
+                    contents = self._pulled([one.object_id for one in iterate_object_tree(tree)], pull)
+                    _check_unfolded(contents, self._most_bytes)
+                    message = inflate_object_from_contents(identifier, contents)
+                else:
+                    message = _whole(head, self._most_bytes)
                 if isinstance(message, Message) and message.has_content():
                     message.content = _unpacked(message.content)
             except httpx.HTTPError:
@@ -300,9 +341,12 @@ class SuperLinkGrid(HttpGrid):
             except Exception:  # noqa: BLE001, S112 - whatever a site's bytes make of it: that reply is lost, and no other
                 continue
             finally:
-                client.ConfirmMessageReceived(
-                    ConfirmMessageReceivedRequest(node=self.node, run_id=run, message_object_id=identifier)
-                )
+                if apart:  # else there is no part to be removed
+                    client.ConfirmMessageReceived(
+                        ConfirmMessageReceivedRequest(
+                            node=self.node, run_id=run, message_object_id=identifier
+                        )
+                    )
             if isinstance(message, Message):
                 message.metadata.__dict__["_message_id"] = identifier
                 found.append(message)
@@ -352,6 +396,24 @@ def _packed(content: RecordDict) -> RecordDict:
     if sum(record.count_bytes() for record in content.array_records.values()) > MOST_PACKED:
         return content
     return RecordDict({PACKED: ConfigRecord({PACKED: recorddict_to_proto(content).SerializeToString()})})
+
+
+def _whole(head: ProtoMessage, most_bytes: int) -> Message:
+    """Return the message that a head with content is.
+
+    Raises:
+        ValueError: it is longer than ``most_bytes``, or cannot be read.
+    """
+    if head.content.ByteSize() > most_bytes:
+        raise ValueError("too long")
+    return message_from_proto(head)
+
+
+def _inside(content: RecordDict) -> bool:
+    """Whether a message is small enough to bring its content itself."""
+    record = content.config_records.get(PACKED)
+    packed = None if record is None else record.get(PACKED)
+    return isinstance(packed, bytes) and len(packed) <= MOST_INSIDE
 
 
 def _unpacked(content: RecordDict) -> RecordDict:
