@@ -8,7 +8,8 @@ n sites, groups of s                            outcome
 ==============================================  ==============================================================
 n a multiple of s                               n / s groups of s
 n no multiple of s                              ⌊n / s⌋ groups whose sizes differ by at most 1, none below s
-s below `LEAST_PROTECTED`                       refused: of a sum of two each knows the other's share
+s below `LEAST_PROTECTED`                       refused under masks: of a sum of two each knows the other's share;
+                                                rehearsed in clear, with an [attack], it says what 3 cost
 ⌊n / s⌋ below what the rule needs for f         refused: G ≤ 2f bears f liars under no rule
 ==============================================  ==============================================================
 """
@@ -38,8 +39,8 @@ def group_sizes(sites: int, size: int) -> tuple[int, ...]:
 
 def least_in_sum(spec: FederationSpec) -> int:
     """Return n_min of a round's sums: the fewest sites whose sum is ever opened."""
-    grouped = spec.aggregation.group_size is not None
-    return LEAST_PROTECTED if grouped else spec.cohort.min_sites
+    size = spec.aggregation.group_size
+    return spec.cohort.min_sites if size is None else min(size, LEAST_PROTECTED)
 
 
 def tolerated(stages: tuple[Stage, ...], rows: int) -> int:
@@ -57,21 +58,23 @@ def unsound_groups(spec: FederationSpec) -> Iterator[str]:
         return
     asks = f"aggregation.group_size = {size}"
     yield from (f"{asks}{reason}" for reason, holds in (_unsafe(spec, size) | _unfit(spec)).items() if holds)
-    if cohort.sites is not None and size >= LEAST_PROTECTED:
+    if cohort.sites is not None:
         yield from _too_few(spec, cohort.sites, size)
 
 
 def _unsafe(spec: FederationSpec, size: int) -> dict[str, bool]:
     """What would show more than the sums of fixed groups, by reason."""
     protection = spec.aggregation.protection
+    rehearsed = protection == "plain" and spec.attack is not None
     return {
         f": the server would see sums of {size}, and a sum protects from {LEAST_PROTECTED} sites on: in a smaller one a single "
-        "site that tells the server its share gives the other's away; raise it": size < LEAST_PROTECTED,
+        "site that tells the server its share gives the other's away; raise it": size < LEAST_PROTECTED
+        and not rehearsed,
         f" with protection = '{protection}': the key authority opens one sum a round, and groups need one each; use "
         "protection = 'masked'": protection in ("bfv", "ckks"),
         " with protection = 'plain': whoever sees every update needs no groups; set protection = 'masked', or leave group_size out (a simulation "
         "with an [attack] runs groups in clear, to rehearse them)": protection == "plain"
-        and spec.attack is None,
+        and not rehearsed,
         " with cohort.per_round: groups are fixed for the run, since the sums of two groupings that overlap could be subtracted; "
         "ask all sites each round (per_round = 'all')": spec.cohort.per_round != "all",
     }

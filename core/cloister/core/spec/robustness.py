@@ -36,8 +36,9 @@ def filled(document: dict[str, Any]) -> dict[str, Any]:
         least = fewest_rows(read_pipeline(rule), f)
     except ValueError:  # told where the key is checked
         return document
-    if least is not None and aggregation.get("group_size") is not None:
-        least *= LEAST_PROTECTED  # so many groups, none of which counts with fewer
+    size = aggregation.get("group_size")
+    if least is not None and isinstance(size, int):
+        least *= min(size, LEAST_PROTECTED)  # so many groups, none of which counts with fewer
     asked = [cohort.get(key) for key in ("sites", "per_round")]
     if least is None or any(isinstance(one, int) and one < least for one in asked):
         return document

@@ -13,7 +13,7 @@ import numpy as np
 
 from cloister.core import protocol
 from cloister.core.digests import vectors_digest
-from cloister.core.spec.grouping import LEAST_PROTECTED
+from cloister.core.spec.grouping import least_in_sum
 from cloister.core.update import Vector
 from cloister.privacy.sums import CUT, LOSS
 from cloister.server.collecting import Collected, Collector
@@ -87,6 +87,7 @@ class ClearGroupCollector(Collector):
     def __init__(self, plan: RunPlan, courier: Courier, gatherer: GroupGatherer, groups: Placed) -> None:
         super().__init__(plan, courier, gatherer)
         self._grouped, self._groups = gatherer, groups
+        self._least = least_in_sum(plan.loaded.spec)
 
     def train(self, number: int, cohort: list[int], vectors: dict[str, Vector]) -> Collected:
         """Have the cohort train on ``vectors`` and add up each group's updates."""
@@ -113,8 +114,8 @@ class ClearGroupCollector(Collector):
                 losses.setdefault(group, []).append(checked.loss)
         sums, lost = {}, {}
         for group, count in counts.items():
-            if count < LEAST_PROTECTED:
-                why = f"{count} sites answered, and a sum takes {LEAST_PROTECTED}"
+            if count < self._least:
+                why = f"{count} sites answered, and a sum takes {self._least}"
                 lost[group] = Summed(values={}, count=0, heard=heard, why=why)
                 continue
             values = {protocol.VECTOR: totals[group], CUT: np.zeros(1)}

@@ -10,6 +10,7 @@ from typing import Any
 from cloister.core.errors import SpecError
 from cloister.core.spec import parse_federation
 from cloister.core.spec.attack import ATTACKS, BACKDOORS
+from cloister.core.spec.grouping import LEAST_PROTECTED
 from cloister.core.spec.refusals import nearest
 from cloister.simulation.sites import SimulatedSites
 from cloister.simulation.sweep.grid import Grid
@@ -126,10 +127,13 @@ def _in_clear(
     document: Mapping[str, Any], base: Path, settings: Sequence[str]
 ) -> tuple[Sequence[str], list[str]]:
     """Return the settings under which groups are rehearsed in clear, and say so: liars there see what masks hide."""
-    tried = parse_federation(
-        document, base=base, overrides=[*settings, f"{ATTACK}=label-flip"]
-    ).spec.aggregation
-    if tried.group_size is None:
+    clear = [*settings, f"{PROTECTION}=plain"]
+    size = parse_federation(
+        document, base=base, overrides=[*clear, f"{ATTACK}=label-flip"]
+    ).spec.aggregation.group_size
+    if size is None:
         return settings, []
-    note = f"in groups of {tried.group_size}, rehearsed in clear: a liar makes its group's mean what it likes; masks would change nothing but the rounding"
-    return [*settings, f"{PROTECTION}=plain"], [note]
+    note = f"in groups of {size}, rehearsed in clear: a liar makes its group's mean what it likes; masks would change nothing but the rounding"
+    if size < LEAST_PROTECTED:
+        note += f" (and are refused for fewer than {LEAST_PROTECTED})"
+    return clear, [note]

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from cloister.core.evidence import Finding, Verdict
+from cloister.core.resolve import build_model
 from cloister.server.audit.model.cleanse import GAP, LEAST, Patches, anomaly, middle_and_spread, reverse
 from cloister.server.audit.sections import Section, shown_as
 from cloister.server.audit.subject import AuditSubject, Batch
@@ -22,6 +25,8 @@ __all__ = ["THRESHOLD", "check_backdoor"]
 THRESHOLD = 2.0
 #: Test records that are looked at.
 _RECORDS = 1000
+#: Test records that a reference is trained on, at most, and its steps.
+_REFERENCE_RECORDS, _REFERENCE_STEPS = 10_000, 500
 #: Of a model that is right less often nothing is said.
 _LEAST_ACCURACY = 0.5
 #: Inputs of more numbers than this are searched with smaller batches and fewer steps.
@@ -66,12 +71,13 @@ def _section(found: Finding) -> Section:
                 axes.set_title(f"{name[:10]}: {index:.1f}", color=LOCAL if index > THRESHOLD else INK)
 
         section.plot("backdoor-masks", "The patches", pictures, "bright where an input is replaced")
+    reference = figures["reference"] or [None] * len(names)
     section.table(
-        ("Class", "Size", "Records turned", "Index"),
+        ("Class", "Size", "In a reference", "Records turned", "Index"),
         [
-            (name, number(size), percent(reached), f"{index:.2f}")
-            for name, size, reached, index in zip(
-                names, figures["sizes"], figures["reached"], indices, strict=True
+            (name, number(size), "–" if other is None else number(other), percent(reached), f"{index:.2f}")
+            for name, size, other, reached, index in zip(
+                names, figures["sizes"], reference, figures["reached"], indices, strict=True
             )
         ],
     )
@@ -94,26 +100,62 @@ def check_backdoor(subject: AuditSubject) -> Finding:
     with torch.inference_mode():
         rightly = model(batch.inputs).argmax(1) == batch.targets
     accuracy = float(rightly.double().mean())
-    seed = subject.randomness("backdoor").torch_seed("search")
+    found = _searched(subject, model, batch)
+    indices, reference = anomaly(found.sizes), None
+    if indices.max() > THRESHOLD and accuracy >= _LEAST_ACCURACY:
+        reference = _searched(subject, _reference(subject), batch, of="a reference, ").sizes
+        indices = anomaly(found.sizes, reference)
+    return _judged(subject, batch, found, indices=indices, reference=reference, accuracy=accuracy)
+
+
+def _searched(subject: AuditSubject, model: nn.Module, batch: Batch, *, of: str = "") -> Patches:
     low, high = _bounds(subject, batch)
     large = batch.inputs[0].numel() > _LARGE
-    found = reverse(
+    return reverse(
         model,
         batch.inputs,
         batch.targets,
         classes=subject.classes,
         low=low,
         high=high,
-        seed=seed,
+        seed=_seed(subject),
         steps=int(subject.setting("backdoor", "steps", 250 if large else 500)),
         batch=24 if large else 64,
-        tell=lambda step, of: subject.tell(f"backdoor: step {step} of {of}"),
+        tell=lambda step, most: subject.tell(f"backdoor: {of}step {step} of {most}"),
     )
-    return _judged(subject, batch, found, accuracy, seed)
 
 
-def _judged(subject: AuditSubject, batch: Batch, found: Patches, accuracy: float, seed: int) -> Finding:
-    indices = anomaly(found.sizes)
+def _seed(subject: AuditSubject) -> int:
+    return subject.randomness("backdoor").torch_seed("search")
+
+
+def _reference(subject: AuditSubject) -> nn.Module:
+    """Return a model of the same shape that was trained on test records and holds no trigger: it tells which classes are small by nature."""
+    batch = subject.batch("test", _REFERENCE_RECORDS, "reference")
+    seed = subject.randomness("backdoor").torch_seed("reference")
+    generator = torch.Generator().manual_seed(seed)
+    model = build_model(subject.task, seed)
+    optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
+    step = 0
+    while step < _REFERENCE_STEPS:
+        for rows in torch.split(torch.randperm(len(batch), generator=generator), 64):
+            optimiser.zero_grad()
+            functional.cross_entropy(model(batch.inputs[rows]), batch.targets[rows]).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            step += 1
+        subject.tell(f"backdoor: a reference is trained, step {step} of {_REFERENCE_STEPS}")
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def _judged(
+    subject: AuditSubject,
+    batch: Batch,
+    found: Patches,
+    *,
+    indices: npt.NDArray[np.float64],
+    reference: npt.NDArray[np.float64] | None,
+    accuracy: float,
+) -> Finding:
     top = int(indices.argmax())
     area = int(found.masks[0].numel())
     middle_log, spread = middle_and_spread(found.sizes)
@@ -137,7 +179,8 @@ def _judged(subject: AuditSubject, batch: Batch, found: Patches, accuracy: float
         "smallest_that_passes": smallest,
         "records": len(batch),
         "accuracy": accuracy,
-        "seed": seed,
+        "reference": reference,
+        "seed": _seed(subject),
         "pictures": _pictures(found.masks),
     }
     weak = not searched or smallest < 1
@@ -154,7 +197,7 @@ def _judged(subject: AuditSubject, batch: Batch, found: Patches, accuracy: float
             "fail",
             (
                 f"A patch of {found.sizes[top]:.1f} of {area} inputs turns {100 * found.reached[top]:.0f}% of all records into '{names[top]}', and the "
-                f"middle class takes {middle:.1f}: a sign of a planted trigger (index {indices[top]:.1f}, alarm above {THRESHOLD:g})."
+                f"middle class takes {middle:.1f} (and a model trained on test records needs far more for this class): a sign of a planted trigger (index {indices[top]:.1f}, alarm above {THRESHOLD:g})."
             ),
         )
     elif weak:

@@ -11,7 +11,10 @@ of a few that happen to be alike accuses a clean model. Hence the logarithm, and
 
 And hence a gap: classes of a clean model are of many sizes down to the smallest (a clean MNIST model in five has an index above 2 by the spread alone), where planted ones lie apart
 from all others. The index is at most the widest gap of logarithms above the class, among the smallest third, in units of `GAP`: above 2 where the next class takes at least
-65% more.
+28% more.
+
+And hence a reference: some classes are small by nature (a 2 of MNIST needs few pixels in every clean model). A model of the same shape that was trained on other records, and
+cannot hold the trigger, tells which. The index is at most that of the logarithms of (size / size in the reference).
 
 =========================  ===================================================================
 case                       outcome
@@ -41,7 +44,7 @@ _ENOUGH = 0.99
 #: The least spread of the logarithms.
 SPREAD_FLOOR = 0.25
 #: The unit of the gap of logarithms between a class and the next.
-GAP = 0.25
+GAP = 0.125
 #: A size below this counts as this.
 _SMALL = 0.01
 _UP, _DOWN, _PATIENCE = 1.5, 1.5, 5
@@ -138,11 +141,19 @@ def reverse(
     return Patches(sizes=sizes, reached=reached, masks=best_masks, patterns=best_patterns)
 
 
-def anomaly(sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return each class's index: how far the logarithm of its size ((classes,), at least 0) lies below the median, and apart from the others."""
-    middle, spread = middle_and_spread(sizes)
+def anomaly(
+    sizes: npt.NDArray[np.float64], reference: npt.NDArray[np.float64] | None = None
+) -> npt.NDArray[np.float64]:
+    """Return each class's index: how far the logarithm of its size ((classes,), at least 0) lies below the median, and apart from the others.
+
+    Args:
+        sizes: (classes,) at least 0.
+        reference: (classes,) those of a model that holds no trigger; ``None``: not known.
+    """
     logs = _logs(sizes)
-    found: npt.NDArray[np.float64] = (middle - logs) / spread
+    found = _below(logs)
+    if reference is not None:
+        found = np.minimum(found, _below(logs - _logs(reference)))
     order = np.argsort(logs, kind="stable")
     small = max(1, len(sizes) // 3)
     gaps = np.diff(logs[order])[:small] / GAP
@@ -154,9 +165,18 @@ def anomaly(sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def middle_and_spread(sizes: npt.NDArray[np.float64]) -> tuple[float, float]:
     """Return the median of the logarithms of ``sizes`` and their spread."""
-    logs = _logs(sizes)
+    return _middle_and_spread(_logs(sizes))
+
+
+def _middle_and_spread(logs: npt.NDArray[np.float64]) -> tuple[float, float]:
     middle = float(np.median(logs))
     return middle, max(1.4826 * float(np.median(np.abs(logs - middle))), SPREAD_FLOOR)
+
+
+def _below(logs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    middle, spread = _middle_and_spread(logs)
+    found: npt.NDArray[np.float64] = (middle - logs) / spread
+    return found
 
 
 def _logs(sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
