@@ -37,7 +37,7 @@ from cloister.privacy.masking.fields import Fields
 from cloister.privacy.masking.rehearsal import Stage
 from cloister.privacy.masking.shamir import combine, split
 from cloister.privacy.masking.stream import BLOCK, add_streams
-from cloister.privacy.updates import FixedPoint, wrapped
+from cloister.privacy.updates import FixedPoint
 
 #: Times faster than Flower, and the share of its bytes.
 FASTER, BYTES = 5.0, 0.5
@@ -130,7 +130,7 @@ def flower(update: NDArray[np.float32], seeds: list[bytes]) -> NDArray[Any]:
 def cloister(update: NDArray[np.float32], seeds: list[bytes], sites: int) -> NDArray[Any]:
     """The same of a site of Cloister: weight, integers, residues, masks."""
     code = FixedPoint.within(CLIP, most=sites, bits=32)
-    values = wrapped(code.encode(update * np.float32(WEIGHT), SystemRandomness().generator()), 32)
+    values = code.residues(update * np.float32(WEIGHT), SystemRandomness().generator())
     add_streams(values, [(seed, 1 if number % 2 else -1) for number, seed in enumerate(seeds)])
     return values
 

@@ -49,16 +49,22 @@ def mnist(data: str) -> dict[str, Any]:
 def main() -> None:
     parser = options(__doc__, repetitions=3)
     parser.add_argument("--data", help="folder of MNIST's four IDX files; without it heart only")
+    parser.add_argument(
+        "--protections", nargs="*", default=list(PROTECTED), help="beside a clear run (masked bfv)"
+    )
+    parser.add_argument("--only", choices=["heart", "MNIST"], help="one of the two federations")
     given = parser.parse_args()
     noise = Noise(given.patience)
     documents = {"heart, 4 sites": HEART} | ({"MNIST, 20 sites": mnist(given.data)} if given.data else {})
+    documents = {name: one for name, one in documents.items() if name.startswith(given.only or "")}
+    protections = tuple(given.protections)
     rows, targets, answer = [], [], {}
     for name, document in documents.items():
-        seconds: dict[str, list[float]] = {CLEAR: [], **{protection: [] for protection in PROTECTED}}
+        seconds: dict[str, list[float]] = {CLEAR: [], **{protection: [] for protection in protections}}
         sent: dict[str, float] = {}
         size = 0
         for number in range(given.repetitions):
-            order = [CLEAR, *PROTECTED] if number % 2 == 0 else [*reversed(PROTECTED), CLEAR]
+            order = [CLEAR, *protections] if number % 2 == 0 else [*reversed(protections), CLEAR]
             for protection in order:
                 say(f"{name}, {protection}, repetition {number + 1}")
                 noise.sample()

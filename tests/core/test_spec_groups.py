@@ -59,6 +59,16 @@ def test_groups_are_masked_and_their_sums_have_three_sites_at_least() -> None:
     assert spec.cohort.min_sites == 15  # five groups, as the rule needs for two liars, of three
 
 
+def test_groups_of_two_are_rehearsed_in_clear_and_never_masked() -> None:
+    """What the third site of a group costs can be seen; a sum of two is no protection."""
+    two = {"aggregation": {"group_size": 2, "protection": "plain"}}
+    spec = parsed(**two, attack={"name": "alie", "sites": 2})
+    assert least_in_sum(spec) == 2
+    assert spec.cohort.min_sites == 10  # five groups, as the rule needs for two liars, of two
+    with pytest.raises(SpecError, match="whoever sees every update"):
+        parsed(**two)
+
+
 @pytest.mark.parametrize(
     ("tables", "says"),
     [

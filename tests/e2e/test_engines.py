@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from cloister.core.spec import load_federation
+from cloister.simulation import workers
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.simulate import simulate
 
@@ -54,6 +55,13 @@ def test_all_sites_lost_over_ray_exits_6(make_file: Callable[..., Path], install
     done = installed("simulate", path, "--json", "--engine", "ray", "--workers", "2")
     assert done.returncode == 6, done.stderr
     assert answer(done)["error"]["code"] == "peers-missing"
+
+
+def test_nothing_is_forked_where_a_gpu_is_in_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with a GPU every site of a forked worker failed, also on the CPU: autograd and CUDA's own state do not survive a fork there."""
+    assert workers._fork_is_safe()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert not workers._fork_is_safe()
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from cloister.client.app import make_client_app
 from cloister.client.deployed import DeployedSite
-from cloister.client.gate import Gate, GatedApp, open_gate
+from cloister.client.gate.gate import Gate, open_gate
+from cloister.client.gate.gated_app import GatedApp
 from cloister.client.site_config import load_site
 from cloister.core import protocol
 from cloister.core.spec import parse_federation

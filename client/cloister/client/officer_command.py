@@ -196,9 +196,8 @@ def _read(folder: Path) -> tuple[LogState, Path]:
 
 def _log_path(folder: Path) -> Path:
     """Return the log of a site's folder; of a folder that holds a log only, that."""
-    from cloister.client.gate.gate import state_folder
     from cloister.client.gate.site_log import LOG
-    from cloister.client.site_config import CONFIG, load_site
+    from cloister.client.site_config import CONFIG, load_site, state_folder
 
     if not (folder / CONFIG).exists() and (folder / LOG).exists():
         return folder / LOG

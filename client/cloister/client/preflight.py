@@ -18,9 +18,8 @@ from cryptography import x509
 
 from cloister.client.data_check.checking import check_dataset
 from cloister.client.fleet_link import FleetLink
-from cloister.client.gate import state_folder
 from cloister.client.gate.policy import POLICY, read_policy
-from cloister.client.site_config import SiteConfig, load_site
+from cloister.client.site_config import SiteConfig, load_site, state_folder
 from cloister.client.tls_line import LinkLostError, tls_context
 from cloister.core.errors import CloisterError
 from cloister.privacy.identity import Role

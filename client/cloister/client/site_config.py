@@ -29,7 +29,7 @@ from pydantic import Field
 
 from cloister.core.settings import Address, Settings, load_settings
 
-__all__ = ["CONFIG", "DataTable", "SiteConfig", "load_site"]
+__all__ = ["CONFIG", "DataTable", "SiteConfig", "load_site", "state_folder"]
 
 #: The file's name in a site's folder.
 CONFIG = "site.toml"
@@ -100,3 +100,8 @@ def load_site(folder: Path) -> SiteConfig:
     return load_settings(
         folder / CONFIG, SiteConfig, "name a site's folder: the start-up kit that the consortium made for it"
     )
+
+
+def state_folder(folder: Path, config: SiteConfig) -> Path:
+    """Return where a site keeps its state."""
+    return folder / config.site.state

@@ -8,7 +8,8 @@ from pathlib import Path
 from cloister.client.app import make_client_app
 from cloister.client.deployed import DeployedSite
 from cloister.client.fleet_link import FleetLink
-from cloister.client.gate import Gate, GatedApp, open_gate
+from cloister.client.gate.gate import Gate, open_gate
+from cloister.client.gate.gated_app import GatedApp
 from cloister.client.runner import Runner, Watched
 from cloister.client.site_config import SiteConfig, load_site
 from cloister.core.errors import IntegrityError

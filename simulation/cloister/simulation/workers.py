@@ -131,7 +131,7 @@ class _Worker:
 class WorkerPool:
     """``count`` worker processes.
 
-    They are forked where that is safe (Linux, one thread, no CUDA in this process), so that the task's data is shared and the
+    They are forked where that is safe (Linux, one thread, no GPU in sight), so that the task's data is shared and the
     first round starts at once; else they are spawned and build everything anew.
     """
 
@@ -302,4 +302,5 @@ def _fork_is_safe() -> bool:
     import torch
 
     on_linux = "fork" in multiprocessing.get_all_start_methods() and os.uname().sysname == "Linux"
-    return on_linux and threading.active_count() == 1 and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    # Where a GPU is in sight, counting them is enough for CUDA to fail in a fork, and so is a backward pass for autograd, whatever the device of the run.
+    return on_linux and threading.active_count() == 1 and not torch.cuda.is_available()

@@ -16,10 +16,6 @@ module              what it is
 ==================  ==========================================================================================
 
 ``cloister site approve | deny | pause | resume | status | log`` are in `cloister.client.officer_command`, ``cloister policy check | hash | init``
-in `cloister.client.policy_command`: beside this package, so that ``cloister --help`` need not load torch.
+in `cloister.client.policy_command`: beside this package, so that ``cloister --help`` need not load torch. Nothing is imported here either: who reads a
+site's log need not wait for what trains.
 """
-
-from cloister.client.gate.gate import Gate, open_gate, state_folder
-from cloister.client.gate.gated_app import GatedApp
-
-__all__ = ["Gate", "GatedApp", "open_gate", "state_folder"]

@@ -57,7 +57,7 @@ from cloister.client.gate.site_log import LOG, Clock, SiteLog, log_key, utc_now
 from cloister.client.gate.status import site_status
 from cloister.client.gate.tidying import Tidying
 from cloister.client.incoming import Job, parsed, read_job
-from cloister.client.site_config import SiteConfig
+from cloister.client.site_config import SiteConfig, state_folder
 from cloister.core import protocol
 from cloister.core._version import __version__
 from cloister.core.digests import federation_digest
@@ -67,7 +67,7 @@ from cloister.privacy.identity import Consortium
 from cloister.privacy.identity.kit import Kit
 from cloister.privacy.manifest import Floors
 
-__all__ = ["Admitted", "Gate", "open_gate", "state_folder"]
+__all__ = ["Admitted", "Gate", "open_gate"]
 
 #: What is remembered of how many runs.
 _RUNS = 64
@@ -388,11 +388,6 @@ def open_gate(
             code="log-unwritable",
         ) from None
     return Gate(folder, config, kit, now=now, durable=durable)
-
-
-def state_folder(folder: Path, config: SiteConfig) -> Path:
-    """Return where a site keeps its state."""
-    return folder / config.site.state
 
 
 def _check_user(read: ReadPolicy, user: str, before: RunState | None) -> None:

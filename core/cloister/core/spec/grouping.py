@@ -73,8 +73,7 @@ def _unsafe(spec: FederationSpec, size: int) -> dict[str, bool]:
         f" with protection = '{protection}': the key authority opens one sum a round, and groups need one each; use "
         "protection = 'masked'": protection in ("bfv", "ckks"),
         " with protection = 'plain': whoever sees every update needs no groups; set protection = 'masked', or leave group_size out (a simulation "
-        "with an [attack] runs groups in clear, to rehearse them)": protection == "plain"
-        and not rehearsed,
+        "with an [attack] runs groups in clear, to rehearse them)": protection == "plain" and not rehearsed,
         " with cohort.per_round: groups are fixed for the run, since the sums of two groupings that overlap could be subtracted; "
         "ask all sites each round (per_round = 'all')": spec.cohort.per_round != "all",
     }

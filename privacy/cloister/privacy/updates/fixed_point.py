@@ -1,7 +1,7 @@
 """Real numbers as integers of one scale, rounded at random so that sums keep their mean.
 
-Formal guarantees: `FixedPoint.encode` rounds x·s up with a probability of its fraction and else down, so its mean is x·s; each number is
-off by less than one unit, 1/s. Integers, and so `decode` of their sum, are exact as long as no sum leaves the modulus, which is for who
+Formal guarantees: `FixedPoint.encode` rounds x·s up with a probability of its fraction and else down, so its mean is x·s to 2^-32 of a unit (a coin
+has 32 bits); each number is off by less than one unit, 1/s. Integers, and so `decode` of their sum, are exact as long as no sum leaves the modulus, which is for who
 chooses s to see to (`FixedPoint.within`).
 
 ==================  ==========================================
@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloister.core.errors import DataError, SpecError
+from cloister.privacy.updates.modular import Residues
 from cloister.privacy.updates.rotation import Reals
 from cloister.privacy.updates.rounding import Integers
 
@@ -30,7 +31,8 @@ __all__ = ["FixedPoint"]
 
 _FAR = float(2**62)
 #: Numbers that are rounded at a time.
-_BLOCK = 1 << 14
+_BLOCK = 1 << 16
+_COIN = 2.0**-32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +68,33 @@ class FixedPoint:
             values: any shape, a floating type.
             generator: what the rounding is drawn from.
         """
-        flat, integers = values.reshape(-1), np.empty(values.size, dtype=np.int64)
-        for begin in range(0, flat.size, _BLOCK):  # all that is done to a block is done in the cache
-            scaled = flat[begin : begin + _BLOCK].astype(np.float64)
-            scaled *= self.scale
+        integers = np.empty(values.size, dtype=np.int64)
+        self._encode(values, generator, integers)
+        return integers.reshape(values.shape)
+
+    def residues(self, values: npt.NDArray[Any], generator: np.random.Generator) -> Residues:
+        """Return the same modulo 2^32, uint32, without the integers between."""
+        residues = np.empty(values.size, dtype=np.uint32)
+        self._encode(values, generator, residues)
+        return residues.reshape(values.shape)
+
+    def _encode(
+        self, values: npt.NDArray[Any], generator: np.random.Generator, into: Integers | Residues
+    ) -> None:
+        flat, block = values.reshape(-1), np.empty(_BLOCK)
+        for begin in range(0, flat.size, _BLOCK):  # what is done to a block is done in the cache
+            part = flat[begin : begin + _BLOCK]
+            scaled = block[: part.size]
+            np.multiply(part, self.scale, out=scaled, dtype=np.float64)
             if not (float(scaled.max()) < _FAR and float(scaled.min()) > -_FAR):
                 raise DataError(
                     "a number of the update is not finite, or too large to be summed",
                     remedy="lower training.optimizer.lr, or set training.gradient_clip",
                     code="update-not-finite",
                 )
-            scaled += generator.random(scaled.size)
-            integers[begin : begin + _BLOCK] = np.floor(scaled, out=scaled)
-        return integers.reshape(values.shape)
+            drawn = generator.bit_generator.random_raw((part.size + 1) // 2)  # 64 bits each
+            scaled += drawn.view(np.uint32)[: part.size] * _COIN
+            into[begin : begin + _BLOCK] = np.floor(scaled, out=scaled).astype(np.int64)
 
     def decode(self, total: Integers) -> Reals:
         """Return the reals that (a sum of) integers stand for."""

@@ -53,7 +53,7 @@ import numpy.typing as npt
 from cloister.core.errors import SpecError
 from cloister.privacy.updates.encoding import WRAP_SIGMAS
 from cloister.privacy.updates.fixed_point import FixedPoint
-from cloister.privacy.updates.modular import Residues, centred, wrapped
+from cloister.privacy.updates.modular import Residues, centred
 from cloister.privacy.updates.rotation import Reals
 
 __all__ = ["LEAST_SHARE", "SHARE", "SHARE_BITS", "ShareCode"]
@@ -108,7 +108,7 @@ class ShareCode:
             noisy: (size,) float64, a share of the noise in every number that must be private.
             rounding: what the rounding is drawn from.
         """
-        return wrapped(FixedPoint(scale=self.scale).encode(noisy, rounding), SHARE_BITS)
+        return FixedPoint(scale=self.scale).residues(noisy, rounding)
 
     def decode(self, total: Residues) -> Reals:
         """Return the (size,) sum of the noisy vectors from the sum of their integers modulo 2³²."""
