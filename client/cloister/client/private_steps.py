@@ -19,6 +19,7 @@ from cloister.client.passes import Bench, Done, Work
 from cloister.core.data import Data
 from cloister.core.spec import FederationSpec
 from cloister.core.task import Task
+from cloister.privacy.adversarial import check_attack_for_dp
 from cloister.privacy.audit.canaries import CanaryTask
 from cloister.privacy.dpsgd import DpSgd, DpSgdSettings
 from cloister.privacy.noise import cipher_generator, gaussian_source
@@ -29,23 +30,47 @@ from cloister.privacy.record_plans import (
     distributed_record_plan,
     record_plan,
 )
+from cloister.privacy.refusals import check_on_records
 
-__all__ = ["PrivateSteps", "RecordLoss", "SharedStep", "private_steps"]
+__all__ = ["PrivateSteps", "RecordLoss", "SharedStep", "check_private", "private_steps"]
 
 
-def private_steps(spec: FederationSpec, task: Task, model: nn.Module) -> Work | None:
-    """Return the private work that ``spec`` asks for, or ``None`` where it promises nothing.
+def private_steps(spec: FederationSpec, task: Task, model: nn.Module) -> Work:
+    """Return the private work of a ``spec`` that hides records.
 
     Raises:
         TaskError: the model has a layer under which the guarantee does not hold.
+        ValueError: it hides none.
     """
     loss = RecordLoss(task, spec.training.class_weights)
     if spec.privacy.unit == "record-distributed":
         return SharedStep(distributed_record_plan(spec), loss, model)
     plan = record_plan(spec)
     if plan is None:
-        return None
+        raise ValueError(f"unit = '{spec.privacy.unit}' hides no records")
     return PrivateSteps(plan, loss, model, adversary_source(spec.training, task, loss))
+
+
+def check_private(
+    spec: FederationSpec, task: Task, model: nn.Module, inputs: Tensor, targets: Tensor
+) -> None:
+    """Try on a few records what `private_steps` will do.
+
+    Args:
+        spec: hides records.
+        task: the task.
+        model: as it was built.
+        inputs: (n, …) records.
+        targets: (n,).
+
+    Raises:
+        TaskError: the guarantee does not hold for this model, this loss or this attack.
+    """
+    loss = RecordLoss(task, spec.training.class_weights)
+    check_on_records(model.train(), loss, inputs, targets)
+    adversaries = adversary_source(spec.training, task, loss)
+    if adversaries is not None:
+        check_attack_for_dp(adversaries.trial, model, inputs, targets)
 
 
 class RecordLoss:

@@ -18,7 +18,6 @@ from cloister.client.corrections import gradient_corrections
 from cloister.client.devices import choose_device
 from cloister.client.optimisers import make_optimiser
 from cloister.client.passes import Bench, PlainPasses, PlainStep, Work
-from cloister.client.private_steps import private_steps
 from cloister.client.seeding import seeded
 from cloister.core.data import Data
 from cloister.core.errors import DataError
@@ -74,7 +73,7 @@ class Trainer:
         self.device = choose_device(spec.training)
         self.model = model.to(self.device)
         self._tensors = layout.of_model(self.model)
-        self._work = work or private_steps(spec, task, self.model) or self._plain()
+        self._work = work or self._asked()
         fixed = {entry.name for entry in layout.entries if entry.kind == "fixed"}
         self._fixed = {
             name: tensor.clone() for name, tensor in self.model.state_dict().items() if name in fixed
@@ -155,6 +154,16 @@ class Trainer:
         change = np.zeros(self.layout.size, dtype=np.float32)
         loss = None if private else 0.0
         return LocalResult(change=change, loss=loss, records=len(data), steps=1, learning_rate=1.0)
+
+    def _asked(self) -> Work:
+        """Return the work that the federation file asks for."""
+        if not self._spec.privacy.hides_records:
+            return self._plain()
+        from cloister.client.private_steps import (
+            private_steps,
+        )  # brings Opacus, which takes two seconds to load
+
+        return private_steps(self._spec, self.task, self.model)
 
     def _plain(self) -> Work:
         if self._training.adversarial is not None:

@@ -17,8 +17,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from cloister.client.adversarial import adversary_source
-from cloister.client.private_steps import RecordLoss
 from cloister.core.checking import check_federation, check_records, expected_cohort, population
 from cloister.core.errors import DataError, SpecError, TaskError, UsageError
 from cloister.core.metrics import Measurement, measure
@@ -26,11 +24,9 @@ from cloister.core.preflight import try_task
 from cloister.core.resolve import build_model, described, notes_of
 from cloister.core.spec import Loaded
 from cloister.core.update import Layout, Vector
-from cloister.privacy.adversarial import check_attack_for_dp
 from cloister.privacy.audit.canaries import CanaryTask, bare, released
 from cloister.privacy.plan import predict
 from cloister.privacy.protection import predict as predict_protection
-from cloister.privacy.refusals import check_on_records
 from cloister.server.audit.canaries.watching import Watch
 from cloister.server.conduct import Conduct, Opened, RunResult, conduct
 from cloister.server.events import EventBus, Sink
@@ -203,12 +199,9 @@ def _prepare(sites: SimulatedSites, loaded: Loaded) -> _Prepared:
     cohort = expected_cohort(loaded.spec, population(loaded.spec, sites.owners))
     predict_protection(loaded.spec, layout.size, classes=len(task.classes), cohort=round(cohort))
     if loaded.spec.privacy.hides_records:
-        inputs, targets = first.batch(torch.arange(min(3, len(first))))
-        loss = RecordLoss(task, loaded.spec.training.class_weights)
-        check_on_records(model.train(), loss, inputs, targets)
-        adversaries = adversary_source(loaded.spec.training, task, loss)
-        if adversaries is not None:
-            check_attack_for_dp(adversaries.trial, model, inputs, targets)
+        from cloister.client.private_steps import check_private
+
+        check_private(loaded.spec, task, model, *first.batch(torch.arange(min(3, len(first)))))
     if loaded.spec.evaluation.central or loaded.spec.evaluation.sites:
         measure(
             task, model, first, rows=np.arange(min(2, len(first)))
