@@ -59,6 +59,8 @@ def test_all_sites_lost_over_ray_exits_6(make_file: Callable[..., Path], install
 
 def test_nothing_is_forked_where_a_gpu_is_in_sight(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine with a GPU every site of a forked worker failed, also on the CPU: autograd and CUDA's own state do not survive a fork there."""
+    monkeypatch.setattr("threading.active_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert workers._fork_is_safe()
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert not workers._fork_is_safe()
