@@ -154,10 +154,11 @@ def test_mutated_containers_are_refused_or_change_nothing(parties: Parties, keep
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_ten_thousand_mutated_containers(parties: Parties, keeper: KeyAuthority) -> None:
-    ends = attacked(parties, keeper, 10_000, seed=2)
-    print(ends)
-    assert sum(ends.values()) == 10_000
+@pytest.mark.parametrize("seed", range(2, 10))
+def test_ten_thousand_mutated_containers(parties: Parties, keeper: KeyAuthority, seed: int) -> None:
+    """In eight parts, which run side by side."""
+    ends = attacked(parties, keeper, 1250, seed=seed)
+    assert sum(ends.values()) == 1250
     assert "decryption-failed" not in ends
 
 

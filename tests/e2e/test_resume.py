@@ -187,14 +187,14 @@ def test_sigkill_leaves_a_folder_that_resumes_and_no_worker_behind(
 def test_sigkill_at_any_moment_leaves_a_folder_that_resumes(
     make_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Killed at twelve moments spread over the run, then again while it resumes."""
+    """Killed at eight moments spread over the run, then again while it resumes."""
     path = make_file(**STATEFUL | {"federation": {"rounds": 30}})
     unbroken = finish(path, tmp_path / "unbroken")
-    for attempt in range(12):
+    for attempt in range(8):
         out = tmp_path / f"runs{attempt}"
         process = start(path, out)
-        run = wait_for(out, 2 * attempt, process)
-        time.sleep(0.003 * attempt)
+        run = wait_for(out, 3 * attempt, process)
+        time.sleep(0.005 * attempt)
         process.send_signal(signal.SIGKILL)
         process.wait()
         again = subprocess.Popen(
@@ -202,7 +202,7 @@ def test_sigkill_at_any_moment_leaves_a_folder_that_resumes(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        time.sleep(1.5 + 0.15 * attempt)
+        time.sleep(1.5 + 0.25 * attempt)
         again.send_signal(signal.SIGKILL)
         again.wait()
         assert fingerprint(resume(run, engine=LocalEngine(0)).run) == unbroken
