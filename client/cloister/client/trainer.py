@@ -159,9 +159,8 @@ class Trainer:
         """Return the work that the federation file asks for."""
         if not self._spec.privacy.hides_records:
             return self._plain()
-        from cloister.client.private_steps import (
-            private_steps,
-        )  # brings Opacus, which takes two seconds to load
+        # It brings Opacus, which takes two seconds to load.
+        from cloister.client.private_steps import private_steps
 
         return private_steps(self._spec, self.task, self.model)
 
