@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import socket
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Self
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PushObjectRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
+from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
@@ -32,13 +35,103 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployment, Office, Desk]]:
-    with Deployment(tmp_path_factory.mktemp("desk"), ["a", "b"]) as one:
+    with Deployment(tmp_path_factory.mktemp("desk"), ["a", "b", "c", "d"]) as one:
         one.start("superlink")
         office = open_office(one.server)
         one.until((office.state / "superlink.secret").exists, 120, "superlink")
         desk = office.desk()
         desk.wait_ready(120)
         yield one, office, desk
+
+
+def rows(office: Office) -> dict[str, int]:
+    """Return how many rows the SuperLink has of messages."""
+    with closing(sqlite3.connect(f"file:{office.state / 'superlink.db'}?mode=ro", uri=True)) as database:
+        return {
+            table: database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in ("message_ins", "message_res", "objects", "object_push_sessions")
+        }
+
+
+def test_a_site_cannot_make_the_superlink_delete_what_others_are_to_get_and_nothing_stays_of_a_run(
+    deployment: tuple[Deployment, Office, Desk],
+) -> None:
+    """The SuperLink waits 180 s for parts that nobody sends; who asks for one after that makes it delete the messages that it waits for."""
+    one, office, desk = deployment
+    keys = office.node_keys
+    known = desk.admit([keys["c"], keys["d"]])
+    address = office.config.server.superlink
+    with (
+        desk.open_run(8_000_000) as grid,
+        FleetLink(address, load_kit(one.site("c"), Role.SITE)) as hostile,
+        FleetLink(address, load_kit(one.site("d"), Role.SITE)) as honest,
+    ):
+        one.until(lambda: len(grid.keys()) == 2, 60, "superlink")
+        messages = [Message(content(), known[keys[name]], "train", ttl=600) for name in ("c", "d", "d")]
+        names = list(grid.push_messages(messages))
+        with closing(sqlite3.connect(office.state / "superlink.db", timeout=30)) as database:
+            database.execute("UPDATE object_push_sessions SET expires_at = '2000-01-01 00:00:00.000000'")
+            database.commit()
+        for name in names:
+            asked = PullObjectRequest(node=hostile._node, run_id=grid.run.run_id, object_id=name)
+            if name == names[0]:  # another's name is not known to it
+                hostile._client.PullObject(asked)
+        for _ in range(2):
+            message = honest.receive()
+            assert message is not None
+            assert honest.send(Message(content(), reply_to=message), 0.0) > 0
+        assert len(grid.pull_messages(names[1:])) == 2
+    assert set(rows(office).values()) == {0}
+
+
+def test_a_reply_whose_time_is_no_number_is_lost_and_no_other(
+    deployment: tuple[Deployment, Office, Desk],
+) -> None:
+    one, office, desk = deployment
+    keys = office.node_keys
+    known = desk.admit([keys["c"], keys["d"]])
+    address = office.config.server.superlink
+    with (
+        desk.open_run(8_000_000) as grid,
+        FleetLink(address, load_kit(one.site("c"), Role.SITE)) as hostile,
+        FleetLink(address, load_kit(one.site("d"), Role.SITE)) as honest,
+    ):
+        one.until(lambda: len(grid.keys()) == 2, 60, "superlink")
+        names = list(
+            grid.push_messages(
+                [Message(content(), known[keys[name]], "train", ttl=600) for name in ("c", "d")]
+            )
+        )
+        for link, ttl in ((hostile, math.nan), (honest, None)):
+            message = link.receive()
+            assert message is not None
+            reply = Message(content(), reply_to=message)
+            if ttl is not None:
+                reply.metadata.__dict__["_ttl"] = ttl
+            link.send(reply, 0.0)
+        (came,) = grid.pull_messages(names)
+        assert came.metadata.src_node_id == known[keys["d"]]
+        assert grid.pull_messages(names[:1]) == []
+
+
+@pytest.mark.parametrize("cleaned", [True, False])
+def test_a_site_does_not_get_what_a_run_that_ended_asked_for(
+    deployment: tuple[Deployment, Office, Desk], monkeypatch: pytest.MonkeyPatch, cleaned: bool
+) -> None:
+    """To answer it would cost budget, and nobody takes the answer: also where nobody removed the messages."""
+    one, office, desk = deployment
+    known = desk.admit([office.node_keys["c"], office.node_keys["d"]])
+    address = office.config.server.superlink
+    with FleetLink(address, load_kit(one.site("d"), Role.SITE)) as link:
+        with desk.open_run(8_000_000) as grid:
+            one.until(lambda: bool(grid.keys()), 60, "superlink")
+            grid.push_messages([Message(content(), known[office.node_keys["d"]], "train", ttl=600)])
+            if not cleaned:
+                monkeypatch.setattr(ControlHttpClient, "ListRuns", lambda *_: None)
+        if not cleaned:
+            with pytest.raises(UnwantedError):
+                link.receive()
+        assert link.receive() is None
 
 
 def test_messages_small_and_large_go_both_ways_and_nobody_else_is_let_in(
@@ -50,7 +143,7 @@ def test_messages_small_and_large_go_both_ways_and_nobody_else_is_let_in(
     address = office.config.server.superlink
     with pytest.raises(PolicyError):
         FleetLink(address, load_kit(one.site("b"), Role.SITE))
-    assert desk.admit(keys.values())[keys["a"]] == known[keys["a"]]  # a node keeps its number
+    assert desk.admit([keys["a"], keys["b"]])[keys["a"]] == known[keys["a"]]  # a node keeps its number
     stop = threading.Event()
 
     def site() -> None:
@@ -92,7 +185,7 @@ def test_messages_small_and_large_go_both_ways_and_nobody_else_is_let_in(
             asked: list[str] = []
             with pytest.MonkeyPatch.context() as patch:
                 for client in (FleetHttpClient, RuntimeHttpClient):
-                    for name in ("PushObject", "PullObject", "ConfirmMessageReceived"):
+                    for name in ("PushObject", "PullObject"):
                         patch.setattr(client, name, lambda *_, name=name: asked.append(name))
                 small = Message(
                     RecordDict({"job": ConfigRecord({"a": 1})}), known[keys["a"]], "train", ttl=30

@@ -199,7 +199,7 @@ class FleetLink:
         try:
             head, tree = answer.messages_list[0], answer.message_object_trees[0]
             message = (
-                _whole(head, self._most_bytes)
+                self._complete(head, tree)
                 if head.content.items
                 else self._gathered(tree, head.metadata.run_id)
             )
@@ -274,13 +274,22 @@ class FleetLink:
             )
         return sent
 
-    def _gathered(self, tree: ObjectTree, run: int) -> Any:
-        """Return what the parts of a message make."""
-        contents = self._pulled([one.object_id for one in iterate_object_tree(tree)], run)
+    def _complete(self, head: ProtoMessage, tree: ObjectTree) -> Message:
+        """Return the message that brings its content; the SuperLink is asked whether its run still stands, since to answer it may cost budget."""
+        message = _whole(head, self._most_bytes)
+        self._confirm(tree, head.metadata.run_id)
+        return message
+
+    def _confirm(self, tree: ObjectTree, run: int) -> None:
         confirm = make_confirm_message_received_fn_protobuf(
             self._client.ConfirmMessageReceived, self._node, run
         )
         self._call(lambda: confirm(tree.object_id))
+
+    def _gathered(self, tree: ObjectTree, run: int) -> Any:
+        """Return what the parts of a message make."""
+        contents = self._pulled([one.object_id for one in iterate_object_tree(tree)], run)
+        self._confirm(tree, run)
         check_unfolded(contents, self._most_bytes)
         return inflate_object_from_contents(tree.object_id, contents, keep_object_contents=False)
 
@@ -381,7 +390,7 @@ def _whole(head: ProtoMessage, most_bytes: int) -> Message:
     Raises:
         MessageLostError: it is longer than ``most_bytes``.
     """
-    if head.content.ByteSize() > most_bytes:
+    if head.ByteSize() > most_bytes:
         raise MessageLostError("too long")
     return message_from_proto(head)
 
@@ -394,10 +403,10 @@ def _inside(content: RecordDict) -> bool:
 
 
 def _unpacked(content: RecordDict) -> RecordDict:
-    record = content.config_records.get(PACKED)
-    if record is None:
+    if PACKED not in content:
         return content
-    found = record.get(PACKED)
+    record = content.config_records.get(PACKED)
+    found = None if record is None else record.get(PACKED)
     if not isinstance(found, bytes):
         raise MessageLostError("not packed")
     try:

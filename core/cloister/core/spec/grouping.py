@@ -69,7 +69,7 @@ def _unsafe(spec: FederationSpec, size: int) -> dict[str, bool]:
     return {
         f": the server would see sums of {size}, and a sum protects from {LEAST_PROTECTED} sites on: in a smaller one a single "
         "site that tells the server its share gives the other's away; raise it": size < LEAST_PROTECTED
-        and not rehearsed,
+        and not (rehearsed and size > 1),
         f" with protection = '{protection}': the key authority opens one sum a round, and groups need one each; use "
         "protection = 'masked'": protection in ("bfv", "ckks"),
         " with protection = 'plain': whoever sees every update needs no groups; set protection = 'masked', or leave group_size out (a simulation "

@@ -1,7 +1,7 @@
 """Real numbers as integers of one scale, rounded at random so that sums keep their mean.
 
 Formal guarantees: `FixedPoint.encode` rounds x·s up with a probability of its fraction and else down, so its mean is x·s to 2^-32 of a unit (a coin
-has 32 bits); each number is off by less than one unit, 1/s. Integers, and so `decode` of their sum, are exact as long as no sum leaves the modulus, which is for who
+has 32 bits) where |x·s| is below 2^20, and else to half a unit in the last place of a float64; each number is off by at most one unit, 1/s. Integers, and so `decode` of their sum, are exact as long as no sum leaves the modulus, which is for who
 chooses s to see to (`FixedPoint.within`).
 
 ==================  ==========================================
@@ -66,7 +66,7 @@ class FixedPoint:
 
         Args:
             values: any shape, a floating type.
-            generator: what the rounding is drawn from.
+            generator: what the rounding is drawn from; its bits come 64 at a time.
         """
         integers = np.empty(values.size, dtype=np.int64)
         self._encode(values, generator, integers)

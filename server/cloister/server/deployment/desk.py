@@ -4,7 +4,8 @@ The one module of this part that uses Flower's internals (flwr 1.41); `tests/ser
 ``--isolation process``: it starts no code, and gives the task of a run to whoever holds its secret, which is the process that runs the job.
 Flower asks for a bundle of code with every run; ours is a few lines that refuse to run, since sites run what they have installed.
 
-A job's run at the SuperLink carries messages and nothing else: what must last is in the run folder. After a crash of anything a new run is begun.
+A job's run at the SuperLink carries messages and nothing else: what must last is in the run folder. After a crash of anything a new run is begun. Flower removes the
+messages of a run that ended when it lists the run: so runs are listed when one ends, and before one begins (those whose process died).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from flwr.common.serde import (
 )
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
+    ListRunsRequest,
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
@@ -186,13 +188,16 @@ class Desk:
             grid.end()
             try:
                 with self._control() as control:
-                    control.StopRun(StopRunRequest(run_id=run))
+                    with suppress(httpx.HTTPError):  # it has ended by itself
+                        control.StopRun(StopRunRequest(run_id=run))
+                    control.ListRuns(ListRunsRequest(run_id=run))
             except httpx.HTTPError:
-                pass  # it has ended by itself, or the SuperLink is gone
+                pass  # the SuperLink is gone
 
     def _begin(self) -> tuple[int, str]:
         content, _ = build_fab_from_files({"pyproject.toml": _PROJECT.encode(), "cloister_job.py": self.app})
         with self._control() as control, self._executor() as executor:
+            control.ListRuns(ListRunsRequest())
             answer = control.StartRun(StartRunRequest(fab=Fab(content=content)))
             if not answer.HasField("run_id"):
                 raise _no_run("it did not begin a run")
@@ -244,6 +249,7 @@ class SuperLinkGrid(HttpGrid):
     ) -> None:
         super().__init__(address, insecure=False, root_certificates=root, token=token)
         self._most_bytes, self._stock = most_bytes, stock
+        self._broken: set[str] = set()
         self._heart: HeartbeatSender | None = None
         self._asked = 0.0
 
@@ -311,6 +317,16 @@ class SuperLinkGrid(HttpGrid):
                 )
             )
             names.update(zip(batch, answer.message_ids, strict=True))
+            if len(batch) > 1:
+                # Nobody pushes what the SuperLink now waits for, and who asks for it after 180 s makes it delete all messages of that call. Sent once more, the first
+                # one alone is what the wait is about: whoever it is for can delete their own message.
+                first_one = given[batch[0]].metadata.message_id
+                self._runtime_client.PushMessages(
+                    PushAppMessagesRequest(
+                        messages_list=[heads[batch[0]]],
+                        message_object_trees=[ObjectTree(object_id=first_one)],
+                    )
+                )
         apart = [place for place in range(len(given)) if place not in heads]
         if apart:
             sent = super()._try_push_messages(run_id, [given[place] for place in apart])
@@ -321,36 +337,60 @@ class SuperLinkGrid(HttpGrid):
         """Fetch the replies to these messages that are there; one that is too long counts as lost, and is not fetched whole."""
         time.sleep(max(0.0, self._asked + _APART_S - time.monotonic()))
         self._asked = time.monotonic()
-        client, run = self._runtime_client, self.run.run_id
-        answer = client.PullMessages(PullAppMessagesRequest(message_ids=list(message_ids)))
-        pull = make_pull_object_fn_protobuf(client.PullObject, self.node, run)
-        found: list[Message] = []
+        identifiers = set(message_ids) - self._broken
+        return self._fetched(identifiers) if identifiers else []
+
+    def _fetched(self, identifiers: set[str]) -> list[Message]:
+        client = self._runtime_client
+        try:
+            answer = client.PullMessages(PullAppMessagesRequest(message_ids=sorted(identifiers)))
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != httpx.codes.INTERNAL_SERVER_ERROR:
+                raise
+            # A reply that the SuperLink took and cannot read (its time is no number, say) makes it fail at every question about it.
+            if len(identifiers) < 2:
+                self._broken |= identifiers
+                return []
+            return [message for one in sorted(identifiers) for message in self._fetched({one})]
+        found = []
         for head, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
-            identifier, apart = head.metadata.message_id, not head.content.items
             try:
-                if apart:
-                    contents = self._pulled([one.object_id for one in iterate_object_tree(tree)], pull)
-                    _check_unfolded(contents, self._most_bytes)
-                    message = inflate_object_from_contents(identifier, contents)
-                else:
-                    message = _whole(head, self._most_bytes)
-                if isinstance(message, Message) and message.has_content():
-                    message.content = _unpacked(message.content)
+                message = self._read(head, tree)
             except httpx.HTTPError:
                 raise
             except Exception:  # noqa: BLE001, S112 - whatever a site's bytes make of it: that reply is lost, and no other
                 continue
-            finally:
-                if apart:  # else there is no part to be removed
-                    client.ConfirmMessageReceived(
-                        ConfirmMessageReceivedRequest(
-                            node=self.node, run_id=run, message_object_id=identifier
-                        )
-                    )
-            if isinstance(message, Message):
-                message.metadata.__dict__["_message_id"] = identifier
-                found.append(message)
+            message.metadata.__dict__["_message_id"] = head.metadata.message_id
+            found.append(message)
         return found
+
+    def _read(self, head: ProtoMessage, tree: ObjectTree) -> Message:
+        """Return the reply that this head brings, or that its parts make."""
+        message = (
+            _whole(head, self._most_bytes)
+            if head.content.items or head.HasField("error")
+            else self._gathered(head.metadata.message_id, tree)
+        )
+        if message.has_content():
+            message.content = _unpacked(message.content)
+        return message
+
+    def _gathered(self, identifier: str, tree: ObjectTree) -> Message:
+        client, run = self._runtime_client, self.run.run_id
+        try:
+            contents = self._pulled(
+                [one.object_id for one in iterate_object_tree(tree)],
+                make_pull_object_fn_protobuf(client.PullObject, self.node, run),
+            )
+            _check_unfolded(contents, self._most_bytes)
+            message = inflate_object_from_contents(identifier, contents)
+        finally:
+            client.ConfirmMessageReceived(
+                ConfirmMessageReceivedRequest(node=self.node, run_id=run, message_object_id=identifier)
+            )
+        if not isinstance(message, Message):
+            raise TypeError(type(message).__name__)
+        return message
 
     def _pulled(self, identifiers: list[str], pull: Callable[[str], bytes]) -> dict[str, bytes]:
         came = 0
@@ -404,7 +444,7 @@ def _whole(head: ProtoMessage, most_bytes: int) -> Message:
     Raises:
         ValueError: it is longer than ``most_bytes``, or cannot be read.
     """
-    if head.content.ByteSize() > most_bytes:
+    if head.ByteSize() > most_bytes:
         raise ValueError("too long")
     return message_from_proto(head)
 
@@ -417,10 +457,9 @@ def _inside(content: RecordDict) -> bool:
 
 
 def _unpacked(content: RecordDict) -> RecordDict:
-    record = content.config_records.get(PACKED)
-    if record is None:
+    if PACKED not in content:
         return content
-    return recorddict_from_proto(ProtoRecordDict.FromString(record[PACKED]))
+    return recorddict_from_proto(ProtoRecordDict.FromString(content.config_records[PACKED][PACKED]))
 
 
 def _no_run(why: str) -> PeersMissing:

@@ -13,8 +13,8 @@ And hence a gap: classes of a clean model are of many sizes down to the smallest
 from all others. The index is at most the widest gap of logarithms above the class, among the smallest third, in units of `GAP`: above 2 where the next class takes at least
 28% more.
 
-And hence a reference: some classes are small by nature (a 2 of MNIST needs few pixels in every clean model). A model of the same shape that was trained on other records, and
-cannot hold the trigger, tells which. The index is at most that of the logarithms of (size / size in the reference).
+And hence a reference: some classes are small by nature (a 2 of MNIST needs few pixels in every clean model). A model of the same shape that was trained on the test records tells which:
+it cannot hold a trigger that those do not hold. The index is at most that of the logarithms of (size / size in the reference).
 
 =========================  ===================================================================
 case                       outcome
