@@ -22,7 +22,7 @@ from cloister.server.audit.contract import broken_promises
 from cloister.server.audit.subject import open_audit
 from cloister.simulation.membership import shadows as shadows_module
 from cloister.simulation.membership.checking import check_membership
-from cloister.simulation.membership.one_by_one import train_one
+from cloister.simulation.membership.one_by_one import _shadowed, train_one
 from cloister.simulation.membership.side_by_side import Records, obstacle, train_side_by_side
 
 SEED = SeededRandomness(5)
@@ -171,6 +171,16 @@ class TestOneByOne:
         )
         assert all(torch.equal(one[name], same[name]) for name in one)
         assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_shadows_are_summed_in_clear_where_they_can_be(tmp_path: Path) -> None:
+    for text, protection in (
+        ("[aggregation]\nprotection = 'masked'\n", "plain"),
+        ("[aggregation]\nrule = 'median'\ngroup_size = 3\nbyzantine = 0\n", "masked"),
+    ):
+        loaded = load_federation(federation(tmp_path, text))
+        assert loaded.spec.aggregation.protection == "masked"
+        assert _shadowed(loaded, tmp_path, 1).spec.aggregation.protection == protection
 
 
 def _sites(loaded: Loaded) -> dict[str, Any]:
