@@ -348,6 +348,7 @@ class TestParts:
 
 
 class TestTheProcess:
+    @pytest.mark.slow
     def test_with_json_standard_output_holds_one_object_whatever_the_task_and_its_children_print(
         self, federation: Path
     ) -> None:

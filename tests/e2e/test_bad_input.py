@@ -111,6 +111,7 @@ def test_an_unwritable_place_is_refused(
     assert "cannot write a run folder" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_users_task_in_one_file_works_from_outside_the_repository(
     make_file: Callable[..., Path], installed: Any, answer: Any, tmp_path: Path
 ) -> None:

@@ -464,6 +464,7 @@ def _killed(path: Path, out: Path, over: str, *, point: str, checkpoint: int, wa
     return found[0].parents[4]
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_resumes_to_itself_without_training(private: SweepResult) -> None:
     before = (private.sweep / "sweep.json").read_text()
     again = resume(private.sweep, engine=LocalEngine(0))
@@ -471,6 +472,7 @@ def test_a_finished_sweep_resumes_to_itself_without_training(private: SweepResul
     assert again.figures == json.loads(before)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_another_file_or_grid_is_refused(private: SweepResult) -> None:
     path = private.sweep.parent.parent / "federation.toml"
     same = grid_of(path, "privacy.noise_multiplier=0.8,16", seeds="7,8", reference=True)
@@ -487,6 +489,7 @@ def test_a_sweep_of_another_file_or_grid_is_refused(private: SweepResult) -> Non
         assert refused.value.code == "sweep-differs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -529,6 +532,7 @@ def test_the_command_says_what_it_needs(
         assert refused["remedy"]
 
 
+@pytest.mark.slow
 def test_the_command_answers_with_the_figures_of_the_sweep(
     private: SweepResult, capfd: pytest.CaptureFixture[str]
 ) -> None:

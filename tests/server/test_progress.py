@@ -254,6 +254,7 @@ def test_an_event_costs_little_while_the_display_is_live(tmp_path: Path) -> None
     assert cost < 1e-4
 
 
+@pytest.mark.slow
 def test_lines_go_to_standard_error_by_default() -> None:
     program = """
 from cloister.server.progress import Progress
