@@ -25,7 +25,7 @@ from cloister.core.resolve import load_task
 from cloister.core.spec import Loaded, parse_federation
 from cloister.core.task import Task
 from cloister.server.robustness.subject import read_model_file
-from cloister.simulation.engines import LocalEngine
+from cloister.simulation.engines import make_engine
 from cloister.simulation.joined import join
 from cloister.simulation.records import site_records
 from cloister.simulation.simulate import simulate
@@ -88,7 +88,9 @@ def train_one(
             {str(place): np.asarray(part, dtype=np.uint8) for place, part in members.items()},
             folder / "members.safetensors",
         )
-        result = simulate(_shadowed(loaded, folder, seed), out=folder / "runs", engine=LocalEngine(0))
+        result = simulate(
+            _shadowed(loaded, folder, seed), out=folder / "runs", engine=make_engine("local", None)
+        )
         tensors, _ = read_model_file(result.model)
         found = {key: value.clone() for key, value in tensors.items()}
         shutil.rmtree(folder / "runs", ignore_errors=True)
