@@ -26,6 +26,9 @@ POLICY = """
 [who]
 users = ["ada"]
 
+[limits]
+idle_minutes = 0.5      # a site that was away in a run's last round does not know that it ended
+
 [data.heart]
 epsilon_cap = {cap}
 delta_cap = 1e-3
