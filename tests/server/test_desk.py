@@ -7,7 +7,7 @@ import socket
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Self
 
 import numpy as np
@@ -27,6 +27,7 @@ from cloister.privacy.identity import Role
 from cloister.privacy.identity.kit import load_kit
 from cloister.server.deployment.desk import Desk
 from cloister.server.deployment.running import Office, open_office
+from cloister.server.deployment.superlink_grid import SuperLinkGrid
 from cloister.server.exchange import exchange
 from consortium import Deployment, free_port
 
@@ -53,54 +54,51 @@ def rows(office: Office) -> dict[str, int]:
         }
 
 
+@contextmanager
+def two_sites(
+    deployment: tuple[Deployment, Office, Desk],
+) -> Iterator[tuple[SuperLinkGrid, dict[str, int], FleetLink, FleetLink]]:
+    """Give a run, the numbers of the sites c and d, and the line of either."""
+    one, office, desk = deployment
+    known = desk.admit([office.node_keys[name] for name in ("c", "d")])
+    address = office.config.server.superlink
+    with (
+        desk.open_run(8_000_000) as grid,
+        FleetLink(address, load_kit(one.site("c"), Role.SITE)) as first,
+        FleetLink(address, load_kit(one.site("d"), Role.SITE)) as second,
+    ):
+        one.until(lambda: len(grid.keys()) == 2, 60, "superlink")
+        yield grid, {name: known[office.node_keys[name]] for name in ("c", "d")}, first, second
+
+
 def test_a_site_cannot_make_the_superlink_delete_what_others_are_to_get_and_nothing_stays_of_a_run(
     deployment: tuple[Deployment, Office, Desk],
 ) -> None:
     """The SuperLink waits 180 s for parts that nobody sends; who asks for one after that makes it delete the messages that it waits for."""
-    one, office, desk = deployment
-    keys = office.node_keys
-    known = desk.admit([keys["c"], keys["d"]])
-    address = office.config.server.superlink
-    with (
-        desk.open_run(8_000_000) as grid,
-        FleetLink(address, load_kit(one.site("c"), Role.SITE)) as hostile,
-        FleetLink(address, load_kit(one.site("d"), Role.SITE)) as honest,
-    ):
-        one.until(lambda: len(grid.keys()) == 2, 60, "superlink")
-        messages = [Message(content(), known[keys[name]], "train", ttl=600) for name in ("c", "d", "d")]
+    with two_sites(deployment) as (grid, nodes, hostile, honest):
+        messages = [Message(content(), nodes[name], "train", ttl=600) for name in ("c", "d", "d")]
         names = list(grid.push_messages(messages))
-        with closing(sqlite3.connect(office.state / "superlink.db", timeout=30)) as database:
+        with closing(sqlite3.connect(deployment[1].state / "superlink.db", timeout=30)) as database:
             database.execute("UPDATE object_push_sessions SET expires_at = '2000-01-01 00:00:00.000000'")
             database.commit()
-        for name in names:
-            asked = PullObjectRequest(node=hostile._node, run_id=grid.run.run_id, object_id=name)
-            if name == names[0]:  # another's name is not known to it
-                hostile._client.PullObject(asked)
+        # Its own message's: another's name is not known to it.
+        hostile._client.PullObject(
+            PullObjectRequest(node=hostile._node, run_id=grid.run.run_id, object_id=names[0])
+        )
         for _ in range(2):
             message = honest.receive()
             assert message is not None
             assert honest.send(Message(content(), reply_to=message), 0.0) > 0
         assert len(grid.pull_messages(names[1:])) == 2
-    assert set(rows(office).values()) == {0}
+    assert set(rows(deployment[1]).values()) == {0}
 
 
 def test_a_reply_whose_time_is_no_number_is_lost_and_no_other(
     deployment: tuple[Deployment, Office, Desk],
 ) -> None:
-    one, office, desk = deployment
-    keys = office.node_keys
-    known = desk.admit([keys["c"], keys["d"]])
-    address = office.config.server.superlink
-    with (
-        desk.open_run(8_000_000) as grid,
-        FleetLink(address, load_kit(one.site("c"), Role.SITE)) as hostile,
-        FleetLink(address, load_kit(one.site("d"), Role.SITE)) as honest,
-    ):
-        one.until(lambda: len(grid.keys()) == 2, 60, "superlink")
+    with two_sites(deployment) as (grid, nodes, hostile, honest):
         names = list(
-            grid.push_messages(
-                [Message(content(), known[keys[name]], "train", ttl=600) for name in ("c", "d")]
-            )
+            grid.push_messages([Message(content(), nodes[name], "train", ttl=600) for name in ("c", "d")])
         )
         for link, ttl in ((hostile, math.nan), (honest, None)):
             message = link.receive()
@@ -110,7 +108,7 @@ def test_a_reply_whose_time_is_no_number_is_lost_and_no_other(
                 reply.metadata.__dict__["_ttl"] = ttl
             link.send(reply, 0.0)
         (came,) = grid.pull_messages(names)
-        assert came.metadata.src_node_id == known[keys["d"]]
+        assert came.metadata.src_node_id == nodes["d"]
         assert grid.pull_messages(names[:1]) == []
 
 

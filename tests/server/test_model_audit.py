@@ -25,6 +25,7 @@ from cloister.core.evidence import Finding, installed_checks
 from cloister.core.resolve import build_model
 from cloister.core.tasks.digits import Digits
 from cloister.server.audit.contract import broken_promises
+from cloister.server.audit.model import backdoor
 from cloister.server.audit.model.backdoor import check_backdoor
 from cloister.server.audit.model.cleanse import anomaly
 from cloister.server.audit.model.drift import check_drift
@@ -254,6 +255,26 @@ class TestBackdoor:
         innocent = check_backdoor(make(clean, backdoor={}))
         assert innocent.verdict == "pass"
         assert innocent.figures["index"] < 1.7
+
+    def test_a_reference_excuses_only_where_it_learned_and_is_small_there_too(
+        self,
+        make: Callable[..., AuditSubject],
+        planted: dict[str, Tensor],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Test records that hold the trigger give a reference that holds it: a warning, never a pass."""
+        subject = make(planted, backdoor={})
+        monkeypatch.setattr(backdoor, "_reference", lambda _: subject.model)
+        excused = check_backdoor(subject)
+        assert (excused.verdict, excused.figures["index"] < 2) == ("warn", True)
+        assert "or the test records hold the trigger too" in excused.sentence
+        untrained = build_model(Digits(model={"name": "mlp", "hidden": [64]}), 5).eval()
+        monkeypatch.setattr(backdoor, "_reference", lambda _: untrained)
+        found = check_backdoor(subject)
+        assert (found.verdict, found.figures["reference"]) == ("fail", None)
+        for finding in (excused, found):  # as it was just made, with a reference and without
+            _, table = backdoor._section(finding).tables[0]
+            assert len(table.rows) == 10
 
     def test_the_index_is_robust_to_its_own_uncertainty_and_scale(self) -> None:
         sizes = np.array([10.0, 10.1, 9.9, 10.0, 9.0, 10.2, 9.8, 10.0])

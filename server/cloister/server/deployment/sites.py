@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from cloister.core.errors import PeersMissing, SpecError
-from cloister.server.deployment.desk import SuperLinkGrid
+from cloister.server.deployment.superlink_grid import SuperLinkGrid
 from cloister.server.directory import ListedDirectory
 
 __all__ = ["asked_sites", "gather"]
