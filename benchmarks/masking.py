@@ -1,7 +1,7 @@
 """What masking an update costs: Cloister's masks beside those of Flower's SecAgg+, the keys and shares of a session, and whole sessions.
 
 All runs in one process and is timed in processor time of its one thread. Flower's side is the arithmetic of `secaggplus_mod`'s third stage, function by function
-(weight, quantisation, own and pairwise masks, modulus); Cloister's side is the same work: weight, fixed-point integers, residues, own and pairwise masks. Contestants
+(weight, quantisation, own and pairwise masks, modulus); Cloister's side is the same work: weight, the check against the reach, fixed-point integers modulo 2^32, own and pairwise masks. Contestants
 take turns in an order that is shuffled anew; a ratio is the median over the repetitions of (Flower / Cloister next to it). Keys are agreed on beforehand on both
 sides. A session's memory is what its calls allocate (tracemalloc), beside the vector that the caller brings.
 """
@@ -37,7 +37,8 @@ from cloister.privacy.masking.fields import Fields
 from cloister.privacy.masking.rehearsal import Stage
 from cloister.privacy.masking.shamir import combine, split
 from cloister.privacy.masking.stream import BLOCK, add_streams
-from cloister.privacy.updates import FixedPoint
+from cloister.privacy.noise import cipher_generator
+from cloister.privacy.sums import Reals, SumCode
 
 #: Times faster than Flower, and the share of its bytes.
 FASTER, BYTES = 5.0, 0.5
@@ -129,8 +130,9 @@ def flower(update: NDArray[np.float32], seeds: list[bytes]) -> NDArray[Any]:
 
 def cloister(update: NDArray[np.float32], seeds: list[bytes], sites: int) -> NDArray[Any]:
     """The same of a site of Cloister: weight, integers, residues, masks."""
-    code = FixedPoint.within(CLIP, most=sites, bits=32)
-    values = code.residues(update * np.float32(WEIGHT), SystemRandomness().generator())
+    code = SumCode(parts=(Reals(name="update", size=update.size, reach=CLIP),), most=sites, bits=32)
+    rounding = cipher_generator(SystemRandomness(), "sum-rounding")
+    values = code.residues({"update": update * np.float32(WEIGHT)}, rounding)
     add_streams(values, [(seed, 1 if number % 2 else -1) for number, seed in enumerate(seeds)])
     return values
 

@@ -31,6 +31,15 @@ def state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "state"
 
 
+@pytest.fixture
+def flower_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages can only be made by a Flower task: say that this is one."""
+    from flwr.supercore.task_identity import TaskIdentity
+
+    for name in ("_run_id", "_task_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
 @pytest.fixture(scope="module")
 def undrawn() -> Iterator[None]:
     """Leave every page without its plots: half of what a small run takes, for modules that train and look at no plot."""

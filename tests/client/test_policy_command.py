@@ -237,6 +237,7 @@ def masked() -> FederationSpec:
     return parse_federation(federation(aggregation={"protection": "masked"}), base=Path()).spec
 
 
+@pytest.mark.usefixtures("flower_task")
 @pytest.mark.parametrize(("name", "leaves"), [(protocol.SUM, True), (protocol.VECTOR, False)])
 def test_under_masks_a_sum_s_share_leaves_and_no_update(name: str, leaves: bool) -> None:
     rule = Allow(dataset="rings", task="t", code="any", units=("record",))

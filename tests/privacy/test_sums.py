@@ -83,6 +83,17 @@ def test_what_is_beyond_the_reach_is_cut_and_told() -> None:
     assert found["v"] == pytest.approx([0.5, -1.0, 1.0], abs=1e-8)
 
 
+def test_rounding_at_random_leaves_integers_alone_and_is_the_same_modulo_two_to_the_32_however_far() -> None:
+    code = FixedPoint(scale=1.0)
+    whole = np.arange(-200_000, 200_001).astype(np.float64)
+    assert np.array_equal(code.encode(whole, rng(1)), whole)
+    for reach in (1e3, 2.0**31, 2.0**50, 2.0**61):  # in the first three all is below 2^51
+        values = rng(2).uniform(-reach, reach, 70_001)
+        integers = code.encode(values, rng(3))
+        assert np.abs(integers - values).max() <= max(1.0, reach * 2.0**-52)
+        assert np.array_equal(code.residues(values, rng(3)), wrapped(integers, 32))
+
+
 @given(st.lists(st.integers(0, 2**20 - 1), min_size=1, max_size=9))
 @settings(derandomize=True, deadline=None)
 def test_residues_sum_modulo_their_own_modulus(values: list[int]) -> None:
@@ -94,8 +105,7 @@ def test_residues_sum_modulo_their_own_modulus(values: list[int]) -> None:
 def test_what_is_private_modulo_less_than_the_masks_goes_with_random_multiples() -> None:
     code = SumCode(parts=(Residues(name="v", size=4000, modulus_bits=20),), most=3, bits=32)
     values = {"v": np.arange(4000, dtype=np.uint32)}
-    integers = code.encode(values, rng())
-    found = code.residues(integers, rng(5))
+    found = code.residues(values, rng(5))
     high = found >> 20
     assert np.array_equal(found & (2**20 - 1), values["v"])
     assert len(np.unique(high)) > 2000, "of 4096 multiples"
@@ -113,14 +123,38 @@ def test_residues_that_do_not_fit_without_wrapping_are_refused() -> None:
 def test_a_number_that_is_not_finite_never_enters_a_sum() -> None:
     code = SumCode(parts=(Reals(name="v", size=1, reach=1.0), Exact(name="x")), most=3, bits=32)
     for v, x in ((np.nan, 0.0), (0.0, np.nan), (0.0, np.inf)):
-        with pytest.raises(DataError):
-            code.encode({"v": np.array([v]), "x": np.array([x])}, rng())
+        for write in (code.encode, code.residues):
+            with pytest.raises(DataError):
+                write({"v": np.array([v]), "x": np.array([x])}, rng())
+
+
+def test_residues_are_the_integers_modulo_two_to_the_32() -> None:
+    parts = (
+        Reals(name="v", size=100_003, reach=2.0),
+        Exact(name="x", size=3),
+        Residues(name="r", size=5, modulus_bits=32),
+    )
+    code = SumCode(parts=parts, most=3, bits=32)
+    values = {
+        "v": rng(1).uniform(-2.5, 2.5, 100_003).astype(np.float32),
+        "x": np.array([-(2.0**30), 0.125, 7.0]),
+        "r": np.array([0, 1, 2**31, 2**32 - 1, 5], dtype=np.uint32),
+    }
+    assert np.array_equal(code.residues(values, rng(5)), wrapped(code.encode(values, rng(5)), 32))
 
 
 def test_other_names_and_lengths_are_refused() -> None:
-    code = SumCode(parts=(Exact(name="x", size=2),), most=3, bits=32)
-    with pytest.raises(ValueError, match="expected"):
-        code.encode({"y": np.zeros(2)}, rng())
+    code = SumCode(parts=(Exact(name="x", size=2), Reals(name="v", size=2, reach=1.0)), most=3, bits=32)
+    two = np.zeros(2)
+    for wrong in (
+        {"y": two, "v": two},
+        {"x": two},
+        {"x": two, "v": np.zeros(1)},
+        {"x": np.zeros(3), "v": two},
+    ):
+        for write in (code.encode, code.residues):
+            with pytest.raises(ValueError, match="expected numbers"):
+                write(wrong, rng())
     with pytest.raises(ValueError, match="expected a sum"):
         code.decode(np.zeros(1, dtype=np.int64), count=1)
     with pytest.raises(ValueError, match="expected a sum"):

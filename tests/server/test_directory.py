@@ -51,7 +51,7 @@ def ask(
     )
 
 
-@pytest.mark.usefixtures("_as_server")
+@pytest.mark.usefixtures("flower_task")
 class TestDiscover:
     """What `discover` makes of the answers."""
 
@@ -72,11 +72,3 @@ class TestDiscover:
             ask(monkeypatch, ["a", "x"], expected=2, order=["a", "b"])
         assert refused.value.remedy
         assert ask(monkeypatch, ["a", "x", "b"], expected=2, order=["a", "b"]).nodes == [1, 3]
-
-
-@pytest.fixture
-def _as_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flwr.supercore.task_identity import TaskIdentity
-
-    for name in ("_run_id", "_task_id", "_node_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)

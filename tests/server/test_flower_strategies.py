@@ -25,7 +25,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from cloister.core.errors import PeersMissing, SpecError
 from cloister.core.randomness import SeededRandomness
@@ -41,6 +40,8 @@ from cloister.strategies import (
     weighted_mean,
 )
 from cloister.strategies.scaffold import ScaffoldState, client_control, correction, server_step
+
+pytestmark = pytest.mark.usefixtures("flower_task")
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "flower_app"
 SITES = 4
@@ -96,13 +97,6 @@ class HereGrid(Grid):
             node = message.metadata.dst_node_id
             replies += self.tamper(node, message, self.client_app(message, self.contexts[node]))
         return replies
-
-
-@pytest.fixture(autouse=True)
-def flower_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages can only be made by a Flower task: say that this is one."""
-    for name in ("_run_id", "_task_id", "_node_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from tests.server.test_flower_strategies import HereGrid, numpy_of, record_of
 
 from cloister.core.errors import InfeasibleByzantineBound, SpecError
@@ -28,18 +27,14 @@ from cloister.server.robust_strategies import (
 )
 from cloister.strategies.robust import Pipeline, centered_clipping, fltrust
 
+pytestmark = pytest.mark.usefixtures("flower_task")
+
 NODES, F = 11, 2
 START = {"w": np.zeros((3, 4), np.float32), "b": np.ones(2, np.float32)}
 SIZE = 14
 UPDATES = np.random.default_rng(0).standard_normal((NODES, SIZE)).astype(np.float32) / 8
 UPDATES[[2, 7]] = 50
 CLEAN = np.linspace(-1, 1, SIZE).astype(np.float32)
-
-
-@pytest.fixture(autouse=True)
-def flower_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_run_id", "_task_id", "_node_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
 
 
 def moved(arrays: dict[str, Any], update: Any) -> dict[str, Any]:

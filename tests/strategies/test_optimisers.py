@@ -334,7 +334,7 @@ MODEL = np.array([0.5, -1.0, 2.0], np.float32)
 DELTAS = np.random.default_rng(9).standard_normal((5, 3))
 
 
-@pytest.mark.usefixtures("flower_identity")
+@pytest.mark.usefixtures("flower_task")
 class TestAgainstFlower:
     """Flower's variance starts at 0, ours at τ²: the oracle runs ours from 0. Its other differences are named in each test."""
 
@@ -376,13 +376,3 @@ class TestAgainstFlower:
         theirs = flower_run(FlowerFedAdam(eta=0.3, beta_1=0.6, beta_2=0.8, tau=0.05), MODEL, DELTAS)
         ours = our_models(FedAdam(lr=0.3, beta1=0.6, beta2=0.8, tau=0.05), MODEL, DELTAS)
         assert not np.allclose(ours[0], theirs[0], rtol=1e-3)
-
-
-@pytest.fixture
-def flower_identity(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages can only be made by a Flower task: say that this is one."""
-    from flwr.supercore.task_identity import TaskIdentity
-
-    monkeypatch.setattr(TaskIdentity, "_run_id", 1)
-    monkeypatch.setattr(TaskIdentity, "_task_id", 1)
-    monkeypatch.setattr(TaskIdentity, "_node_id", 1)

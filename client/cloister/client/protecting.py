@@ -115,8 +115,7 @@ class Masked:
 
     def encode(self, values: Arrays) -> Arrays:
         """Return the integers modulo 2^32, without masks."""
-        integers = written(self._code, values, self._rounding)
-        return {protocol.SUM: self._code.residues(integers, self._rounding)}
+        return {protocol.SUM: self._code.residues(flagged(self._code, values), self._rounding)}
 
     def protect(self, arrays: Arrays) -> RecordDict:
         """Return the same under masks, and keep the session."""
@@ -163,7 +162,7 @@ class Encrypted:
 
     def encode(self, values: Arrays) -> Arrays:
         """Return the integers, not encrypted."""
-        return {protocol.SUM: written(self._code, values, self._rounding)}
+        return {protocol.SUM: self._code.encode(flagged(self._code, values), self._rounding)}
 
     def protect(self, arrays: Arrays) -> RecordDict:
         """Return the hash of their ciphertext, and keep the ciphertext."""
@@ -259,13 +258,13 @@ def measured_values(found: Measurement, classes: int) -> Arrays:
     return values
 
 
-def written(code: SumCode, values: Arrays, rounding: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Return ``values`` as the integers of ``code``, with the flag that says whether one was cut."""
+def flagged(code: SumCode, values: Arrays) -> Arrays:
+    """Return those of ``values`` that ``code`` holds, with the flag that says whether one was cut."""
     names = {part.name for part in code.parts}
     if CUT in names:
         cut = any(part.cuts(values[part.name]) for part in code.parts if isinstance(part, Reals))
         values = {**values, CUT: _one(float(cut))}
-    return code.encode({name: values[name] for name in names}, rounding)
+    return {name: values[name] for name in names}
 
 
 def _masked_session(book: SessionBook) -> Manifest:

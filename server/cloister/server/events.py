@@ -301,7 +301,7 @@ def plain(value: Any) -> Any:  # noqa: PLR0911 - one line a type
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):  # a lone surrogate has no UTF-8: it becomes "?"
-        return value.encode("utf-8", "replace").decode()
+        return value if type(value) is str and value.isascii() else value.encode("utf-8", "replace").decode()
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):

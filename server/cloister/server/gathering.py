@@ -210,7 +210,10 @@ class _ByRule:
         records_cap: int | None,
     ) -> None:
         self._owner = owner
-        self._signals: list[tuple[float, float]] = []
+        self._length = 0.0 if owner.last is None else math.sqrt(_product(owner.last, owner.last))
+        self._signals: list[
+            tuple[float, float]
+        ] = []  # an update's norm, and its cosine to the last direction (0 without one)
         self.wanted = dict.fromkeys(names, Wanted(size=size))
         self._records_cap = records_cap
         self._accumulators = {name: rule.start(size) for name in names}
@@ -222,7 +225,10 @@ class _ByRule:
         for name, vector in checked.arrays.items():
             # Control variates are averaged uniformly, as SCAFFOLD defines them.
             self._accumulators[name].add(vector, weight if name == protocol.VECTOR else 1.0)
-        self._signals.append(_streamed(checked.arrays[protocol.VECTOR], self._owner.last))
+        vector, last = checked.arrays[protocol.VECTOR], self._owner.last
+        norm = math.sqrt(_product(vector, vector))
+        length = norm * self._length
+        self._signals.append((norm, _product(vector, last) / length if last is not None and length else 0.0))
 
     def add_sum(self, sums: Sums, count: int) -> None:
         for name in self._accumulators:
@@ -241,15 +247,9 @@ class _ByRule:
         return Gathered(directions=found, facts=self._facts, seen=seen)
 
 
-def _streamed(vector: Vector, last: Vector | None) -> tuple[float, float]:
-    """Return an update's norm and its cosine to the last direction (0 without one), without a copy of either."""
-
-    def product(one: Vector, other: Vector) -> float:
-        return float(np.einsum("i,i->", one, other, dtype=np.float64))
-
-    norm = math.sqrt(product(vector, vector))
-    length = 0.0 if last is None else norm * math.sqrt(product(last, last))
-    return norm, product(vector, last) / length if last is not None and length else 0.0
+def _product(one: Vector, other: Vector) -> float:
+    """Return the inner product, in float64 and without a copy of either."""
+    return float(np.einsum("i,i->", one, other, dtype=np.float64))
 
 
 class _TrustedServer:

@@ -6,22 +6,24 @@ the code is built, so a sum of at most ``most`` vectors does not wrap (and where
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from cloister.privacy.sums.parts import Part
 from cloister.privacy.sums.parts import Residues as ResiduesPart
-from cloister.privacy.updates.modular import Residues, wrapped
+from cloister.privacy.updates.modular import Residues
 from cloister.privacy.updates.rounding import Integers
 
 __all__ = ["SumCode"]
 
 _MASKED_BITS = 32
+
+V = TypeVar("V", npt.NDArray[np.int64], npt.NDArray[np.uint32])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,37 +65,42 @@ class SumCode:
             ValueError: other names or lengths than the parts'.
             DataError: a number is not finite.
         """
-        if set(values) != {part.name for part in self.parts}:
-            raise ValueError(
-                f"expected {[part.name for part in self.parts]}, got {sorted(values)}"
-            )  # names of parts, no data
         vector = np.empty(self.size, dtype=np.int64)
-        start = 0
-        for part in self.parts:
-            length = part.length(self.most, self.bits)
-            vector[start : start + length] = part.encode(values[part.name], self.most, self.bits, generator)
-            start += length
+        for part, place in self._places(vector, values):
+            part.write(values[part.name], self.most, self.bits, generator, place)
         return vector
 
-    def residues(self, integers: Integers, generator: np.random.Generator) -> Residues:
-        """Return ``integers`` modulo 2^32, as masks are added to them.
+    def residues(self, values: Mapping[str, npt.NDArray[Any]], generator: np.random.Generator) -> Residues:
+        """Return the same modulo 2^32, (size,) uint32, as masks are added to it.
 
         What is private only modulo a smaller power of two gets a random multiple of it: the sum modulo 2^32 then tells no more than the sum
         modulo that power, which is what was noised.
 
         Args:
-            integers: (size,), from `encode`.
-            generator: what the multiples are drawn from; whoever can predict it sees the sum of the integers themselves.
+            values: as in `encode`.
+            generator: what rounding and the multiples are drawn from; whoever can predict it sees the sum of the integers themselves.
         """
-        found = wrapped(integers, _MASKED_BITS)
+        vector = np.empty(self.size, dtype=np.uint32)
+        for part, place in self._places(vector, values):
+            part.write(values[part.name], self.most, self.bits, generator, place)
+            if isinstance(part, ResiduesPart) and part.modulus_bits < _MASKED_BITS:
+                many = generator.integers(
+                    0, 1 << (_MASKED_BITS - part.modulus_bits), place.size, dtype=np.uint32
+                )
+                np.add(place, many << np.uint32(part.modulus_bits), out=place)
+        return vector
+
+    def _places(self, vector: V, values: Mapping[str, npt.NDArray[Any]]) -> Iterator[tuple[Part, V]]:
+        """Yield each part with its stretch of ``vector``."""
+        sizes = {part.name: part.size for part in self.parts}
+        given = {name: array.size for name, array in values.items()}
+        if given != sizes:
+            raise ValueError(f"expected numbers {sizes}, got {given}")  # names of parts, no data
         start = 0
         for part in self.parts:
             length = part.length(self.most, self.bits)
-            if isinstance(part, ResiduesPart) and part.modulus_bits < _MASKED_BITS:
-                many = generator.integers(0, 1 << (_MASKED_BITS - part.modulus_bits), length, dtype=np.uint32)
-                found[start : start + length] += many << np.uint32(part.modulus_bits)
+            yield part, vector[start : start + length]
             start += length
-        return found
 
     def decode(self, total: Integers, *, count: int) -> dict[str, npt.NDArray[Any]]:
         """Return the sums by name.

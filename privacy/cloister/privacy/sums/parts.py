@@ -8,7 +8,7 @@ Exact     a few numbers: losses, metrics, counts, weights       exact to 2^-20, 
 Residues  integers modulo 2^b that were encoded before          exact modulo 2^b
 ========  ====================================================  ==============================================================
 
-Formal guarantee, for every part: ``decode`` of the sum of ``encode`` of at most ``most`` values is the sum of the values, within what the
+Formal guarantee, for every part: ``decode`` of the sum of what `Part.write` wrote for at most ``most`` values is the sum of the values, within what the
 table says, whatever the values, and no integer is beyond `Part.largest`, so that no sum of ``most`` of them leaves 2^(bits - 1).
 
 ======================================  ==============================
@@ -17,7 +17,7 @@ case                                    outcome
 a real beyond the reach                 cut to it (`Reals.cuts` tells)
 an `Exact` number beyond 2^31           cut to it
 NaN or infinity                         ``DataError``
-another length than the part's          ``ValueError``
+another length than the part's          ``ValueError``, from `SumCode`
 ======================================  ==============================
 """
 
@@ -36,6 +36,7 @@ from cloister.privacy.updates.rounding import Integers
 __all__ = ["Exact", "Part", "Reals", "Residues", "room"]
 
 Values = npt.NDArray[Any]
+Into = npt.NDArray[np.int64] | npt.NDArray[np.uint32]
 
 _FRACTION_BITS = 20
 _EXACT_BITS = 52
@@ -50,6 +51,11 @@ class Part(Protocol):
         """What it is called."""
         ...
 
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        ...
+
     def length(self, most: int, bits: int) -> int:
         """Return how many integers it takes."""
         ...
@@ -58,8 +64,8 @@ class Part(Protocol):
         """Return the largest magnitude of one integer."""
         ...
 
-    def encode(self, values: Values, most: int, bits: int, generator: np.random.Generator) -> Integers:
-        """Return ``values`` as integers, (length,) int64."""
+    def write(self, values: Values, most: int, bits: int, generator: np.random.Generator, into: Into) -> None:
+        """Write ``values``, ``size`` of them, as integers over ``into``, (length,) contiguous: int64, or uint32 for what they are modulo 2^32."""
         ...
 
     def decode(self, total: Integers, count: int, most: int, bits: int) -> Values:
@@ -99,9 +105,10 @@ class Reals:
         """Return all the room there is."""
         return room(most, bits)
 
-    def encode(self, values: Values, most: int, bits: int, generator: np.random.Generator) -> Integers:
-        """Return the reals in units of `unit`, rounded at random."""
-        return self._code(most, bits).encode(np.clip(values, -self.reach, self.reach), generator)
+    def write(self, values: Values, most: int, bits: int, generator: np.random.Generator, into: Into) -> None:
+        """Write the reals in units of `unit`, rounded at random."""
+        within = np.clip(values, -self.reach, self.reach) if self.cuts(values) else values
+        self._code(most, bits).write(within, generator, into)
 
     def decode(self, total: Integers, count: int, most: int, bits: int) -> Values:  # noqa: ARG002
         """Return the sum of the reals, (size,) float64."""
@@ -109,7 +116,7 @@ class Reals:
 
     def cuts(self, values: Values) -> bool:
         """Whether a number of ``values`` is beyond the reach."""
-        return bool(values.size) and float(np.abs(values).max()) > self.reach
+        return bool(values.size) and bool(values.max() > self.reach or values.min() < -self.reach)
 
     def unit(self, most: int, bits: int) -> float:
         """Return the rounding's unit: each site's number is off by less."""
@@ -135,8 +142,8 @@ class Exact:
         """Return the largest limb."""
         return (1 << self._width(most, bits)) - 1
 
-    def encode(self, values: Values, most: int, bits: int, generator: np.random.Generator) -> Integers:  # noqa: ARG002
-        """Return the limbs of all numbers, the lowest first."""
+    def write(self, values: Values, most: int, bits: int, generator: np.random.Generator, into: Into) -> None:  # noqa: ARG002
+        """Write the limbs of all numbers, the lowest first."""
         scaled = np.rint(values.astype(np.float64) * (1 << _FRACTION_BITS))
         if not np.isfinite(scaled).all():
             raise DataError(
@@ -144,8 +151,10 @@ class Exact:
             )
         whole = np.clip(scaled, 1 - _OFFSET, _OFFSET - 1).astype(np.int64) + _OFFSET
         width = self._width(most, bits)
-        limbs = [(whole >> (width * place)) & ((1 << width) - 1) for place in range(self._limbs(most, bits))]
-        return np.concatenate(limbs)
+        for place in range(self._limbs(most, bits)):
+            into[place * self.size : (place + 1) * self.size] = (whole >> (width * place)) & (
+                (1 << width) - 1
+            )
 
     def decode(self, total: Integers, count: int, most: int, bits: int) -> Values:
         """Return the sums, (size,) float64."""
@@ -192,9 +201,9 @@ class Residues:
             )
         return 1 << (self.modulus_bits - 1)
 
-    def encode(self, values: Values, most: int, bits: int, generator: np.random.Generator) -> Integers:  # noqa: ARG002
-        """Return the integers, centred."""
-        return centred(values, self.modulus_bits)
+    def write(self, values: Values, most: int, bits: int, generator: np.random.Generator, into: Into) -> None:  # noqa: ARG002
+        """Write the integers, centred."""
+        into[:] = centred(values, self.modulus_bits)
 
     def decode(self, total: Integers, count: int, most: int, bits: int) -> Values:  # noqa: ARG002
         """Return the sum modulo 2^``modulus_bits``, (size,) uint32."""

@@ -1,7 +1,7 @@
 """Real numbers as integers of one scale, rounded at random so that sums keep their mean.
 
-Formal guarantees: `FixedPoint.encode` rounds x·s up with a probability of its fraction and else down, so its mean is x·s to 2^-32 of a unit (a coin
-has 32 bits) where |x·s| is below 2^20, and else to half a unit in the last place of a float64; each number is off by at most one unit, 1/s. Integers, and so `decode` of their sum, are exact as long as no sum leaves the modulus, which is for who
+Formal guarantees: `FixedPoint.encode` rounds x·s up with a probability of its fraction and else down, so its mean is x·s to 2^-31 of a unit (a coin
+has 31 bits) where |x·s| is below 2^20, and else to half a unit in the last place of a float64; each number is off by at most one unit, 1/s. Integers, and so `decode` of their sum, are exact as long as no sum leaves the modulus, which is for who
 chooses s to see to (`FixedPoint.within`).
 
 ==================  ==========================================
@@ -16,6 +16,8 @@ empty               empty
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +34,14 @@ __all__ = ["FixedPoint"]
 _FAR = float(2**62)
 #: Numbers that are rounded at a time.
 _BLOCK = 1 << 16
-_COIN = 2.0**-32
+#: A unit while coins are added: they are odd integers between -2^31 and 2^31, never half a unit, so that an integer stays one.
+_UNIT = 2.0**32
+_ODD = np.uint64(0x0000_0001_0000_0001)
+#: A float64 of this size holds whole units only: adding it rounds to the nearest, and leaves that, modulo 2^32, in the lower half of the 64 bits ...
+_SHIFT = 1.5 * 2.0**52 * _UNIT
+#: ... of numbers below so many units.
+_SHIFTED = 2.0**51
+_LOWER = 0 if sys.byteorder == "little" else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,33 +77,50 @@ class FixedPoint:
             values: any shape, a floating type.
             generator: what the rounding is drawn from; its bits come 64 at a time.
         """
-        integers = np.empty(values.size, dtype=np.int64)
-        self._encode(values, generator, integers)
-        return integers.reshape(values.shape)
+        integers = np.empty(values.shape, dtype=np.int64)
+        self.write(values, generator, integers)
+        return integers
 
     def residues(self, values: npt.NDArray[Any], generator: np.random.Generator) -> Residues:
         """Return the same modulo 2^32, uint32, without the integers between."""
-        residues = np.empty(values.size, dtype=np.uint32)
-        self._encode(values, generator, residues)
-        return residues.reshape(values.shape)
+        residues = np.empty(values.shape, dtype=np.uint32)
+        self.write(values, generator, residues)
+        return residues
 
-    def _encode(
+    def write(
         self, values: npt.NDArray[Any], generator: np.random.Generator, into: Integers | Residues
     ) -> None:
-        flat, block = values.reshape(-1), np.empty(_BLOCK)
+        """Write the integers, or what they are modulo 2^32, over ``into``: contiguous, as many as ``values``."""
+        flat = into.reshape(-1)
+        for begin, tossed, near in self._tossed(values, generator):
+            place = flat[begin : begin + _BLOCK]
+            if place.dtype == np.uint32 and near:
+                np.add(tossed, _SHIFT, out=tossed)
+                place[:] = tossed.view(np.uint32)[_LOWER::2]
+            else:
+                place[:] = np.rint(tossed / _UNIT).astype(np.int64)
+
+    def _tossed(
+        self, values: npt.NDArray[Any], generator: np.random.Generator
+    ) -> Iterator[tuple[int, Reals, bool]]:
+        """Yield blocks of x·s with their coins, in `_UNIT`: where the block begins, the block, and whether all of it is below `_SHIFTED`."""
+        flat, block, scale = values.reshape(-1), np.empty(_BLOCK), self.scale * _UNIT
         for begin in range(0, flat.size, _BLOCK):  # what is done to a block is done in the cache
             part = flat[begin : begin + _BLOCK]
-            scaled = block[: part.size]
-            np.multiply(part, self.scale, out=scaled, dtype=np.float64)
-            if not (float(scaled.max()) < _FAR and float(scaled.min()) > -_FAR):
+            largest = max(float(part.max()), -float(part.min())) * self.scale
+            if not largest < _FAR:
                 raise DataError(
                     "a number of the update is not finite, or too large to be summed",
                     remedy="lower training.optimizer.lr, or set training.gradient_clip",
                     code="update-not-finite",
                 )
-            drawn = generator.bit_generator.random_raw((part.size + 1) // 2)  # 64 bits each
-            scaled += drawn.view(np.uint32)[: part.size] * _COIN
-            into[begin : begin + _BLOCK] = np.floor(scaled, out=scaled).astype(np.int64)
+            tossed = block[: part.size]
+            np.copyto(tossed, part)
+            tossed *= scale
+            coins = generator.bit_generator.random_raw((part.size + 1) // 2)  # two of 32 bits in each
+            coins |= _ODD
+            np.add(tossed, coins.view(np.int32)[: part.size], out=tossed)
+            yield begin, tossed, largest < _SHIFTED
 
     def decode(self, total: Integers) -> Reals:
         """Return the reals that (a sum of) integers stand for."""
