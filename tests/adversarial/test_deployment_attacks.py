@@ -33,7 +33,7 @@ from cloister.core.errors import IntegrityError
 from cloister.core.spec import parse_federation
 from cloister.privacy.identity import Role
 from cloister.privacy.plan import plan_from
-from cloister.server.deployment import superlink_grid
+from cloister.server.deployment import reply_parts
 from gated import Asked, GatedSite, code_of, federation, policy
 
 NONE = {"unit": "none", "noise_multiplier": None, "delta": None, "clip": None, "sampling_rate": None}
@@ -359,7 +359,7 @@ class TestTheRunnerGoesOn:
 
     @pytest.mark.parametrize(
         ("check", "refusal"),
-        [(check_unfolded, MessageLostError), (superlink_grid._check_unfolded, ValueError)],
+        [(check_unfolded, MessageLostError), (reply_parts._check_unfolded, ValueError)],
         ids=["at a site", "at the server"],
     )
     def test_an_array_that_names_one_piece_again_and_again_is_not_unfolded(

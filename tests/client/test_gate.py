@@ -403,10 +403,17 @@ class TestOfficer:
     def test_one_run_at_a_time(self, site: Callable[..., GatedSite]) -> None:
         made = site()
         first, second = made.request(federation()), made.request(federation())
+        assert first.code("query", number=0, afford=True) == ""
+        assert second.code("query", number=0, afford=True) == "", "asking for leave begins nothing"
         assert first.code() == ""
-        assert second.code("query") == ""
+        assert second.code("query") == "", "who it is it always says"
+        assert second.code("query", number=0, afford=True) == "wait-busy", (
+            "before the others' budget is spent on a round that cannot be"
+        )
         assert second.code() == "wait-busy"
+        assert first.code("query", number=1, afford=True) == "", "a run that goes on is not in its own way"
         assert first.code(number=3) == "", "its last round"
+        assert second.code("query", number=0, afford=True) == ""
         assert second.code() == ""
         assert first.code("evaluate", number=3) == "withheld", (
             "what is left of a run is not held up by the next"

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from typing import Self
 
@@ -110,6 +111,58 @@ def test_a_reply_whose_time_is_no_number_is_lost_and_no_other(
         (came,) = grid.pull_messages(names)
         assert came.metadata.src_node_id == nodes["d"]
         assert grid.pull_messages(names[:1]) == []
+
+
+def test_a_reply_whose_parts_are_late_keeps_nobody_waiting_and_is_taken_when_they_come(
+    deployment: tuple[Deployment, Office, Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with two_sites(deployment) as (grid, nodes, slow, quick):
+        push = slow._client.PushObject
+        for taken in (True, False):
+            names = list(
+                grid.push_messages([Message(content(), nodes[name], "train", ttl=600) for name in ("c", "d")])
+            )
+            headed, go = threading.Event(), threading.Event()
+
+            def late(
+                part: PushObjectRequest, headed: threading.Event = headed, go: threading.Event = go
+            ) -> object:
+                headed.set()
+                assert go.wait(120)
+                return push(part)
+
+            monkeypatch.setattr(slow._client, "PushObject", late)
+            message, other = slow.receive(), quick.receive()
+            assert message is not None
+            assert other is not None
+            reply = Message(content(1_500_000), reply_to=message)
+            with ThreadPoolExecutor(1) as pool:
+                sending = pool.submit(slow.send, reply, 0.0)
+                assert headed.wait(60)
+                assert grid.pull_messages(names) == [], "a head is no reply"
+                quick.send(Message(content(), reply_to=other), 0.0)
+                (came,) = grid.pull_messages(names)
+                assert came.metadata.src_node_id == nodes["d"]
+                if not taken:
+                    grid.pull_messages([])  # nobody waits for it any more
+                go.set()
+                if not taken:
+                    with pytest.raises(UnwantedError):
+                        sending.result()
+                    continue
+                sending.result()
+            (came,) = until_they_come(grid, names[:1])
+            assert came.metadata.src_node_id == nodes["c"]
+            assert np.array_equal(
+                came.content.array_records["model"]["vector"].numpy(), np.arange(1_500_000, dtype=np.float32)
+            )
+
+
+def until_they_come(grid: SuperLinkGrid, names: list[str]) -> list[Message]:
+    """Ask for replies until there are some; a test that hangs is killed."""
+    while not (found := grid.pull_messages(names)):
+        pass
+    return found
 
 
 @pytest.mark.parametrize("cleaned", [True, False])

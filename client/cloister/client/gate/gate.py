@@ -71,8 +71,6 @@ __all__ = ["Admitted", "Gate", "open_gate"]
 
 #: What is remembered of how many runs.
 _RUNS = 64
-#: Types of messages that tell who this is, or what it has sealed.
-_BEGIN_NOTHING = ("query", protocol.SEAL_QUERY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,16 +331,19 @@ class Gate:
             )
 
     def _check_busy(self, message: Message, job: Job, read: ReadPolicy, *, last: int) -> None:
-        if message.metadata.message_type in _BEGIN_NOTHING:
-            return
-        if job.round_number >= last:  # what is left of it does not stand in another's way
+        kind = message.metadata.message_type
+        asks_leave = kind == "query" and job.afford
+        if kind == protocol.SEAL_QUERY or (kind == "query" and not asks_leave):
+            return  # it tells what this site has sealed, or who it is
+        if job.round_number >= last and not asks_leave:  # what is left of it does not stand in another's way
             self._active.pop(job.run, None)
             return
         now, limits = time.monotonic(), read.policy.limits
         self._active = {name: at for name, at in self._active.items() if now - at < 60 * limits.idle_minutes}
         if job.run not in self._active and len(self._active) >= limits.runs:
             raise refused("wait-busy", "another run is under way at this site", "ask again when it has ended")
-        self._active[job.run] = now
+        if not asks_leave:
+            self._active[job.run] = now
 
     def _spec(self, federation: str) -> FederationSpec:
         found = self._specs.get(federation)

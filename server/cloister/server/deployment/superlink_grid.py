@@ -6,6 +6,7 @@ Small messages bring their content in their head: one call for many of them. Lar
 case                                           outcome
 =============================================  =====================================================
 a reply that is too long, or cannot be read    it is lost, and no other
+one whose parts are late, or never come        waited for as long as the caller asks, in nobody's way
 one at which the SuperLink itself fails        asked for `_TRIES` times by itself, then lost
 the SuperLink was started anew while messages  ``PeersMissing`` (superlink)
 were sent
@@ -14,14 +15,13 @@ were sent
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 
 import httpx
-from flwr.app import Array, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.constant import SubStatus
 from flwr.common.serde import (
     message_from_proto,
@@ -40,26 +40,17 @@ from flwr.proto.runtime_pb2 import (
     PushTaskOutputRequest,
 )
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-from flwr.supercore.inflatable.inflatable_object import (
-    get_object_body,
-    get_object_head_values_from_object_content,
-    iterate_object_tree,
-)
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPushError,
-    inflate_object_from_contents,
-    pull_objects,
-)
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from cloister.core.errors import PeersMissing
 from cloister.core.protocol import MOST_INSIDE, MOST_PACKED, PACKED
+from cloister.server.deployment.reply_parts import ReplyInParts
 
 __all__ = ["SuperLinkGrid"]
 
-_PULL_S = 30.0
 #: Seconds between two questions for replies: the SuperLink is one process, and each question takes from what the sites get of it.
 _APART_S = 0.05
 #: Messages that bring their content, in one call.
@@ -85,6 +76,7 @@ class SuperLinkGrid(HttpGrid):
         super().__init__(address, insecure=False, root_certificates=root, token=token)
         self._most_bytes, self._stock = most_bytes, stock
         self._failed: Counter[str] = Counter()
+        self._parted: list[ReplyInParts] = []
         self._heart: HeartbeatSender | None = None
         self._asked = 0.0
 
@@ -172,11 +164,30 @@ class SuperLinkGrid(HttpGrid):
         """Fetch the replies to these messages that are there; one that is too long counts as lost, and is not fetched whole."""
         time.sleep(max(0.0, self._asked + _APART_S - time.monotonic()))
         self._asked = time.monotonic()
-        identifiers = {name for name in message_ids if self._failed[name] < _TRIES}
-        return self._fetched(identifiers) if identifiers else []
+        wanted = {name for name in message_ids if self._failed[name] < _TRIES}
+        for one in [one for one in self._parted if one.asked not in wanted]:
+            self._let_go(one)  # nobody waits for it any more
+        begun = {one.asked for one in self._parted}
+        found = self._fetched(wanted - begun) if wanted - begun else []
+        for one in list(self._parted):
+            try:
+                message = one.fetched()
+                if message is None:
+                    continue
+                message = _opened(message)
+            except httpx.HTTPError:
+                raise
+            except Exception:  # noqa: BLE001 - whatever a site's bytes make of it: that reply is lost, and no other
+                self._let_go(one)
+                continue
+            self._let_go(one)
+            message.metadata.__dict__["_message_id"] = one.identifier
+            found.append(message)
+        return found
 
     def _fetched(self, identifiers: set[str]) -> list[Message]:
-        client = self._runtime_client
+        """Return the replies that came whole; of others the head is noted."""
+        client, run = self._runtime_client, self.run.run_id
         try:
             answer = client.PullMessages(PullAppMessagesRequest(message_ids=sorted(identifiers)))
         except httpx.HTTPStatusError as error:
@@ -189,81 +200,35 @@ class SuperLinkGrid(HttpGrid):
             return [message for one in sorted(identifiers) for message in self._fetched({one})]
         found = []
         for head, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
+            if not head.content.items and not head.HasField("error"):
+                pull = make_pull_object_fn_protobuf(client.PullObject, self.node, run)
+                told = head.metadata
+                self._parted.append(
+                    ReplyInParts(
+                        told.message_id,
+                        told.reply_to_message_id,
+                        tree=tree,
+                        pull=pull,
+                        most_bytes=self._most_bytes,
+                    )
+                )
+                continue
             try:
-                message = self._read(head, tree)
-            except httpx.HTTPError:
-                raise
-            except Exception:  # noqa: BLE001, S112 - whatever a site's bytes make of it: that reply is lost, and no other
+                message = _opened(_whole(head, self._most_bytes))
+            except Exception:  # noqa: BLE001, S112 - as above
                 continue
             message.metadata.__dict__["_message_id"] = head.metadata.message_id
             found.append(message)
         return found
 
-    def _read(self, head: ProtoMessage, tree: ObjectTree) -> Message:
-        """Return the reply that this head brings, or that its parts make."""
-        message = (
-            _whole(head, self._most_bytes)
-            if head.content.items or head.HasField("error")
-            else self._gathered(head.metadata.message_id, tree)
-        )
-        if message.has_content():
-            message.content = _unpacked(message.content)
-        return message
-
-    def _gathered(self, identifier: str, tree: ObjectTree) -> Message:
-        client, run = self._runtime_client, self.run.run_id
-        try:
-            contents = self._pulled(
-                [one.object_id for one in iterate_object_tree(tree)],
-                make_pull_object_fn_protobuf(client.PullObject, self.node, run),
+    def _let_go(self, reply: ReplyInParts) -> None:
+        """Let the SuperLink forget a reply, whether it was read or given up."""
+        self._parted.remove(reply)
+        self._runtime_client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=self.node, run_id=self.run.run_id, message_object_id=reply.identifier
             )
-            _check_unfolded(contents, self._most_bytes)
-            message = inflate_object_from_contents(identifier, contents)
-        finally:
-            client.ConfirmMessageReceived(
-                ConfirmMessageReceivedRequest(node=self.node, run_id=run, message_object_id=identifier)
-            )
-        if not isinstance(message, Message):
-            raise TypeError(type(message).__name__)
-        return message
-
-    def _pulled(self, identifiers: list[str], pull: Callable[[str], bytes]) -> dict[str, bytes]:
-        came = 0
-
-        def counted(identifier: str) -> bytes:
-            nonlocal came
-            if came > self._most_bytes:
-                raise ValueError("too long")
-            content = pull(identifier)
-            came += len(content)
-            return content
-
-        contents: dict[str, bytes] = pull_objects(
-            identifiers,
-            counted,
-            max_concurrent_pulls=2,
-            max_time=_PULL_S,
-            initial_backoff=0.02,
-            backoff_cap=0.5,
         )
-        return contents
-
-
-def _check_unfolded(contents: Mapping[str, bytes], most_bytes: int) -> None:
-    """Refuse parts that would make more of a reply than came: an array's part names its pieces, each as often as it likes.
-
-    Raises:
-        ValueError: its arrays would be longer than ``most_bytes`` together.
-    """
-    whole = 0
-    for content in contents.values():
-        kind, pieces, _ = get_object_head_values_from_object_content(content)
-        if kind == Array.__name__:
-            sizes = [len(contents[piece]) for piece in pieces]
-            named = json.loads(get_object_body(content, Array))["arraychunk_ids"]
-            whole += sum(sizes[number] for number in named)
-    if whole > most_bytes:
-        raise ValueError("too long when unfolded")
 
 
 def _packed(content: RecordDict) -> RecordDict:
@@ -289,6 +254,13 @@ def _inside(content: RecordDict) -> bool:
     record = content.config_records.get(PACKED)
     packed = None if record is None else record.get(PACKED)
     return isinstance(packed, bytes) and len(packed) <= MOST_INSIDE
+
+
+def _opened(message: Message) -> Message:
+    """Return a message with the records that were packed into one."""
+    if message.has_content():
+        message.content = _unpacked(message.content)
+    return message
 
 
 def _unpacked(content: RecordDict) -> RecordDict:
