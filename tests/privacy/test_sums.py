@@ -74,6 +74,16 @@ def test_rounding_keeps_the_mean_and_rejects_a_shifted_one() -> None:
     assert set(np.unique(drawn)) == {0.1, 0.2}
 
 
+def test_updates_that_are_cut_to_a_reach_that_is_no_float32_do_not_wrap() -> None:
+    part = Reals(name="v", size=1, reach=0.1)  # the nearest float32 is larger
+    code = SumCode(parts=(part,), most=3, bits=32)
+    assert part.cuts(np.array([0.1], dtype=np.float32))
+    assert not part.cuts(np.array([0.1]))
+    one = {"v": np.array([7.0], dtype=np.float32)}
+    total = sum(code.residues(one, rng(seed)) for seed in range(3))
+    assert code.decode(centred(np.asarray(total), 32), count=3)["v"] == pytest.approx([0.3])
+
+
 def test_what_is_beyond_the_reach_is_cut_and_told() -> None:
     part = Reals(name="v", size=3, reach=1.0)
     assert not part.cuts(np.array([1.0, -1.0, 0.0]))
@@ -122,7 +132,7 @@ def test_residues_that_do_not_fit_without_wrapping_are_refused() -> None:
 
 def test_a_number_that_is_not_finite_never_enters_a_sum() -> None:
     code = SumCode(parts=(Reals(name="v", size=1, reach=1.0), Exact(name="x")), most=3, bits=32)
-    for v, x in ((np.nan, 0.0), (0.0, np.nan), (0.0, np.inf)):
+    for v, x in ((np.nan, 0.0), (-np.inf, 0.0), (0.0, np.nan), (0.0, np.inf)):
         for write in (code.encode, code.residues):
             with pytest.raises(DataError):
                 write({"v": np.array([v]), "x": np.array([x])}, rng())

@@ -15,12 +15,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from cloister.client.app import Site, Workbench, make_client_app
+from cloister.client.app import Site, Workbench, make_client_app, refusal
 from cloister.client.trainer import Trainer
 from cloister.core import Layout, SeededRandomness, Split, Task, TensorData, protocol
-from cloister.core.errors import DataError, PeersMissing
+from cloister.core.errors import DataError, PeersMissing, PolicyError
 from cloister.core.resolve import build_model
 from cloister.core.spec import parse_federation
+from cloister.privacy.request import SignedRequest
 from cloister.server.app import make_server_app
 from cloister.server.checkpoints import CheckpointStore
 from cloister.server.directory import ComputedDirectory
@@ -87,6 +88,7 @@ class Federation:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         self.sites = Sites(json.dumps(self.loaded.effective()))
         self.hostile: dict[str, Callable[[Message, Message], Message]] = {}
+        self.request: SignedRequest | None = None
 
     def run(self) -> np.ndarray[Any, Any]:
         honest = make_client_app(self.sites)
@@ -99,6 +101,7 @@ class Federation:
 
         app.train()(through)
         app.evaluate()(through)
+        app.query()(through)
         grid = LocalGrid(
             nodes=SITES,
             node_config=lambda node: {"partition-id": node - 1},
@@ -116,6 +119,7 @@ class Federation:
             store=CheckpointStore(self.folder / "checkpoints"),
             central=None,
             make_array=LiveArray,
+            request=self.request,
         )
         models: list[np.ndarray[Any, Any]] = []
         directory = ComputedDirectory(size=SITES, name_of=lambda i: NAMES[i])
@@ -248,6 +252,30 @@ def test_a_bad_reply_is_refused_with_a_reason_and_the_round_goes_on_without_it(
     assert np.array_equal(model, without.run())
     honest = Federation(tmp_path / "honest", evaluation={"sites": False, "every": 0})
     assert not np.array_equal(model, honest.run())
+
+
+@pytest.mark.parametrize("busy", [2, 3])
+def test_a_busy_site_is_away_where_enough_others_are_there_and_else_the_run_waits(
+    tmp_path: Path, busy: int
+) -> None:
+    federation = Federation(tmp_path, cohort={"min_sites": 2}, evaluation={"sites": False, "every": 0})
+    federation.request = SignedRequest(encoded=b"{}", signature=b"", certificate=b"")
+
+    def asks_to_wait(message: Message, reply: Message) -> Message:
+        if message.metadata.message_type != "query":
+            return reply
+        return Message(refusal("wait-busy", "another run is under way at this site"), reply_to=message)
+
+    federation.hostile = dict.fromkeys(NAMES[:busy], asks_to_wait)
+    if busy == 2:
+        federation.run()
+        assert [event["answered"] for event in federation.events("round")] == [4, 4], "asked with each round"
+        assert "busy with another run" in federation.events("warning")[0]["text"]
+        return
+    with pytest.raises(PolicyError) as caught:
+        federation.run()
+    assert caught.value.code == "wait-busy"
+    assert not federation.events("round")
 
 
 def test_a_sites_exception_never_sends_its_text(tmp_path: Path) -> None:

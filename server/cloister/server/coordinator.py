@@ -26,7 +26,7 @@ from cloister.server.courier import Courier
 from cloister.server.directory import Directory
 from cloister.server.gathering import Gatherer, gatherer_from, group_gatherer_from
 from cloister.server.grouping import placed_groups
-from cloister.server.leave import ends_run, refusal_of
+from cloister.server.leave import ends_run, is_busy, refusal_of
 from cloister.server.plan import RunPlan
 from cloister.server.secure.choosing import collector_for
 from cloister.server.signals import Signals
@@ -129,11 +129,18 @@ class Coordinator:
     def _ask_leave(self, done: int) -> None:
         """Ask the sites whether they allow the rounds after ``done``; refuse the run before any training.
 
-        In a simulation only those that keep ledgers have a say.
+        In a simulation only those that keep ledgers have a say. Where enough others are there, a site that is busy is away for the time being.
         """
         if self._plan.witnesses is None and self._plan.request is None:
             return
         refused = self._collector.allowed(done)
+        if refused and all(is_busy(one["reason"]) for one in refused):
+            others = self._sites - len(refused)
+            if others >= self._spec.cohort.min_sites:
+                names = ", ".join(f"'{one['site']}'" for one in refused)
+                text = f"busy with another run, and asked again with each round: {names}"
+                self._plan.bus.emit("warning", done, text=text)
+                return
         if refused:
             raise refusal_of(refused, self._spec.federation.rounds - done)
 

@@ -6,17 +6,23 @@ from collections.abc import Sequence
 
 from cloister.core.errors import CloisterError, IntegrityError, PolicyError
 
-__all__ = ["ends_run", "refusal_of"]
+__all__ = ["ends_run", "is_busy", "refusal_of"]
 
 #: Codes of refusals that are the site's policy: of `cloister.privacy.ledger`, and prefixes of those of a site's gate.
 _POLICY = ("budget", "delta", "relation")
 _GATE, _WAIT = "policy-", "wait-"
+_BUSY = "wait-busy"
 
 
 def ends_run(reason: str) -> bool:
     """Whether asking the site again is of no use: its policy does not allow it, or its ledger does not hold."""
     code = _code(reason)
     return code in _POLICY or code.startswith(("ledger", _GATE))
+
+
+def is_busy(reason: str) -> bool:
+    """Whether the site is busy with another run: it is asked again with each round."""
+    return _code(reason) == _BUSY
 
 
 def refusal_of(refused: Sequence[dict[str, str]], rounds: int) -> CloisterError:

@@ -335,7 +335,7 @@ class Gate:
         asks_leave = kind == "query" and job.afford
         if kind == protocol.SEAL_QUERY or (kind == "query" and not asks_leave):
             return  # it tells what this site has sealed, or who it is
-        if job.round_number >= last and not asks_leave:  # what is left of it does not stand in another's way
+        if job.round_number >= last:  # what is left of it does not stand in another's way
             self._active.pop(job.run, None)
             return
         now, limits = time.monotonic(), read.policy.limits

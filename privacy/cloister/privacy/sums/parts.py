@@ -23,6 +23,7 @@ another length than the part's          ``ValueError``, from `SumCode`
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -89,6 +90,11 @@ def room(most: int, bits: int) -> int:
     return found
 
 
+def _largest(values: Values) -> float:
+    """Return the largest magnitude; NaN where there is one."""
+    return max(float(values.max()), -float(values.min())) if values.size else 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reals:
     """A vector of ``size`` reals, each at most ``reach`` in magnitude."""
@@ -107,8 +113,11 @@ class Reals:
 
     def write(self, values: Values, most: int, bits: int, generator: np.random.Generator, into: Into) -> None:
         """Write the reals in units of `unit`, rounded at random."""
-        within = np.clip(values, -self.reach, self.reach) if self.cuts(values) else values
-        self._code(most, bits).write(within, generator, into)
+        if (
+            self.reach < _largest(values) < math.inf
+        ):  # in float64: the nearest float32 may be beyond the reach
+            values = np.clip(values.astype(np.float64), -self.reach, self.reach)
+        self._code(most, bits).write(values, generator, into)
 
     def decode(self, total: Integers, count: int, most: int, bits: int) -> Values:  # noqa: ARG002
         """Return the sum of the reals, (size,) float64."""
@@ -116,7 +125,7 @@ class Reals:
 
     def cuts(self, values: Values) -> bool:
         """Whether a number of ``values`` is beyond the reach."""
-        return bool(values.size) and bool(values.max() > self.reach or values.min() < -self.reach)
+        return _largest(values) > self.reach
 
     def unit(self, most: int, bits: int) -> float:
         """Return the rounding's unit: each site's number is off by less."""

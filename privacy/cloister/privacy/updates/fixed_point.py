@@ -1,7 +1,7 @@
 """Real numbers as integers of one scale, rounded at random so that sums keep their mean.
 
 Formal guarantees: `FixedPoint.encode` rounds x·s up with a probability of its fraction and else down, so its mean is x·s to 2^-31 of a unit (a coin
-has 31 bits) where |x·s| is below 2^20, and else to half a unit in the last place of a float64; each number is off by at most one unit, 1/s. Integers, and so `decode` of their sum, are exact as long as no sum leaves the modulus, which is for who
+has 31 bits) where |x·s| is below 2^20 (an integer stays itself there), and else to half a unit in the last place of a float64; each number is off by at most one unit, 1/s. Integers, and so `decode` of their sum, are exact as long as no sum leaves the modulus, which is for who
 chooses s to see to (`FixedPoint.within`).
 
 ==================  ==========================================
@@ -34,7 +34,7 @@ __all__ = ["FixedPoint"]
 _FAR = float(2**62)
 #: Numbers that are rounded at a time.
 _BLOCK = 1 << 16
-#: A unit while coins are added: they are odd integers between -2^31 and 2^31, never half a unit, so that an integer stays one.
+#: A unit while coins are added: they are odd integers between -2^31 and 2^31, never half a unit, so that a small integer stays itself.
 _UNIT = 2.0**32
 _ODD = np.uint64(0x0000_0001_0000_0001)
 #: A float64 of this size holds whole units only: adding it rounds to the nearest, and leaves that, modulo 2^32, in the lower half of the 64 bits ...
@@ -53,6 +53,10 @@ class FixedPoint:
     """
 
     scale: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale * _UNIT):
+            raise ValueError(f"scale = {self.scale} is out of range")
 
     @classmethod
     def within(cls, reach: float, *, most: int, bits: int) -> FixedPoint:

@@ -200,17 +200,13 @@ class SuperLinkGrid(HttpGrid):
             return [message for one in sorted(identifiers) for message in self._fetched({one})]
         found = []
         for head, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
+            if head.metadata.reply_to_message_id not in identifiers:  # a site may send what nobody asked for
+                self._forget(head.metadata.message_id)
+                continue
             if not head.content.items and not head.HasField("error"):
                 pull = make_pull_object_fn_protobuf(client.PullObject, self.node, run)
-                told = head.metadata
                 self._parted.append(
-                    ReplyInParts(
-                        told.message_id,
-                        told.reply_to_message_id,
-                        tree=tree,
-                        pull=pull,
-                        most_bytes=self._most_bytes,
-                    )
+                    ReplyInParts(head.metadata, tree=tree, pull=pull, most_bytes=self._most_bytes)
                 )
                 continue
             try:
@@ -222,13 +218,16 @@ class SuperLinkGrid(HttpGrid):
         return found
 
     def _let_go(self, reply: ReplyInParts) -> None:
-        """Let the SuperLink forget a reply, whether it was read or given up."""
+        """Be done with a reply, whether it was read or given up."""
         self._parted.remove(reply)
-        self._runtime_client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(
-                node=self.node, run_id=self.run.run_id, message_object_id=reply.identifier
+        self._forget(reply.identifier)
+
+    def _forget(self, reply: str) -> None:
+        """Let the SuperLink forget it; what it does not forget goes with the run."""
+        with suppress(httpx.HTTPStatusError):
+            self._runtime_client.ConfirmMessageReceived(
+                ConfirmMessageReceivedRequest(node=self.node, run_id=self.run.run_id, message_object_id=reply)
             )
-        )
 
 
 def _packed(content: RecordDict) -> RecordDict:
