@@ -44,6 +44,7 @@ def test_the_noise_keeps_to_the_target_and_hardly_more_would_do(target: float) -
     assert spent(run(noise / (1 + 2 * PRECISION)), DELTA).epsilon > target
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(st.floats(0.02, 40.0), st.sampled_from([1e-3, 1e-5, 1e-7]))
 def test_any_reachable_target_is_met_from_the_safe_side(target: float, delta: float) -> None:
@@ -59,6 +60,7 @@ def test_the_noise_for_dp_sgd_is_what_reproduces_the_figures_of_the_design() -> 
     assert noise == pytest.approx(1.0, rel=2 * PRECISION)
 
 
+@pytest.mark.slow
 def test_what_was_spent_before_takes_its_part_of_the_target() -> None:
     before = run(1.5)
     alone, after = (noise_multiplier_for(4.0, DELTA, make) for make in (run, lambda z: [before, run(z)]))

@@ -120,6 +120,7 @@ def test_noise_is_calibrated_to_the_whole_run() -> None:
     assert (said["survivors"], said["colluders"], said["divisor"]) == (8, 0, 120.0)
 
 
+@pytest.mark.slow
 def test_a_person_may_have_records_at_several_sites() -> None:
     plan = plan_of(privacy={"max_records_per_person": 3})
     accountant = PLDAccountant(ZERO_OUT, 1e-3)

@@ -208,6 +208,7 @@ def test_the_example_app_learns_what_the_pure_functions_learn(
     assert accuracies[-1] > 0.5 > accuracies[0]
 
 
+@pytest.mark.slow
 def test_the_examples_strategies_all_answer_differently(example: Any) -> None:
     answers = [
         flat(numpy_of(run_example(example, name, rounds=2).arrays)) for name in example.server_app.STRATEGIES

@@ -241,6 +241,7 @@ class TestStructureAndDrift:
 
 
 class TestBackdoor:
+    @pytest.mark.slow
     def test_a_planted_square_is_found_with_its_class_and_a_clean_model_is_not_accused(
         self, make: Callable[..., AuditSubject], clean: dict[str, Tensor], planted: dict[str, Tensor]
     ) -> None:
@@ -256,6 +257,7 @@ class TestBackdoor:
         assert innocent.verdict == "pass"
         assert innocent.figures["index"] < 1.7
 
+    @pytest.mark.slow
     def test_a_reference_excuses_only_where_it_learned_and_is_small_there_too(
         self,
         make: Callable[..., AuditSubject],

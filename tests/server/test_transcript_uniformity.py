@@ -43,7 +43,9 @@ def plain(generator: np.random.Generator, count: int, size: int) -> list[Vector]
     return [generator.normal(0, 1 << 22, size).astype(np.int64).astype(np.uint32) for _ in range(count)]
 
 
-@pytest.mark.parametrize(("sites", "rounds", "size"), [(4, 6, 38), (3, 3, 700), (2, 2, 6000)])
+@pytest.mark.parametrize(
+    ("sites", "rounds", "size"), [pytest.param(4, 6, 38, marks=pytest.mark.slow), (3, 3, 700), (2, 2, 6000)]
+)
 def test_false_alarms_are_as_rare_as_stated(sites: int, rounds: int, size: int) -> None:
     # Runs of uniform vectors, judged at the stated level and at two that so few runs can test: as many alarms as one such series in a
     # thousand would show are too many.

@@ -174,6 +174,7 @@ def test_a_curve_keeps_few_points_evenly_and_the_newest() -> None:
     assert len(gaps) == 1
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
