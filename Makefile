@@ -4,7 +4,8 @@ VENV ?= .venv
 export VENV
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet --constraint constraints.txt
+# Not compiled at once: of what is installed a small part is ever imported.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet --no-compile --constraint constraints.txt
 HEART := examples/heart/federation.toml
 EXTRAS := dev,ray,hub,tensorboard,mlflow,robustness,sql
 

@@ -426,10 +426,10 @@ def test_a_sweep_killed_at_any_moment_goes_on_to_the_same_figures(make_file: Mak
         out=tmp_path / "unbroken",
         engine=LocalEngine(0),
     )
-    for attempt in range(8):
+    for attempt in range(5):
         out = tmp_path / f"runs{attempt}"
         folder = _killed(
-            path, out, OVER, point=f"00{1 + attempt % 3}", checkpoint=attempt, wait=0.01 * attempt
+            path, out, OVER, point=f"00{1 + attempt % 3}", checkpoint=2 * attempt, wait=0.01 * attempt
         )
         again = subprocess.Popen(
             [*_command("--resume", str(folder))], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

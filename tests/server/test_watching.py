@@ -3,8 +3,10 @@
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +19,7 @@ from cloister.server.events import read_events
 from cloister.server.folding import Fold
 from cloister.server.watching.access import Access, is_loopback, token_from
 from cloister.server.watching.book import Book
+from cloister.server.watching.command import _bound
 from cloister.server.watching.curve import Curve
 from cloister.server.watching.feed import Feed
 from cloister.server.watching.listing import Listing
@@ -567,3 +570,8 @@ def test_a_refusal_that_only_the_round_tells_of_is_told_once() -> None:
         book.add(event)
     assert [refused.round for refused, _ in book.refused] == [1, 2]
     assert book.sites["a"].total.refused == 2
+
+
+def test_who_reads_the_page_s_address_may_open_it_at_once() -> None:
+    with closing(_bound("127.0.0.1", 0)) as bound, socket.create_connection(bound.getsockname(), timeout=5):
+        pass

@@ -149,6 +149,7 @@ def _bound(name: str, port: int | None) -> socket.socket:
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.bind(address)
+            made.listen()  # who reads the page's address may open it at once
         except OSError as error:
             made.close()
             reason = error.strerror or type(error).__name__
