@@ -134,15 +134,14 @@ class Coordinator:
         if self._plan.witnesses is None and self._plan.request is None:
             return
         refused = self._collector.allowed(done)
-        if refused and all(is_busy(one["reason"]) for one in refused):
-            others = self._sites - len(refused)
-            if others >= self._spec.cohort.min_sites:
-                names = ", ".join(f"'{one['site']}'" for one in refused)
-                text = f"busy with another run, and asked again with each round: {names}"
-                self._plan.bus.emit("warning", done, text=text)
-                return
-        if refused:
+        if not refused:
+            return
+        enough = self._sites - len(refused) >= self._spec.cohort.min_sites
+        if not (enough and all(is_busy(one["reason"]) for one in refused)):
             raise refusal_of(refused, self._spec.federation.rounds - done)
+        names = ", ".join(f"'{one['site']}'" for one in refused)
+        text = f"busy with another run, and asked again with each round: {names}"
+        self._plan.bus.emit("warning", done, text=text)
 
     def _begin(self) -> _State:
         plan, size, scaffold = self._plan, self._plan.layout.size, self._spec.training.scaffold

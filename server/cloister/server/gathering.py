@@ -211,9 +211,8 @@ class _ByRule:
     ) -> None:
         self._owner = owner
         self._length = 0.0 if owner.last is None else math.sqrt(_product(owner.last, owner.last))
-        self._signals: list[
-            tuple[float, float]
-        ] = []  # an update's norm, and its cosine to the last direction (0 without one)
+        # An update's norm, and its cosine to the last direction (0 without one).
+        self._signals: list[tuple[float, float]] = []
         self.wanted = dict.fromkeys(names, Wanted(size=size))
         self._records_cap = records_cap
         self._accumulators = {name: rule.start(size) for name in names}

@@ -113,9 +113,8 @@ class Reals:
 
     def write(self, values: Values, most: int, bits: int, generator: np.random.Generator, into: Into) -> None:
         """Write the reals in units of `unit`, rounded at random."""
-        if (
-            self.reach < _largest(values) < math.inf
-        ):  # in float64: the nearest float32 may be beyond the reach
+        if self.reach < _largest(values) < math.inf:
+            # In float64: the float32 nearest to the reach may be beyond it.
             values = np.clip(values.astype(np.float64), -self.reach, self.reach)
         self._code(most, bits).write(values, generator, into)
 
