@@ -14,7 +14,14 @@ from typing import Self
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.common.serde import message_to_proto
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ObjectTree,
+    PullObjectRequest,
+    PushObjectRequest,
+)
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -163,6 +170,25 @@ def until_they_come(grid: SuperLinkGrid, names: list[str]) -> list[Message]:
     while not (found := grid.pull_messages(names)):
         pass
     return found
+
+
+def test_what_a_site_sends_to_the_coordinator_of_its_own_accord_is_not_taken(
+    deployment: tuple[Deployment, Office, Desk],
+) -> None:
+    """The SuperLink takes it for an instruction, and hands it out beside any reply."""
+    with two_sites(deployment) as (grid, nodes, hostile, honest):
+        (name,) = grid.push_messages([Message(content(), nodes["d"], "train", ttl=600)])
+        message = honest.receive()
+        assert message is not None
+        head, own = message_to_proto(Message(content(), reply_to=message)), "0" * 64
+        head.metadata.message_id, head.metadata.reply_to_message_id = own, ""
+        head.metadata.src_node_id = head.metadata.dst_node_id = SUPERLINK_NODE_ID
+        taken = hostile._head(head, ObjectTree(object_id=own), 0.0)
+        assert taken.objects_to_push, "the SuperLink took it"
+        assert grid.pull_messages([name]) == []
+        assert honest.send(Message(content(), reply_to=message), 0.0) > 0
+        (came,) = until_they_come(grid, [name])
+        assert came.metadata.src_node_id == nodes["d"]
 
 
 @pytest.mark.parametrize("cleaned", [True, False])
