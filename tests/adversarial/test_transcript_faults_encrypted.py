@@ -133,7 +133,8 @@ def test_integers_that_a_site_sends_as_residues_are_found(
     assert set(reasons) - {"complete"} == {"uniform", "opening"}
     assert f"the vector of '{VICTIM}' opens" in reasons["opening"]
     assert LIAR not in reasons["opening"]
-    wrong = {test["site"] for test in found["uniformity"]["tests"] if test["failed"]}
+    # An honest site's ciphertext is random and fails by chance now and then; these two fail beyond any chance.
+    wrong = {test["site"] for test in found["uniformity"]["tests"] if test["p"] < 1e-9}
     assert {VICTIM, LIAR} <= wrong <= {VICTIM, LIAR, "all sites"}
 
 
