@@ -3,6 +3,7 @@
 All contestants take one step each, in an order that is shuffled anew, over and over in one process, on the same made-up batch; a private step holds per-record
 gradients, clipping, noise and the optimiser. The process keeps freed memory, as a worker of a simulation does. A ratio is the median over the repetitions of (private step / ordinary step next to it).
 """
+# ruff: noqa: E402 - how torch's threads wait is said before torch is loaded
 
 from __future__ import annotations
 
@@ -12,6 +13,10 @@ import time
 import warnings
 from collections.abc import Callable
 from typing import Any
+
+from cloister.core.waiting import wait_briefly
+
+wait_briefly()  # as the `cloister` command does, before torch is loaded; for every contestant
 
 import torch
 from measuring import Noise, hand_in, machine, median, options, ratio, say, table, target_table

@@ -329,6 +329,22 @@ class TestParts:
         )
         assert done.stdout.splitlines()[-1] == "0 1"
 
+    @pytest.mark.parametrize(
+        ("said", "waits"),
+        [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    )
+    def test_torchs_threads_are_told_how_to_wait_before_torch_is_loaded_unless_the_user_has(
+        self, said: dict[str, str], waits: str
+    ) -> None:
+        clean = {
+            name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_WAIT"))
+        }
+        code = "import os, sys\nfrom cloister.core.command import run\nprint('torch' in sys.modules)\nrun(['--version'])\nprint(os.environ.get('GOMP_SPINCOUNT'))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean | said
+        )
+        assert [done.stdout.splitlines()[0], done.stdout.splitlines()[-1]] == ["False", waits]
+
     def test_version_is_one_number_everywhere(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert command.run(["--version"]) == 0
         assert capsys.readouterr().out == f"cloister {__version__}\n"

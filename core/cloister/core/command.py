@@ -26,6 +26,7 @@ from typer.core import TyperGroup
 from cloister.core._version import __version__
 from cloister.core.errors import UsageError
 from cloister.core.outcome import JsonOption, outcome, settle
+from cloister.core.waiting import wait_briefly
 
 __all__ = ["app", "main", "run"]
 
@@ -142,6 +143,7 @@ def run(arguments: Sequence[str]) -> int:
     # Before any part imports Flower: nothing of a run is told to anybody.
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    wait_briefly()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show ε shows a question mark

@@ -81,13 +81,20 @@ class GaussianSource:
         """Return the next ``count`` numbers of N(0, 1): the same ones for any number of threads (``torch.get_num_threads()``)."""
         draws = np.empty(count)
         stretches = np.array_split(draws, len(self.lanes))
-        threads = min(torch.get_num_threads(), len(self.lanes))
-        if threads == 1 or count < _WORTH_THREADS:
-            for lane, stretch in zip(self.lanes, stretches, strict=True):
+        threads = min(torch.get_num_threads(), len(self.lanes)) if count >= _WORTH_THREADS else 1
+
+        def draw(turn: int) -> None:
+            for lane, stretch in zip(self.lanes[turn::threads], stretches[turn::threads], strict=True):
                 lane.standard_normal(out=stretch)
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(lambda lane, stretch: lane.standard_normal(out=stretch), self.lanes, stretches))
+
+        if threads == 1:
+            draw(0)
+            return draws
+        with ThreadPoolExecutor(threads - 1) as pool:
+            others = [pool.submit(draw, turn) for turn in range(1, threads)]
+            draw(0)
+        for other in others:
+            other.result()
         return draws
 
     def perturb(self, total: Tensor, *, std: float) -> Tensor:
