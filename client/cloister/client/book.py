@@ -141,13 +141,21 @@ class Turn:
         Raises:
             IntegrityError: (manifest-replayed) it is not.
         """
-        if manifest.serial <= self.newest:
+        self.check_newer(manifest.serial)
+        self._record["serial"] = manifest.serial
+
+    def check_newer(self, serial: int) -> None:
+        """Check that a session is newer than all before.
+
+        Raises:
+            IntegrityError: (manifest-replayed) it is not.
+        """
+        if serial <= self.newest:
             raise IntegrityError(
-                f"the session's manifest has serial {manifest.serial}, and this site has seen {self.newest}",
+                f"the session has serial {serial}, and this site has seen {self.newest}",
                 remedy="let the server begin a new session",
                 code="manifest-replayed",
             )
-        self._record["serial"] = manifest.serial
 
     def keep_ciphertext(self, manifest: Manifest, container: bytes) -> None:
         """Keep what this site committed to."""
@@ -163,6 +171,25 @@ class Turn:
         if not isinstance(encoded, bytes) or not isinstance(container, bytes):
             raise _no_session()
         return Manifest.decode(encoded), container
+
+    def keep_share(self, share: dict[str, Any]) -> None:
+        """Keep what this site holds of a joint key; it takes the place of another."""
+        self._record["share"] = share
+
+    def share(self) -> dict[str, Any]:
+        """Return what this site holds of a joint key.
+
+        Raises:
+            IntegrityError: (session-none) nothing.
+        """
+        found = self._record.get("share")
+        if not isinstance(found, dict):
+            raise _no_session()
+        return found
+
+    def drop_share(self) -> None:
+        """Destroy it."""
+        self._record.pop("share", None)
 
     def check_round(self, manifest: Manifest) -> None:
         """Check that ``manifest`` is not of an earlier round than one that was opened, nor of the same with another model.

@@ -128,13 +128,21 @@ class Masked:
         return _update({protocol.SUM: masked}, self._make_array)
 
 
+class Codec(Protocol):
+    """Encrypts for one session."""
+
+    def encrypt(self, values: npt.NDArray[np.int64], manifest: Manifest) -> bytes:
+        """Return a container of ``values``, (size,) int64."""
+        ...
+
+
 class Encrypted:
     """A commitment to a ciphertext leaves; the ciphertext itself when all sites of the session have committed to theirs.
 
     Args:
         code: how the session's sum is written.
         book: keeps the ciphertext until then.
-        said: the message's record of the session: its manifest, and the authority's key for it.
+        codec: encrypts under the session's key.
         manifest: the manifest, checked.
         rounding: what rounding is drawn from.
     """
@@ -145,20 +153,17 @@ class Encrypted:
         self,
         code: SumCode,
         book: SessionBook,
-        said: Mapping[str, Any],
+        codec: Codec,
         manifest: Manifest,
         *,
         rounding: np.random.Generator,
     ) -> None:
-        from cloister.privacy.homomorphic import PublicCodec
-
-        key = said.get(protocol.KEY)
         self.form = _form(manifest)
         self._code = code
         self._book = book
         self._manifest = manifest
         self._rounding = rounding
-        self._codec = PublicCodec(key if isinstance(key, bytes) else b"", book.credentials.consortium)
+        self._codec = codec
 
     def encode(self, values: Arrays) -> Arrays:
         """Return the integers, not encrypted."""
@@ -225,7 +230,19 @@ def outgoing_for(
     )
     if protection == "masked":
         return Masked(code, book, said, manifest, rounding=rounding, make_array=make_array)
-    return Encrypted(code, book, said, manifest, rounding=rounding)
+    return Encrypted(code, book, _codec(manifest, said, book), manifest, rounding=rounding)
+
+
+def _codec(manifest: Manifest, said: Mapping[str, Any], book: SessionBook) -> Codec:
+    """Return what encrypts under the key that came with the message: an authority's, or all sites' together."""
+    if manifest.scheme == "threshold-bfv":
+        from cloister.client.holding import joint_codec
+
+        return joint_codec(manifest, said, book)
+    from cloister.privacy.homomorphic import PublicCodec
+
+    key = said.get(protocol.KEY)
+    return PublicCodec(key if isinstance(key, bytes) else b"", book.credentials.consortium)
 
 
 def training_values(setting: Setting, arrays: Arrays, result: LocalResult) -> Arrays:

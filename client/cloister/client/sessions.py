@@ -75,11 +75,7 @@ class Setting:
         """
         spec = self.spec
         if manifest.kind == "evaluate" and not self.tested:
-            raise PolicyError(
-                "this site has no test record: with it in a sum of measurements, the sum would be that of fewer sites than it says",
-                remedy="nothing: the others measure",
-                code="untested",
-            )
+            raise _untested()
         wanted = {
             "run": job.run,
             "round_number": job.round_number,
@@ -132,6 +128,8 @@ def answer_step(said: Mapping[str, Any], book: SessionBook, job: Job, setting: S
 def _step(step: object, fields: Mapping[str, Any], turn: Turn, job: Job, setting: Setting) -> RecordDict:
     if step == protocol.SEAL:
         return _sealed(fields, turn)
+    if step in (protocol.HOLD, protocol.SHOW, protocol.OPEN):
+        return _joint(str(step), fields, turn, job, setting)
     if step == protocol.ADVERT:
         return _told(_begin(fields, turn, job, setting))
     session = turn.session()
@@ -202,14 +200,33 @@ def _sealed(fields: Mapping[str, Any], turn: Turn) -> RecordDict:
     if not isinstance(together, bytes) or len(together) != _DIGEST:
         raise IntegrityError("the commitments' digest is not 32 bytes", code="session-step")
     sealed = seal(turn.credentials.identity, manifest, container, together)
-    update = ArrayRecord()
-    update[protocol.SUM] = Array("uint8", (len(container),), f"cloister.{manifest.scheme}", sealed.container)
-    return RecordDict(
-        {
-            protocol.UPDATE: update,
-            protocol.SECURE: ConfigRecord({"signature": sealed.signature, "certificate": sealed.certificate}),
-        }
+    content = _vector(sealed.container, f"cloister.{manifest.scheme}")
+    content[protocol.SECURE] = ConfigRecord(
+        {"signature": sealed.signature, "certificate": sealed.certificate}
     )
+    return content
+
+
+def _joint(step: str, fields: Mapping[str, Any], turn: Turn, job: Job, setting: Setting) -> RecordDict:
+    from cloister.client import holding  # what it imports is heavy, and for one protection
+
+    if setting.spec.aggregation.protection != "threshold-bfv":
+        raise IntegrityError("this federation has no joint key", code="session-step")
+    if step == protocol.HOLD:
+        if fields.get("kind") == "evaluate" and not setting.tested:
+            raise _untested()
+        return _told(holding.hold(fields, turn, job.run))
+    if step == protocol.SHOW:
+        return _told(holding.show(fields, turn, job.run))
+    counted = holding.counted(fields, turn.credentials)
+    setting.code(counted.manifest, job)
+    return _vector(holding.opened(counted, turn), f"cloister.{counted.manifest.scheme}.partial")
+
+
+def _vector(data: bytes, form: str) -> RecordDict:
+    update = ArrayRecord()
+    update[protocol.SUM] = Array("uint8", (len(data),), form, data)
+    return RecordDict({protocol.UPDATE: update})
 
 
 def _told(fields: Fields) -> RecordDict:
@@ -220,6 +237,14 @@ def _same(manifest: Manifest, wanted: Mapping[str, object]) -> None:
     for name, value in wanted.items():
         if getattr(manifest, name) != value:
             raise _unfit(f"its {name} is not that of the job and the federation")
+
+
+def _untested() -> PolicyError:
+    return PolicyError(
+        "this site has no test record: with it in a sum of measurements, the sum would be that of fewer sites than it says",
+        remedy="nothing: the others measure",
+        code="untested",
+    )
 
 
 def _unfit(why: str) -> IntegrityError:

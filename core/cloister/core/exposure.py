@@ -137,6 +137,11 @@ _OPENED = {
         "the authority opens is rounded before it leaves, without which the secret key could be computed from it (Li & Micciancio 2021); bfv is "
         "exact and has no such trap."
     ),
+    "threshold-bfv": (
+        "That holds whatever the server and sites on its side do, as long as one site of the round is not among them: each holds a share of the key, and a "
+        "sum is opened by all of them together. Each site is sent every ciphertext and counts the sum again before it helps to open it. One site that is "
+        "lost before the end costs the round its sum."
+    ),
 }
 _WITHHELD = (
     "Nothing else of the records: no number of them, no loss and no metric leaves a site. Where it keeps a ledger: how far that is, "

@@ -20,7 +20,8 @@ the update's `VECTOR` is (2^k,) uint32, integers modulo 2^20, under ``"record-di
 ``report`` (numbers): what was measured at the site. ``refusal`` (text): a stable code and a message without data.
 ``secure`` (where updates are protected): a `STEP` of a secure session and what goes with it (`cloister.privacy.masking`): `ADVERT`, `SHARE`,
 `CONFIRM` and `REVEAL` are queries; with `ADD` a ``train`` or an ``evaluate`` brings what the site needs. Under masks it is answered with ``update`` alone, whose one array is
-`SUM`; under encryption with a `COMMITMENT`, and the query `SEAL` with ``update``, whose `SUM` is a ciphertext, and its signature.
+`SUM`; under encryption with a `COMMITMENT`, and the query `SEAL` with ``update``, whose `SUM` is a ciphertext, and its signature. Under a joint key
+the queries `HOLD` (a commitment to a share of the key) and `SHOW` (the share) come before, and `OPEN` after: ``update``, whose `SUM` is a partial decryption.
 ``ledger`` (text, in private runs whose sites keep ledgers): in a job, what others saw of the site's ledger and signed, and heads of
 other sites; in a reply, the ledger's new head, what it has spent and its cap, and signatures of those heads. See `LEDGER`.
 ``canaries`` (where a run plants some): to ``query.seal`` the `SEAL` of the site's coins, before anything is trained; to ``query.open``, after the last
@@ -39,6 +40,7 @@ __all__ = [
     "CONFIRM",
     "CONFUSION",
     "CONTROL",
+    "HOLD",
     "JOB",
     "KEY",
     "LEDGER",
@@ -46,6 +48,7 @@ __all__ = [
     "MODEL",
     "MOST_INSIDE",
     "MOST_PACKED",
+    "OPEN",
     "OPEN_QUERY",
     "PACKED",
     "PROTOCOL",
@@ -57,7 +60,9 @@ __all__ = [
     "SEAL_QUERY",
     "SECURE",
     "SECURE_QUERY",
+    "SERIAL",
     "SHARE",
+    "SHOW",
     "SITE",
     "STEP",
     "SUM",
@@ -86,8 +91,11 @@ AFFORD = "afford"
 SECURE = "secure"
 STEP = "step"
 ADVERT, SHARE, ADD, CONFIRM, REVEAL, SEAL = "advert", "share", "add", "confirm", "reveal", "seal"
+HOLD, SHOW, OPEN = "hold", "show", "open"
 #: Under encryption: the authority's key in ``add``, the commitment in its answer, the digest of all commitments in ``seal``.
 KEY, COMMITMENT, TOGETHER = "key", "commitment", "together"
+#: Under a joint key: the number of the session that ``hold`` begins.
+SERIAL = "serial"
 #: The type of the messages that are steps of nothing else.
 SECURE_QUERY = "query.secure"
 #: What a site tells of the canaries that it plants, and the types of the messages that ask for it: the seal of the coins, and what opens it.

@@ -18,7 +18,7 @@ from cloister.privacy.sums import Reals, sum_code
 __all__ = ["BITS", "colluders_borne", "group_noise", "predict"]
 
 #: Bits of the sums of each protection.
-BITS = {"masked": 32, "bfv": SUM_BITS, "ckks": SUM_BITS}
+BITS = {"masked": 32, "bfv": SUM_BITS, "ckks": SUM_BITS, "threshold-bfv": SUM_BITS}
 
 
 def colluders_borne(cohort: int) -> int:

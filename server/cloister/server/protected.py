@@ -22,7 +22,7 @@ import numpy as np
 
 from cloister.core.errors import SpecError
 from cloister.privacy.homomorphic.container import HEADER, residues_in
-from cloister.privacy.homomorphic.parameters import Parameters, parameters_of
+from cloister.privacy.homomorphic.parameters import SCHEMES, Parameters, parameters_of
 from cloister.privacy.updates.modular import Residues
 
 __all__ = ["CONTAINER", "MASKED", "parts_of"]
@@ -58,7 +58,7 @@ def parts_of(form: str, data: bytes, *, most: int | None = None) -> dict[str, Re
 
 def _parameters(form: str) -> Parameters | None:
     try:
-        return parameters_of(form.removeprefix(CONTAINER)) if form.startswith(CONTAINER) else None
+        return parameters_of(form.removeprefix(CONTAINER), SCHEMES) if form.startswith(CONTAINER) else None
     except SpecError:
         return None
 

@@ -37,6 +37,7 @@ __all__ = [
     "check_commitment",
     "check_evaluation",
     "check_introduction",
+    "check_partial",
     "check_step",
     "check_update",
     "opening_in",
@@ -222,17 +223,35 @@ def check_ciphertext(answer: Answer, scheme: str) -> tuple[bytes, bytes, bytes] 
     if isinstance(message, Refused):
         return message
     said = message.content.config_records.get(protocol.SECURE, ConfigRecord())
-    record = message.content.array_records.get(protocol.UPDATE)
     signature, certificate = said.get("signature"), said.get("certificate")
-    if record is None or set(record) != {protocol.SUM} or set(said) != {"signature", "certificate"}:
+    if set(said) != {"signature", "certificate"} or not (
+        isinstance(signature, bytes) and isinstance(certificate, bytes)
+    ):
         return Refused("wrong-arrays", "expected one ciphertext and its signature")
+    data = _bytes_in(message, scheme)
+    return data if isinstance(data, Refused) else (data, signature, certificate)
+
+
+def check_partial(answer: Answer, scheme: str) -> bytes | Refused:
+    """Check the reply that holds partial decryptions; return them, unread. Arguments as `check_ciphertext`."""
+    message = _usable(answer, {protocol.UPDATE})
+    return message if isinstance(message, Refused) else _bytes_in(message, scheme)
+
+
+def _bytes_in(message: Message, form: str) -> bytes | Refused:
+    """Return the bytes of an update that is one array of them, which says that it is of ``form``."""
+    record = message.content.array_records.get(protocol.UPDATE)
+    if record is None or set(record) != {protocol.SUM}:
+        return Refused("wrong-arrays", "expected one array of bytes")
     array = record[protocol.SUM]
     data = array.data
-    if not (isinstance(signature, bytes) and isinstance(certificate, bytes) and isinstance(data, bytes)):
-        return Refused("wrong-arrays", "expected one ciphertext and its signature")
-    if array.dtype != "uint8" or tuple(array.shape) != (len(data),) or array.stype != scheme:
-        return Refused("wrong-shape", f"the ciphertext is no uint8 ({len(data)},) of {scheme}")
-    return data, signature, certificate
+    if not isinstance(data, bytes) or (array.dtype, tuple(array.shape), array.stype) != (
+        "uint8",
+        (len(data),),
+        form,
+    ):
+        return Refused("wrong-shape", f"the update is no uint8 (length,) of {form}")
+    return data
 
 
 def check_introduction(answer: Answer, name: str) -> Refused | None:

@@ -71,6 +71,7 @@ def steps_of(spec: FederationSpec, message_type: str) -> list[str]:
         "masked": ["rounded to integers", "masked"],
         "bfv": ["rounded to integers", "encrypted (bfv)"],
         "ckks": ["rounded to integers", "encrypted (ckks)"],
+        "threshold-bfv": ["rounded to integers", "encrypted (threshold-bfv)"],
     }[spec.aggregation.protection]
     if message_type.startswith("query"):
         return []

@@ -118,6 +118,6 @@ class LogState:
 
 def _holds_update(run: RunState, kind: str, step: str) -> bool:
     """Whether an answer of this kind holds a site's update: under encryption the answer to ``train`` only binds the site to its ciphertext."""
-    if run.said.get("protection") in ("bfv", "ckks"):
+    if run.said.get("protection") in ("bfv", "ckks", "threshold-bfv"):
         return kind == protocol.SECURE_QUERY and step == protocol.SEAL
     return kind.startswith("train")

@@ -130,7 +130,7 @@ class Allow(Table):
         default=None,
         description="the models that may be trained: what `cloister policy hash TASK --against FILE` prints; any unless given",
     )
-    protection: tuple[Literal["plain", "masked", "bfv", "ckks"], ...] = Field(
+    protection: tuple[Literal["plain", "masked", "bfv", "ckks", "threshold-bfv"], ...] = Field(
         default=("masked", "bfv"),
         strict=False,
         min_length=1,

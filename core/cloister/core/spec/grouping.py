@@ -70,8 +70,8 @@ def _unsafe(spec: FederationSpec, size: int) -> dict[str, bool]:
         f": the server would see sums of {size}, and a sum protects from {LEAST_PROTECTED} sites on: in a smaller one a single "
         "site that tells the server its share gives the other's away; raise it": size < LEAST_PROTECTED
         and not (rehearsed and size > 1),
-        f" with protection = '{protection}': the key authority opens one sum a round, and groups need one each; use "
-        "protection = 'masked'": protection in ("bfv", "ckks"),
+        f" with protection = '{protection}': whoever holds the keys opens one sum a round, and groups need one each; use "
+        "protection = 'masked'": protection in ("bfv", "ckks", "threshold-bfv"),
         " with protection = 'plain': whoever sees every update needs no groups; set protection = 'masked', or leave group_size out (a simulation "
         "with an [attack] runs groups in clear, to rehearse them)": protection == "plain" and not rehearsed,
         " with cohort.per_round: groups are fixed for the run, since the sums of two groupings that overlap could be subtracted; "

@@ -42,9 +42,7 @@ __all__ = [
 #: Keys that the file's format documents and this version does not offer, with what they ask for.
 NOT_YET: dict[str, str] = {}
 #: Values that the format documents and this version does not offer, by key.
-NOT_YET_VALUES = {
-    "aggregation.protection": ("threshold-bfv",),
-}
+NOT_YET_VALUES: dict[str, tuple[str, ...]] = {}
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 32
 _SHOWN = 80

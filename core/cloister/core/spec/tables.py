@@ -187,17 +187,18 @@ class ServerOptimizer(Table):
 class Aggregation(Table):
     """``[aggregation]``: how updates become a model."""
 
-    protection: Literal["plain", "masked", "bfv", "ckks"] = Field(
+    protection: Literal["plain", "masked", "bfv", "ckks", "threshold-bfv"] = Field(
         default="plain",
         description=(
             "masked: the server sees sums of updates only (the default of every federation of three sites or more); bfv, ckks: sums "
-            "under homomorphic encryption, opened by a key authority; plain: the server sees every update (the default of fewer sites, and "
+            "under homomorphic encryption, opened by a key authority; threshold-bfv: the same, opened by all sites of the round together (needs OpenFHE); "
+            "plain: the server sees every update (the default of fewer sites, and "
             "where a robust rule or an attack is about single updates)"
         ),
     )
     reach: Positive = Field(
         default=4.0,
-        description="masked, bfv, ckks: the largest magnitude of one number of an update; what lies beyond is cut to it, and the report says so",
+        description="where updates are protected: the largest magnitude of one number of an update; what lies beyond is cut to it, and the report says so",
     )
     rule: str = Field(
         default="mean",

@@ -14,12 +14,11 @@ Formal guarantees:
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ import numpy.typing as npt
 from cloister.core.errors import IntegrityError
 from cloister.privacy.homomorphic.container import Residues
 from cloister.privacy.homomorphic.decrypting import LENGTH
+from cloister.privacy.homomorphic.piping import killed_after, read, send, stop
 from cloister.privacy.homomorphic.vault import SessionKey
 
 __all__ = ["Decrypter"]
@@ -92,11 +92,11 @@ class Decrypter:
 
     def _ask(self, child: subprocess.Popen[bytes], message: bytes, length: int) -> bytes:
         """Send a message and return its answer, ``length`` bytes after the byte 0."""
-        with _killed_after(self._limit_s, child):
-            _send(child, message)
-            if _read(child, 1) != b"\0":
+        with killed_after(self._limit_s, child):
+            send(child, LENGTH.pack(len(message)) + message)
+            if read(child, 1) != b"\0":
                 raise _failed("the library refused a ciphertext")
-            return _read(child, length)
+            return read(child, length)
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._child is not None and self._child.poll() is None:
@@ -113,46 +113,8 @@ class Decrypter:
 
     def _stop(self) -> None:
         child, self._child = self._child, None
-        if child is None:
-            return
-        child.kill()
-        child.wait()
-        for pipe in (child.stdin, child.stdout):
-            if pipe is not None:
-                pipe.close()
-
-
-def _send(child: subprocess.Popen[bytes], message: bytes) -> None:
-    if child.stdin is None:
-        raise EOFError
-    left = memoryview(LENGTH.pack(len(message)) + message)
-    while left:
-        left = left[child.stdin.write(left) or 0 :]
-
-
-def _read(child: subprocess.Popen[bytes], length: int) -> bytes:
-    if child.stdout is None:
-        raise EOFError
-    parts, left = [], length
-    while left:
-        part = child.stdout.read(left)
-        if not part:
-            raise EOFError
-        parts.append(part)
-        left -= len(part)
-    return b"".join(parts)
-
-
-@contextlib.contextmanager
-def _killed_after(seconds: float, child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Kill ``child`` unless the block ends in time: what waits for it in the block then finds its pipes closed."""
-    watch = threading.Timer(seconds, child.kill)
-    watch.daemon = True
-    watch.start()
-    try:
-        yield
-    finally:
-        watch.cancel()
+        if child is not None:
+            stop(child)
 
 
 def _failed(why: str) -> IntegrityError:

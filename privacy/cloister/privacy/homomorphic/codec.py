@@ -28,7 +28,7 @@ from cloister.privacy.homomorphic.vectors import Vectors
 from cloister.privacy.identity import Consortium
 from cloister.privacy.manifest import Manifest
 
-__all__ = ["PublicCodec"]
+__all__ = ["PublicCodec", "check_values"]
 
 
 class PublicCodec:
@@ -61,13 +61,23 @@ class PublicCodec:
         """
         self.key.check(manifest)
         form = Form.of(manifest)
-        if values.shape != (manifest.size,) or values.dtype != np.int64:
-            raise ValueError(f"expected int64 ({manifest.size},), got {values.dtype} {values.shape}")
-        if max(int(values.max()), -int(values.min())) > manifest.largest:
-            raise DataError(
-                f"an integer of the update is larger than the session's {manifest.largest}",
-                remedy="clip updates, or raise the range that numbers are scaled to",
-                code="update-range",
-            )
+        check_values(values, manifest)
         slots = packed(values, lanes=form.lanes, slots=form.parameters.slots)
         return form.write(self._vectors.encrypt(row) for row in slots)
+
+
+def check_values(values: Integers, manifest: Manifest) -> None:
+    """Check that ``values`` are what a site of the session may encrypt: sums of such cannot wrap.
+
+    Raises:
+        ValueError: they are not (size,) int64.
+        DataError: (update-range) one is larger than the session admits.
+    """
+    if values.shape != (manifest.size,) or values.dtype != np.int64:
+        raise ValueError(f"expected int64 ({manifest.size},), got {values.dtype} {values.shape}")
+    if max(int(values.max()), -int(values.min())) > manifest.largest:
+        raise DataError(
+            f"an integer of the update is larger than the session's {manifest.largest}",
+            remedy="clip updates, or raise the range that numbers are scaled to",
+            code="update-range",
+        )

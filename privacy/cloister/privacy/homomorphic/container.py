@@ -37,10 +37,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cloister.core.errors import IntegrityError
-from cloister.privacy.homomorphic.parameters import Parameters, parameters_of
+from cloister.privacy.homomorphic.parameters import SCHEMES, Parameters, parameters_of
 from cloister.privacy.manifest import Manifest
 
-__all__ = ["HEADER", "MAGIC", "VERSION", "Ciphertexts", "Form", "Residues", "residues_in", "summed"]
+__all__ = ["HEADER", "MAGIC", "VERSION", "Ciphertexts", "Form", "Residues", "limits", "residues_in", "summed"]
 
 MAGIC = b"CLHE"
 VERSION = 1
@@ -75,9 +75,9 @@ class Form:
 
         Raises:
             IntegrityError: (ciphertext-key) the manifest names no key.
-            SpecError: (protection-scheme, protection-range) it is of no scheme with a key authority, or its sums do not fit.
+            SpecError: (protection-scheme, protection-range) it is of no homomorphic scheme, or its sums do not fit.
         """
-        parameters = parameters_of(manifest.scheme)
+        parameters = parameters_of(manifest.scheme, SCHEMES)
         if len(manifest.key) != 64 or set(manifest.key) - set("0123456789abcdef"):
             raise _unfit("the manifest names no key", "key")
         lanes = parameters.lanes(manifest.modulus_bits)
@@ -143,9 +143,8 @@ class Ciphertexts:
             raise _unfit(f"it is not bytes, {form.length} of them", "length")
         _check_header(container[: _HEADER.size], form.header)
         made = cls(form, container)
-        limits = np.asarray(form.parameters.primes, dtype=np.uint64)[None, :, None]
         for number, one in enumerate(made):
-            if not bool((one < limits).all()):
+            if not bool((one < limits(form.parameters)).all()):
                 raise _unfit(f"a number in ciphertext {number} is not below its modulus", "residue")
         return made
 
@@ -160,6 +159,11 @@ class Ciphertexts:
         if not 0 <= number < len(self):
             raise IndexError(number)
         return residues_in(self.container, self.form.parameters, number)
+
+
+def limits(parameters: Parameters) -> Residues:
+    """Return what each residue is below, (1, primes, 1): the primes."""
+    return np.asarray(parameters.primes, dtype=np.uint64)[None, :, None]
 
 
 def residues_in(container: bytes, parameters: Parameters, number: int) -> Residues:
@@ -179,7 +183,7 @@ def residues_in(container: bytes, parameters: Parameters, number: int) -> Residu
 def summed(containers: Sequence[Ciphertexts]) -> bytes:
     """Return the container of the sum of ``containers``: at least one, all of one form."""
     form = containers[0].form
-    primes = np.asarray(form.parameters.primes, dtype=np.uint64)[None, :, None]
+    primes = limits(form.parameters)
 
     def chunk(number: int) -> Residues:
         total = containers[0][number]

@@ -2,11 +2,8 @@
 
 Formal guarantees. `Opening.finish` returns integers only if
 
-1. the consortium's server signed the manifest and asked for this decryption;
-2. the sum is of at least ``manifest.least`` different sites of the cohort, and of at least the authority's own floor, and each site signed
-   its container for this very session: the server cannot have one site's ciphertext decrypted, nor a site counted twice;
-3. each of these sites committed to its container before it could see another's (`sealed`): none is made of the others';
-4. it is the sum of these containers: the authority computed it, and the server's digest agrees;
+1. to 4. what it decrypts is what `recount` lets pass: the sum of at least ``manifest.least`` sites' own containers, as the authority computed it
+   itself, which the consortium's server asked for; and of at least the authority's own floor;
 5. the session was not decrypted before: it is recorded as decrypted, and its key's file is gone, before it is;
 6. no other sum of the round or of the model was opened, in whatever session, over other sites, and no later round (`rounds`): the
    server cannot subtract two sums of one round. This too is recorded before anything is decrypted;
@@ -39,7 +36,6 @@ noise, a value out of range                 ``IntegrityError`` (decryption-range
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
@@ -47,15 +43,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cloister.core.errors import IntegrityError, PolicyError
+from cloister.core.errors import PolicyError
 from cloister.privacy.homomorphic.child import Decrypter
-from cloister.privacy.homomorphic.container import Form
-from cloister.privacy.homomorphic.lanes import Integers, unpacked
+from cloister.privacy.homomorphic.lanes import Integers
 from cloister.privacy.homomorphic.parameters import LEAST_BUDGET
-from cloister.privacy.homomorphic.sealed import Sealed, refuse_site
-from cloister.privacy.homomorphic.summation import check_cohort, request_message
+from cloister.privacy.homomorphic.recount import Recount, below, nonsense, sums_in
+from cloister.privacy.homomorphic.sealed import Sealed
 from cloister.privacy.homomorphic.vault import Vault
-from cloister.privacy.identity import Consortium, Purpose, Role
+from cloister.privacy.identity import Consortium
 from cloister.privacy.manifest import SignedManifest
 
 __all__ = ["Opening"]
@@ -70,11 +65,11 @@ class Opening:
         consortium: who vouches for server and sites.
         least: the authority's own floor.
         most_values: the authority's own limit on the length of a sum.
-        manifest: as the server signed it.
-        cohort: the names that the server says were asked.
-        commitments: what each site committed to, as the server says; the sites' signatures say so too.
-        digest: SHA-256 of the sum, as the server computed it.
-        signature: the server's, over both.
+        manifest: as for `Recount`, like all that follow.
+        cohort: see there.
+        commitments: see there.
+        digest: see there.
+        signature: see there.
 
     Raises:
         IntegrityError, PolicyError, SpecError: it will not be decrypted; nothing was recorded.
@@ -94,32 +89,26 @@ class Opening:
         digest: bytes,
         signature: bytes,
     ) -> None:
-        self.manifest = manifest.opened(consortium)
-        server = consortium.member(manifest.certificate, role=Role.SERVER)
-        server.check(Purpose.DECRYPTION, request_message(self.manifest, digest), signature)
-        self.form = Form.of(self.manifest)
-        self._key = vault.find(self.manifest)
-        if self.manifest.least < least:
-            raise _below(self.manifest.least, least)
-        if self.manifest.size > most_values:
+        opened = manifest.opened(consortium)
+        if opened.size > most_values:  # before anything is made that is as large
             raise PolicyError(
-                f"a sum of {self.manifest.size} values is more than this key authority decrypts ({most_values})",
+                f"a sum of {opened.size} values is more than this key authority decrypts ({most_values})",
                 remedy="raise --most-values of 'cloister authority run'",
                 code="decryption-size",
             )
-        self._cohort = check_cohort(self.manifest, cohort)
-        if not commitments.keys() <= self._cohort:
-            raise refuse_site("?", "one that committed is not of the session's cohort", "cohort")
-        self._commitments = commitments
-        self._vault, self._decrypter, self._consortium = vault, decrypter, consortium
-        self._digest = digest
-        self._names: set[str] = set()
-        parameters = self.form.parameters
-        self._primes = np.asarray(parameters.primes, dtype=np.uint64)[None, :, None]
-        # Zeros are not touched until a first container is added, so a request alone costs no memory.
-        self._sum = np.zeros(
-            (self.form.chunks, 2, len(parameters.primes), parameters.degree), dtype=np.uint64
+        self._recount = Recount(
+            consortium=consortium,
+            manifest=manifest,
+            cohort=cohort,
+            commitments=commitments,
+            digest=digest,
+            signature=signature,
         )
+        self.manifest, self.form = self._recount.manifest, self._recount.form
+        self._key = vault.find(self.manifest)
+        if self.manifest.least < least:
+            raise below(self.manifest.least, least)
+        self._vault, self._decrypter = vault, decrypter
 
     def add(self, sealed: Sealed) -> None:
         """Add a site's container.
@@ -127,13 +116,7 @@ class Opening:
         Raises:
             IntegrityError: it does not hold; no sum with it will be decrypted.
         """
-        name, ciphertexts = sealed.opened(self.form, self.manifest, self._commitments, self._consortium)
-        if name in self._names:
-            raise refuse_site(name, "it is in the sum already", "twice")
-        self._names.add(name)
-        for number, one in enumerate(ciphertexts):
-            self._sum[number] += one
-            self._sum[number] %= self._primes
+        self._recount.add(sealed)
 
     def finish(self) -> Integers:
         """Record the session and return the (size,) sums, int64.
@@ -143,50 +126,22 @@ class Opening:
             IntegrityError: (decryption-sum, decryption-twice, decryption-round, decryption-failed, decryption-range) see the table.
             StorageError: it could not be recorded.
         """
-        if len(self._names) < self.manifest.least:
-            raise _below(len(self._names), self.manifest.least)
-        if hashlib.sha256(self.form.write(self._sum)).digest() != self._digest:
-            raise IntegrityError(
-                "the sum of the sites' ciphertexts is not the one that the server asked for",
-                remedy="find out what happened between server and authority; nothing was decrypted",
-                code="decryption-sum",
-            )
-        self._vault.spend(self.manifest, names=self._names)
+        total, names = self._recount.total(), self._recount.names
+        self._vault.spend(self.manifest, names=names)
         slots: Integers = np.empty((self.form.chunks, self.form.parameters.slots), dtype=np.int64)
-        with closing(self._decrypter.decrypt(self._key, self._sum)) as answers:
+        with closing(self._decrypter.decrypt(self._key, total)) as answers:
             for row, (numbers, budget) in zip(slots, answers, strict=True):
                 row[:] = self._believed(numbers, budget)
-        values = unpacked(slots, lanes=self.form.lanes)
-        most = len(self._names) * self.manifest.largest
-        sums, rest = values[: self.form.size], values[self.form.size :]
-        if max(int(sums.max()), -int(sums.min())) > most or bool(rest.any()):
-            raise _nonsense("a number is no sum of values that the sites may send")
-        return sums
+        return sums_in(slots, form=self.form, manifest=self.manifest, sites=len(names))
 
     def _believed(self, numbers: npt.NDArray[Any], budget: int) -> Integers:
         if self.form.parameters.scheme == "bfv":
             if budget < LEAST_BUDGET:
-                raise _nonsense(f"{budget} bits of noise budget are left, and {LEAST_BUDGET} are needed")
+                raise nonsense(f"{budget} bits of noise budget are left, and {LEAST_BUDGET} are needed")
             return numbers
         rounded = np.rint(numbers)
         near = np.abs(numbers - rounded) <= 0.25  # false for what is not finite
         if not bool(near.all()) or float(np.abs(rounded).max()) >= 1 << self.form.parameters.reach:
-            raise _nonsense("a number is not within a quarter of an integer")
+            raise nonsense("a number is not within a quarter of an integer")
         integers: Integers = rounded.astype(np.int64)
         return integers
-
-
-def _below(found: int, least: int) -> PolicyError:
-    return PolicyError(
-        f"a sum of {found} sites is asked for, and nothing below {least} is decrypted",
-        remedy="ask more sites",
-        code="decryption-floor",
-    )
-
-
-def _nonsense(why: str) -> IntegrityError:
-    return IntegrityError(
-        f"the sum was decrypted and not released: {why}",
-        remedy="a site sent nonsense, or the key is another: run the round again with the same sites; if it fails again, begin a run with fewer to find out which",
-        code="decryption-range",
-    )

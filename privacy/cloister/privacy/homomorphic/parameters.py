@@ -1,15 +1,18 @@
-"""The parameters of the two schemes, and what they can hold.
+"""The parameters of the schemes, and what they can hold.
 
-========  ====  =====================  =======================  =======  ===============================
-scheme    N     coefficient moduli     plain                    values   bytes a value on the wire
-========  ====  =====================  =======================  =======  ===============================
-``bfv``   4096  40, 40 and 29 bits     a prime of 54 bits       8192     10 (two lanes of 27 bits a slot)
-``bfv``   4096  the same, same key     the same                 4096     20 (one lane of 53 bits)
-``ckks``  4096  54 and 55 bits         scale 2²⁵, rounded       2048     28
-========  ====  =====================  =======================  =======  ===============================
+=================  ====  =====================  =======================  =======  ===============================
+scheme             N     coefficient moduli     plain                    values   bytes a value on the wire
+=================  ====  =====================  =======================  =======  ===============================
+``bfv``            4096  40, 40 and 29 bits     a prime of 54 bits       8192     10 (two lanes of 27 bits a slot)
+``bfv``            4096  the same, same key     the same                 4096     20 (one lane of 53 bits)
+``ckks``           4096  54 and 55 bits         scale 2²⁵, rounded       2048     28
+``threshold-bfv``  8192  60, 60 and 60 bits     a prime of 28 bits       8192     48
+=================  ====  =====================  =======================  =======  ===============================
 
-Both are at the 128-bit level of the Homomorphic Encryption Standard (Albrecht et al. 2018, Table 1): N = 4096 admits 109 bits. The last
-modulus is the special prime: encryption divides by it, so a fresh ciphertext holds little but rounding noise, and no ciphertext holds it.
+All are at the 128-bit level of the Homomorphic Encryption Standard (Albrecht et al. 2018, Table 1): N = 4096 admits 109 bits, N = 8192 218. Of
+``bfv`` and ``ckks`` the last modulus is the special prime: encryption divides by it, so a fresh ciphertext holds little but rounding noise, and no
+ciphertext holds it. ``threshold-bfv`` has none: its wide modulus is for the flooding noise of its partial decryptions, which OpenFHE draws
+below 2^119 (`cloister.privacy.threshold`).
 
 Why 40, 40 and 29 bits and not 36, 36 and 37: a sum of 1000 fresh ciphertexts keeps 14 bits of noise budget instead of 6, and a residue of
 40 bits is 5 whole bytes.
@@ -21,8 +24,9 @@ spare: half of all numbers in a lane are no sum that sites may send, which is ho
 =====================================  ============================================
 case                                   outcome
 =====================================  ============================================
-``modulus_bits`` up to 26              two lanes (``bfv``), one (``ckks``)
-27 to 52                               one lane (``bfv``), ``SpecError`` (``ckks``)
+``modulus_bits`` up to 26              two lanes (``bfv``), one (``ckks``, ``threshold-bfv``)
+27                                     one lane (``bfv``, ``threshold-bfv``), ``SpecError`` (``ckks``)
+28 to 52                               one lane (``bfv``), ``SpecError`` (the others)
 above 52                               ``SpecError`` (protection-range)
 ``masked``, another scheme             ``SpecError`` (protection-scheme)
 =====================================  ============================================
@@ -30,6 +34,7 @@ above 52                               ``SpecError`` (protection-range)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,14 +45,17 @@ __all__ = [
     "CKKS",
     "LANE_BITS",
     "LEAST_BUDGET",
+    "OF_AN_AUTHORITY",
+    "SCHEMES",
     "SUM_BITS",
+    "THRESHOLD",
     "WARNING",
     "HomomorphicScheme",
     "Parameters",
     "parameters_of",
 ]
 
-HomomorphicScheme = Literal["bfv", "ckks"]
+HomomorphicScheme = Literal["bfv", "ckks", "threshold-bfv"]
 
 #: Bits of a lane where two share a slot.
 LANE_BITS = 27
@@ -72,13 +80,13 @@ class Parameters:
         code: its number in a container.
         degree: N.
         coefficient_bits: bits of each coefficient modulus, the special prime last.
-        primes: the moduli that a ciphertext holds residues of; SEAL's choice for these bits.
+        primes: the moduli that a ciphertext holds residues of: the library's choice for these bits.
         width: bytes of a residue on the wire.
         slots: integers in one ciphertext.
         plain_modulus: t; 0 for ``ckks``.
         scale: Δ; 0 for ``bfv``.
         reach: bits of the widest signed number in a slot.
-        digest: SEAL's hash (hex) of scheme, degree, moduli and plain modulus, which each ciphertext begins with.
+        digest: SEAL's hash (hex) of scheme, degree, moduli and plain modulus, which each of its ciphertexts begins with; empty for ``threshold-bfv``.
     """
 
     scheme: HomomorphicScheme
@@ -150,15 +158,40 @@ CKKS = Parameters(
 )
 
 
-def parameters_of(scheme: str) -> Parameters:
+#: Exact, under a key that no one party holds, through OpenFHE; see `cloister.privacy.threshold`.
+THRESHOLD = Parameters(
+    scheme="threshold-bfv",
+    code=3,
+    degree=8192,
+    coefficient_bits=(60, 60, 60),
+    primes=(1152921504606830593, 1152921504606748673, 1152921504606683137),
+    width=8,
+    slots=8192,
+    plain_modulus=268369921,
+    scale=0.0,
+    reach=28,
+    digest="",
+)
+
+
+#: Whose keys an authority holds.
+OF_AN_AUTHORITY = (BFV, CKKS)
+#: All schemes.
+SCHEMES = (*OF_AN_AUTHORITY, THRESHOLD)
+
+
+def parameters_of(scheme: str, among: Sequence[Parameters] = OF_AN_AUTHORITY) -> Parameters:
     """Return the parameters of a scheme.
 
+    Args:
+        scheme: its name.
+        among: which schemes can be meant.
+
     Raises:
-        SpecError: (protection-scheme) it is not one of this package.
+        SpecError: (protection-scheme) it is none of them.
     """
-    for known in (BFV, CKKS):
+    for known in among:
         if known.scheme == scheme:
             return known
-    raise SpecError(
-        f"'{scheme}' is no scheme with a key authority", remedy="use 'bfv'", code="protection-scheme"
-    )
+    names = " or ".join(f"'{known.scheme}'" for known in among)
+    raise SpecError(f"'{scheme}' is not {names}", remedy="use 'bfv'", code="protection-scheme")

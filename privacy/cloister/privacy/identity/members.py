@@ -58,6 +58,7 @@ class Purpose(StrEnum):
     CIPHERTEXT = "ciphertext"
     DECRYPTION = "decryption"
     KEY = "key"
+    SHARE = "share"
     JOB = "job"
     LOG = "log"
     CALL = "call"

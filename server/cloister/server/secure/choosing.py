@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Literal
+
 from cloister.core.errors import SpecError
 from cloister.privacy.manifest import Scheme
 from cloister.privacy.protection import BITS
@@ -16,6 +18,9 @@ from cloister.server.secure.group_collecting import ClearGroupCollector, GroupCo
 from cloister.server.secure.manifests import Manifests
 from cloister.server.secure.masked import MaskedSums
 from cloister.server.secure.summing import Summing
+
+if TYPE_CHECKING:
+    from cloister.server.secure.keys import Keys
 
 __all__ = ["collector_for"]
 
@@ -55,8 +60,23 @@ def collector_for(
 
 
 def _sums(protection: Scheme, courier: Courier, manifests: Manifests, seat: SecureSeat) -> Summing:
-    if protection in ("bfv", "ckks"):
-        from cloister.server.secure.encrypted import EncryptedSums  # TenSEAL only where it is used
+    if protection == "masked":
+        return MaskedSums(courier, manifests, seat)
+    from cloister.server.secure.encrypted import (
+        EncryptedSums,  # what it needs is loaded only where it is used
+    )
+
+    return EncryptedSums(courier, manifests, seat, _keys(protection, courier, manifests, seat))
+
+
+def _keys(
+    protection: Literal["bfv", "ckks", "threshold-bfv"],
+    courier: Courier,
+    manifests: Manifests,
+    seat: SecureSeat,
+) -> Keys:
+    if protection != "threshold-bfv":
+        from cloister.server.secure.keys import AuthorityKeys
 
         if seat.authority is None:
             raise SpecError(
@@ -64,5 +84,7 @@ def _sums(protection: Scheme, courier: Courier, manifests: Manifests, seat: Secu
                 remedy="run 'cloister authority run' at a party that is not the server",
                 code="authority-missing",
             )
-        return EncryptedSums(courier, manifests, seat, seat.authority, protection)
-    return MaskedSums(courier, manifests, seat)
+        return AuthorityKeys(seat.authority, manifests, seat.consortium, protection)
+    from cloister.server.secure.held import HeldKeys
+
+    return HeldKeys(courier, manifests, seat.consortium)

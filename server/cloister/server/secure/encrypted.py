@@ -1,4 +1,4 @@
-"""Sums under homomorphic encryption: two exchanges with a cohort, one with the key authority.
+"""Sums under homomorphic encryption: two exchanges with a cohort, between those that make a key and those that open the sum (`keys`).
 
 ===========  =============================================  ================================================
 exchange     the sites send                                 who is gone after it
@@ -7,25 +7,25 @@ add          the hash of their ciphertext                   is not in the sum
 seal         the ciphertext, signed with all the hashes     is not in the sum
 ===========  =============================================  ================================================
 
-Why hashes go first is said in `cloister.privacy.homomorphic.sealed`. The authority gives each session a key of its own and opens one sum with it.
+Why hashes go first is said in `cloister.privacy.homomorphic.sealed`. Each session has a key of its own, which opens one sum.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from flwr.app import ConfigRecord
 
 from cloister.core import protocol
 from cloister.core.errors import IntegrityError, PeersMissing, PolicyError
 from cloister.core.update import Vector
-from cloister.privacy.homomorphic import PublicKey, Sealed, ServerSum
+from cloister.privacy.homomorphic import Sealed, ServerSum
 from cloister.privacy.manifest import Manifest, SumKind
 from cloister.server.courier import Courier
 from cloister.server.exchange import Answer
-from cloister.server.plan import Opener, SecureSeat
+from cloister.server.plan import SecureSeat
 from cloister.server.replies import CheckedUpdate, Refused, check_ciphertext, check_commitment
+from cloister.server.secure.keys import Asking, Keys, SessionKey
 from cloister.server.secure.manifests import Manifests
 from cloister.server.secure.summing import Given, Heard, Summed
 
@@ -39,8 +39,7 @@ class EncryptedSums:
         courier: reaches the sites.
         manifests: makes this run's manifests.
         seat: who the server is.
-        authority: holds the keys.
-        scheme: how values are encrypted.
+        keys: where a session's key comes from, and who opens its sum.
     """
 
     def __init__(
@@ -48,14 +47,12 @@ class EncryptedSums:
         courier: Courier,
         manifests: Manifests,
         seat: SecureSeat,
-        authority: Opener,
-        scheme: Literal["bfv", "ckks"],
+        keys: Keys,
     ) -> None:
         self._courier = courier
         self._manifests = manifests
         self._seat = seat
-        self._authority = authority
-        self._scheme: Literal["bfv", "ckks"] = scheme
+        self._keys = keys
 
     def sum(
         self,
@@ -68,9 +65,14 @@ class EncryptedSums:
         given: Given,
     ) -> Summed:
         """Run one session: see `Summing`."""
-        names, heard = self._courier.names(cohort), Heard()
-        serial = self._manifests.next_serial()
-        key = self._authority.public(self._manifests.run, serial, self._scheme)
+        heard = Heard()
+        told = {} if not clip else {protocol.CLIP: clip}
+        asking = Asking(kind=kind, number=number, told=told, heard=heard)
+        try:
+            key = self._keys.begin(asking, cohort)
+        except PeersMissing as error:
+            return Summed(values={}, count=0, heard=heard, why=error.message)
+        names = self._courier.names(key.cohort)
         manifest = self._manifests.make(
             kind,
             number,
@@ -78,13 +80,12 @@ class EncryptedSums:
             vectors=vectors,
             clip=clip,
             graph=(len(names) - 1, 2),  # no shares: nothing is unmasked
-            serial=serial,
-            key=PublicKey.read(key, self._seat.consortium).key_id,
+            serial=key.serial,
+            key=key.key_id,
         )
-        positions = dict(zip(names, cohort, strict=True))
         try:
-            sums = self._collected(manifest, key, positions, vectors=vectors, given=given, heard=heard)
-            total = self._authority.decrypt(sums.total(self._seat.identity))
+            sums = self._collected(manifest, key, vectors=vectors, given=given, asking=asking)
+            total = self._keys.open(asking, key, sums.total(self._seat.identity))
         except (PeersMissing, IntegrityError, PolicyError) as error:
             return Summed(values={}, count=0, heard=heard, why=error.message)
         code = self._manifests.code(kind, most=len(names), clip=clip)
@@ -94,27 +95,26 @@ class EncryptedSums:
     def _collected(
         self,
         manifest: Manifest,
-        key: bytes,
-        positions: dict[str, int],
+        key: SessionKey,
         *,
         vectors: Mapping[str, Vector],
         given: Given,
-        heard: Heard,
+        asking: Asking,
     ) -> ServerSum:
         """Have the sites compute and commit, then send what they committed to."""
-        signed = manifest.signed(self._seat.identity)
+        signed, heard = manifest.signed(self._seat.identity), asking.heard
+        positions = dict(zip(self._courier.names(key.cohort), key.cohort, strict=True))
         sums = ServerSum(signed, positions, self._seat.consortium)
-        told = {} if not manifest.clip else {protocol.CLIP: manifest.clip}
-        step = ConfigRecord({protocol.STEP: protocol.ADD, protocol.KEY: key, **signed.to_fields()})
+        step = ConfigRecord({protocol.STEP: protocol.ADD, **key.fields, **signed.to_fields()})
         nbytes = sum(vector.nbytes for vector in vectors.values())
-        heard.bytes_down += len(positions) * (nbytes + len(self._courier.federation) + len(key))
+        heard.bytes_down += len(positions) * (nbytes + len(self._courier.federation) + key.nbytes)
         committed: list[str] = []
         for name, answer in self._courier.ask(
             manifest.kind,
             manifest.round_number,
             list(positions.values()),
             vectors=vectors,
-            told=told,
+            told=asking.told,
             secure=lambda _: step,
         ):
             digest, checked = check_commitment(answer)
@@ -129,15 +129,16 @@ class EncryptedSums:
             protocol.SECURE_QUERY,
             manifest.round_number,
             [positions[name] for name in committed],
-            told=told,
+            told=asking.told,
             secure=lambda _: together,
             phase=manifest.kind,
         ):
-            self._take(sums, name, answer, heard)
+            self._take(sums, manifest.scheme, name, answer, heard)
         return sums
 
-    def _take(self, sums: ServerSum, name: str, answer: Answer, heard: Heard) -> None:
-        found = check_ciphertext(answer, f"cloister.{self._scheme}")
+    @staticmethod
+    def _take(sums: ServerSum, scheme: str, name: str, answer: Answer, heard: Heard) -> None:
+        found = check_ciphertext(answer, f"cloister.{scheme}")
         if isinstance(found, Refused):
             heard.lost(name, answer, found)
             return

@@ -40,6 +40,10 @@ class Manifests:
             clip=clip,
         )
 
+    def least(self, kind: SumKind) -> int:
+        """Return the fewest sites whose sum is opened."""
+        return least_in_sum(self._spec) if kind == "train" else self._spec.cohort.min_sites
+
     def next_serial(self) -> int:
         """Return the number of a new session."""
         self._serial = max(self._serial + 1, time.time_ns())
@@ -85,7 +89,7 @@ class Manifests:
             model=vectors_digest(vectors),
             cohort=cohort_digest(names),
             cohort_size=len(names),
-            least=least_in_sum(self._spec) if kind == "train" else self._spec.cohort.min_sites,
+            least=self.least(kind),
             threshold=threshold,
             degree=degree,
             size=code.size,

@@ -35,7 +35,7 @@ from cloister.server.exchange import Answer
 from cloister.server.plan import SecureSeat
 from cloister.server.replies import CheckedUpdate, Refused, Wanted, check_step, check_update
 from cloister.server.secure.manifests import Manifests
-from cloister.server.secure.summing import Given, Heard, Summed
+from cloister.server.secure.summing import Given, Heard, Summed, size_of
 
 __all__ = ["MaskedSums"]
 
@@ -257,7 +257,7 @@ class _Exchanges:
             if isinstance(fields, Refused):
                 one.heard.lost(name, answer, fields)
                 continue
-            one.heard.bytes_up += _size(fields)
+            one.heard.bytes_up += size_of(fields)
             refused = take(one.session, name, fields)
             if refused is not None:
                 one.heard.lost(name, answer, Refused(*refused))
@@ -291,13 +291,3 @@ class _Exchanges:
 
 def _record(step: str, fields: _Fields) -> ConfigRecord:
     return ConfigRecord({protocol.STEP: step, **fields})
-
-
-def _size(fields: _Fields) -> int:
-    return sum(_bytes(value) for value in fields.values())
-
-
-def _bytes(value: Any) -> int:
-    if isinstance(value, bytes | str):
-        return len(value)
-    return sum(map(_bytes, value)) if isinstance(value, list) else 8

@@ -13,7 +13,7 @@ from cloister.privacy.manifest import SumKind
 from cloister.server.exchange import Answer
 from cloister.server.replies import CheckedUpdate, Refused
 
-__all__ = ["Given", "Heard", "Summed", "Summing"]
+__all__ = ["Given", "Heard", "Summed", "Summing", "size_of"]
 
 
 class Given(Protocol):
@@ -88,3 +88,14 @@ class Summing(Protocol):
             given: is told of each share.
         """
         ...
+
+
+def size_of(fields: Mapping[str, Any]) -> int:
+    """Return about how many bytes the fields of a message take."""
+    return sum(_bytes(value) for value in fields.values())
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, bytes | str):
+        return len(value)
+    return sum(map(_bytes, value)) if isinstance(value, list) else 8
