@@ -2,8 +2,8 @@
 
 - A vector under masks is one part, as it is.
 - A container of ciphertexts has two parts for each public prime p, from all residues r modulo p: *high*, floor(r 2^32 / p), and *low*, r modulo
-  2^32. If r is uniform below p, either is uniform up to a factor of 1 + 2^32 / p a value: 2^-8 (``bfv``, in 1 value of 18,000) or 2^-22 (``ckks``),
-  which no test of a run can see. Polynomial 1 goes first: ``bfv`` ciphertexts made with the same randomness under one key differ there by noise.
+  2^32. If r is uniform below p, either is uniform up to a factor of 1 + 2^32 / p a value: 2^-8 (``bfv``, in 1 value of 18,000), 2^-22 (``ckks``) or 2^-28
+  (``threshold-bfv``), which no test of a run can see. Polynomial 1 goes first: ``bfv`` ciphertexts made with the same randomness under one key differ there by noise.
 
 ==============================================  ======================
 case                                            outcome
@@ -73,9 +73,9 @@ def _halves(data: bytes, parameters: Parameters, number: int) -> Iterator[tuple[
 
 
 def _scaled(residues: np.ndarray[tuple[int, ...], np.dtype[np.uint64]], prime: int) -> Residues:
-    """Return floor(r 2^32 / prime), exact for primes below 2^56: in four steps of 8 bits."""
+    """Return floor(r 2^32 / prime), exact for primes below 2^60: in eight steps of 4 bits."""
     rest, found = residues.astype(np.uint64), np.zeros(residues.shape, dtype=np.uint64)
-    for _ in range(4):
-        digit, rest = np.divmod(rest << np.uint64(8), np.uint64(prime))
-        found = (found << np.uint64(8)) + digit
+    for _ in range(8):
+        digit, rest = np.divmod(rest << np.uint64(4), np.uint64(prime))
+        found = (found << np.uint64(4)) + digit
     return found.astype(np.uint32)

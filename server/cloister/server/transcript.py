@@ -69,6 +69,8 @@ MOST_FIELDS = 512
 LONGEST = 1 << 22
 
 _TOLD = frozenset({protocol.SECURE, protocol.LEDGER, protocol.REFUSAL, protocol.SITE, protocol.CANARIES})
+#: Large fields of a joint key's messages: the server hands on what came, and of a public share its signed commitment is kept.
+_HANDED_ON = frozenset({"share", "shares", "containers"})
 _NAME = 200
 _SAMPLE = 1 << 18
 _CIPHERTEXTS = 16
@@ -266,7 +268,13 @@ class Transcript:
         size, digest = sum(map(len, parts)), digest_of(kind, parts)
         said = {"name": name[:_NAME], "type": kind, "bytes": size, "sha256": digest}
         base = kind.removesuffix("[]")
-        if not told or size > LONGEST or base not in ("bytes", "str", "int") or digest in self._known:
+        if (
+            not told
+            or name in _HANDED_ON
+            or size > LONGEST
+            or base not in ("bytes", "str", "int")
+            or digest in self._known
+        ):
             return said
         if size > _ONCE and not kind.endswith("[]") and len(self._known) < _MOST_KNOWN:
             self._known.add(digest)

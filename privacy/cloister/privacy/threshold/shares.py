@@ -50,6 +50,7 @@ __all__ = [
     "JointKey",
     "agreed_shares",
     "check_share",
+    "check_shown",
     "common",
     "new_share",
     "share_commitment",
@@ -198,15 +199,32 @@ def check_share(
     Raises:
         IntegrityError: (key-share, identity, identity-revoked, signature) it does not hold.
     """
-    holder = consortium.member(shown.certificate, role=Role.SITE)
-    if holder.name != name:
-        raise _refused(f"the share of '{name}' came with the certificate of '{holder.name}'")
-    holder.check(Purpose.SHARE, _signed(key_id, commitment, name), shown.signature)
+    check_shown(name, commitment, shown.signature, shown.certificate, consortium=consortium, key_id=key_id)
     made: Residues = np.frombuffer(shown.share, dtype="<u8").astype(np.uint64)
     made = made.reshape(len(THRESHOLD.primes), THRESHOLD.degree)
     if not bool((made < limits(THRESHOLD)[0]).all()):
         raise _refused(f"a number in the share of '{name}' is not below its modulus")
     return made
+
+
+def check_shown(
+    name: str,
+    commitment: bytes,
+    signature: bytes,
+    certificate: bytes,
+    *,
+    consortium: Consortium,
+    key_id: str,
+) -> None:
+    """Check that site ``name`` signed the share with this commitment for the key of all commitments.
+
+    Raises:
+        IntegrityError: (key-share, identity, identity-revoked, signature) it did not.
+    """
+    holder = consortium.member(certificate, role=Role.SITE)
+    if holder.name != name:
+        raise _refused(f"the share of '{name}' came with the certificate of '{holder.name}'")
+    holder.check(Purpose.SHARE, _signed(key_id, commitment, name), signature)
 
 
 class JointCodec:

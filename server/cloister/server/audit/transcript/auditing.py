@@ -87,8 +87,8 @@ def audit_transcript(folder: Path, *, authority: str | None = None) -> dict[str,
             code="identity",
         )
     sessions, outside = sessions_of(record)
-    clear = _clear(record, sessions, outside)
     protection = loaded.spec.aggregation.protection
+    clear = _clear(record, sessions, outside, protection)
     found: dict[str, Any] = {
         "check": "transcript",
         "run": start.run,
@@ -215,9 +215,16 @@ def _key_of(authority: bytes | None) -> str | None:
     return key.public_bytes_raw().hex()
 
 
-def _clear(record: Record, sessions: Sequence[Session], outside: Sequence[Received]) -> list[Clear]:
-    found = [one for reply in outside for one in clear_in(reply, None)]
-    found += [one for session in sessions for reply in session.replies for one in clear_in(reply, session)]
+def _clear(
+    record: Record, sessions: Sequence[Session], outside: Sequence[Received], protection: str
+) -> list[Clear]:
+    found = [one for reply in outside for one in clear_in(reply, None, protection)]
+    found += [
+        one
+        for session in sessions
+        for reply in session.replies
+        for one in clear_in(reply, session, protection)
+    ]
     order = {id(line): place for place, line in enumerate(record.lines)}
     return sorted(found, key=lambda one: order[id(one.reply)])
 
@@ -298,7 +305,11 @@ def _decryption(looked: Sequence[Looked]) -> dict[str, Any] | None:
     """Return who would have to help the server, in the session where the fewest would do; or who holds the key."""
     sealed = next((one for one in looked if one.scheme.holder), None)
     if sealed is not None:
-        return {"holder": sealed.scheme.holder, "rests_on": sealed.scheme.rests_on}
+        return {
+            "holder": sealed.scheme.holder,
+            "trusted": sealed.scheme.trusted,
+            "rests_on": sealed.scheme.rests_on,
+        }
     found = [
         (collusion(one.session.manifest, len(one.found.survivors)), one.session)
         for one in looked

@@ -327,7 +327,7 @@ def check_sums(
     if not opened:
         reason = "no session's vectors were all kept"
         if looked and looked[0].scheme.holder:
-            reason = f"{looked[0].scheme.holder} alone can open them: from the transcript no sum can be computed again, so nothing here shows that the run used these; its record says which sessions it opened"
+            reason = f"{looked[0].scheme.holder} alone can open them: no sum is computed again from the transcript, so nothing here shows that the run used these; {looked[0].scheme.recorded} which sessions were opened"
         return Check(name="sums", question=_SUMS, verdict="not tested", reason=reason, evidence={"opened": 0})
     good = f"{opened} sums open from the transcript alone; {len(compared)} losses that the run tells of are theirs"
     return _verdict("sums", _SUMS, wrong, good, {"opened": opened, "losses_compared": len(compared)})

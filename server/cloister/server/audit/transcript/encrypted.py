@@ -7,7 +7,10 @@ Formal guarantees:
 - A container counts as *open* exactly if one of its ciphertexts has a polynomial 1 that is zero: polynomial 0 then is the message itself, scaled,
   and takes no key to read. Any other takes the secret key, or an answer to RLWE.
 
-What was in the ciphertexts, and so the sum, is not in a transcript: the server gets it from the key authority.
+- Under a joint key (``threshold-bfv``) a sum counts as opened only if every holder of the key sent its partial decryption; that each holder signed
+  its share together with all commitments to shares, of which the manifest names the digest, is checked by `joint`.
+
+What was in the ciphertexts, and so the sum, is not in a transcript: the server gets it from the key authority, or from all sites together.
 
 ======================================================  ====================================================================
 case                                                    outcome
@@ -25,11 +28,13 @@ from collections.abc import Mapping
 
 from cloister.core import protocol
 from cloister.core.errors import CloisterError, IntegrityError
-from cloister.privacy.homomorphic import BFV, CKKS, Ciphertexts, Form, Parameters, PublicKey, agreed
+from cloister.privacy.homomorphic import Ciphertexts, Form, Parameters, PublicKey, agreed
+from cloister.privacy.homomorphic.parameters import SCHEMES, THRESHOLD
 from cloister.privacy.homomorphic.sealed import signer
 from cloister.privacy.homomorphic.summation import check_cohort
 from cloister.privacy.identity import Consortium
 from cloister.server.audit.transcript.examined import Examined, Scheme, begun
+from cloister.server.audit.transcript.joint import HOLDERS, check_joint_key, unopened
 from cloister.server.audit.transcript.reading import Entry, Received, Record
 from cloister.server.audit.transcript.sessions import Session
 
@@ -38,12 +43,13 @@ __all__ = ["ENCRYPTED"]
 _HASH = 32
 _HOLDER = "the key authority"
 #: Most bits of a modulus for N = 4096 and 128 bits of security against classical computers, by the Homomorphic Encryption Standard (2018).
-_CLASSICAL = {4096: 109}
+_CLASSICAL = {4096: 109, 8192: 218}
 
 
 def _examine(session: Session, record: Record, authority: bytes) -> Examined:
     consortium, found = begun(session, authority)
-    _key(session, consortium, found)
+    joint = session.manifest.scheme == THRESHOLD.scheme
+    (check_joint_key if joint else _key)(session, consortium, found)
     commitments = _commitments(session, found)
     manifest = session.manifest
     if session.named:
@@ -161,8 +167,15 @@ def _close(session: Session, sums: list[str], found: Examined) -> None:
     if len(sums) < session.manifest.least:
         found.why = f"{len(sums)} sites sent ciphertexts, and a sum of fewer than {session.manifest.least} is not decrypted"
         return
+    if session.manifest.scheme == THRESHOLD.scheme and (why := unopened(session)):
+        found.why = why
+        return
     found.groups = (found.survivors,)
-    found.why = f"{_HOLDER} alone can open the sum"
+    found.why = f"{_holder(session.manifest.scheme)} alone can open the sum"
+
+
+def _holder(scheme: str) -> str:
+    return HOLDERS if scheme == THRESHOLD.scheme else _HOLDER
 
 
 def _scheme(parameters: Parameters) -> Scheme:
@@ -174,16 +187,28 @@ def _scheme(parameters: Parameters) -> Scheme:
     rests = f"RLWE with N = {parameters.degree} and a modulus of {bits} bits, " + (
         level if bits == most else f"where {most} bits are 128-bit security"
     )
+    holder = _holder(parameters.scheme)
+    key = (
+        "each session's key is of shares that its sites signed, each with all commitments to them"
+        if holder == HOLDERS
+        else "each session's key is signed by a key authority"
+    )
     return Scheme(
         examine=_examine,
-        signed="each session's key is signed by a key authority, and each container by its site, for its session and one set of commitments, "
+        signed=f"{key}, and each container by its site, for its session and one set of commitments, "
         "of which its hash is one",
         closed=f"without the secret key, which the server does not hold; this rests on {rests}",
-        sums=f"{{sums}} sums, the smallest over {{smallest}} sites, could be opened by {_HOLDER} alone",
-        holder=_HOLDER,
+        sums=f"{{sums}} sums, the smallest over {{smallest}} sites, could be opened by {holder} alone",
+        holder=holder,
+        trusted=(
+            "each of which counts a sum again before it helps to open it; not the server, with however many sites on its side, short of all"
+            if holder == HOLDERS
+            else "which is sent all of them and trusted to open sums only; not the server, with however many sites on its side, unless the authority helps it"
+        ),
+        recorded="each site's log says" if holder == HOLDERS else "its record says",
         rests_on=rests,
     )
 
 
 #: The schemes by name.
-ENCRYPTED: dict[str, Scheme] = {str(parameters.scheme): _scheme(parameters) for parameters in (BFV, CKKS)}
+ENCRYPTED: dict[str, Scheme] = {str(parameters.scheme): _scheme(parameters) for parameters in SCHEMES}

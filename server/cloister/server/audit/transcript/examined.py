@@ -73,7 +73,9 @@ class Scheme:
         signed: what holds where nothing is wrong with the signatures.
         closed: why no vector opens; ``{least}``: the fewest masks left on one.
         sums: which sums open; ``{sums}`` of them, the ``{smallest}``.
-        holder: who alone can open sums, where not the server: they cannot be computed again.
+        holder: who alone can open sums, where not the server: they are not computed again.
+        trusted: with what the holder is trusted, and on whose side it must not be.
+        recorded: where it stands which sums were opened.
         rests_on: what that rests on.
     """
 
@@ -82,6 +84,8 @@ class Scheme:
     closed: str
     sums: str
     holder: str = ""
+    trusted: str = ""
+    recorded: str = ""
     rests_on: str = ""
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cloister.core import protocol
 from cloister.core.errors import IntegrityError
+from cloister.privacy.homomorphic.parameters import THRESHOLD
 from cloister.privacy.identity.members import LONGEST
 from cloister.privacy.ledger.telling import FromSite
 from cloister.privacy.masking import Advert, Confirmation, Reveal, SealedShares
@@ -41,8 +42,19 @@ _ENCRYPTED = {
     protocol.SEAL: "ciphertexts, and over them and all commitments the site's signature, with its certificate",
     **_ALWAYS,
 }
+_JOINT = {
+    protocol.HOLD: "a commitment: the hash of the site's share of the session's public key",
+    protocol.SHOW: "that share, which is random to others, and over it and all commitments the site's signature, with its certificate",
+    **_ENCRYPTED,
+    protocol.OPEN: "the site's partial decryption of the sum, flooded with noise",
+}
 #: What each step of a session may bring, in words, by protection.
-ALLOWED: dict[str, dict[str, str]] = {"masked": _MASKED, "bfv": _ENCRYPTED, "ckks": _ENCRYPTED}
+ALLOWED: dict[str, dict[str, str]] = {
+    "masked": _MASKED,
+    "bfv": _ENCRYPTED,
+    "ckks": _ENCRYPTED,
+    "threshold-bfv": _JOINT,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +86,10 @@ _STEPS: dict[tuple[str, str], type[Message]] = {
     ("bfv", protocol.SEAL): _Signed,
     ("ckks", protocol.ADD): _Commitment,
     ("ckks", protocol.SEAL): _Signed,
+    ("threshold-bfv", protocol.HOLD): _Commitment,
+    ("threshold-bfv", protocol.SHOW): _Signed,
+    ("threshold-bfv", protocol.ADD): _Commitment,
+    ("threshold-bfv", protocol.SEAL): _Signed,
 }
 _LONGEST_REFUSAL = 1 << 12
 
@@ -99,18 +115,19 @@ class Clear:
     tells: str
 
 
-def clear_in(reply: Received, session: Session | None) -> Iterator[Clear]:
+def clear_in(reply: Received, session: Session | None, protection: str) -> Iterator[Clear]:
     """Yield the fields of a reply that a protected run does not allow for.
 
     Args:
         reply: what came.
         session: the session that it belongs to; ``None``: none.
+        protection: of the run.
     """
     if reply.error is not None:
         return
     for record in sorted(reply.records):
         entries = [one for one in reply.entries if one.record == record]
-        if not _fits(reply, record, entries, session):
+        if not _fits(reply, record, entries, session, protection):
             for entry in entries:
                 yield _listed(reply, entry)
             if not entries:
@@ -133,7 +150,9 @@ def clear_in(reply: Received, session: Session | None) -> Iterator[Clear]:
         )
 
 
-def _fits(reply: Received, record: str, entries: list[Entry], session: Session | None) -> bool:
+def _fits(
+    reply: Received, record: str, entries: list[Entry], session: Session | None, protection: str
+) -> bool:
     names = {entry.name for entry in entries}
     values = {entry.name: entry.value for entry in entries}
     config = all(entry.kind == "config" for entry in entries)
@@ -148,22 +167,35 @@ def _fits(reply: Received, record: str, entries: list[Entry], session: Session |
             else reply.step == protocol.ADD and _is_ledger(values)
         )
         return config and fits
-    if session is None:
-        return False
-    if record == protocol.UPDATE:
-        return reply.step == session.vector_step and len(entries) == 1 and session.allows(entries[0])
-    return record == protocol.SECURE and config and _is_step((session.manifest.scheme, reply.step), values)
+    if record == protocol.SECURE:
+        return config and _is_step(reply, entries, session, protection)
+    return record == protocol.UPDATE and session is not None and _is_vector(reply, entries, session)
 
 
-def _is_step(step: tuple[str, str], values: dict[str, object]) -> bool:
-    kind = _STEPS.get(step)
-    if kind is None:
+def _is_vector(reply: Received, entries: list[Entry], session: Session) -> bool:
+    """Whether an update is the one protected vector of its step."""
+    if len(entries) != 1:
         return False
+    if reply.step == protocol.OPEN:
+        return session.allows_partial(entries[0])
+    return reply.step == session.vector_step and session.allows(entries[0])
+
+
+def _is_step(reply: Received, entries: list[Entry], session: Session | None, protection: str) -> bool:
+    """Whether a reply is what its step may bring."""
+    joint = reply.step in (protocol.HOLD, protocol.SHOW)  # a joint key is made before there is a session
+    scheme = protection if joint else "" if session is None else session.manifest.scheme
+    kind = _STEPS.get((scheme, reply.step))
+    values = {entry.name: entry.value for entry in entries}
+    if reply.step == protocol.SHOW:  # of a share the length is known, and its value is not kept
+        shares = [(one.type, one.nbytes) for one in entries if one.name == "share"]
+        if shares != [("bytes", THRESHOLD.chunk_bytes // 2)]:
+            return False
+        values.pop("share")
     try:
-        kind.from_fields(values)
+        return kind is not None and bool(kind.from_fields(values))
     except IntegrityError:
         return False
-    return True
 
 
 def _is_canaries(kind: str, values: dict[str, object]) -> bool:

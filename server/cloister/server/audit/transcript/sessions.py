@@ -15,6 +15,7 @@ from typing import TypeVar
 from cloister.core import protocol
 from cloister.core.errors import CloisterError, IntegrityError
 from cloister.privacy.homomorphic.container import Form
+from cloister.privacy.homomorphic.parameters import THRESHOLD
 from cloister.privacy.manifest import Manifest, SignedManifest
 from cloister.server.audit.transcript.reading import Asked, Entry, Received, Record, Start
 from cloister.server.protected import CONTAINER, MASKED
@@ -37,6 +38,7 @@ class Session:
         named: the sets of sites that the server named as those in the sum, each once: survivors, or whom it asked for ciphertexts.
         closed: the number of the line in which it first did so; 0: it never did.
         keys: the public keys that the server handed out, each once; none under masks.
+        holding: what its sites sent to make a joint key, before there was a manifest, by site; empty where the key is not theirs.
         together: the digests over all commitments that it sent with the sets; empty where it did not send the same one to all.
     """
 
@@ -48,6 +50,7 @@ class Session:
     named: list[tuple[str, ...]] = field(default_factory=list)
     closed: int = 0
     keys: list[bytes] = field(default_factory=list)
+    holding: dict[str, list[Received]] = field(default_factory=dict)
     together: list[bytes] = field(default_factory=list)
 
     @property
@@ -70,6 +73,17 @@ class Session:
     def allows(self, entry: Entry) -> bool:
         """Return whether a field is a vector of the manifest's scheme and length."""
         wanted = (protocol.UPDATE, protocol.SUM, *self._vector)
+        return (entry.record, entry.name, entry.type, entry.shape) == wanted
+
+    def allows_partial(self, entry: Entry) -> bool:
+        """Return whether a field is a site's partial decryptions, of the manifest's length."""
+        if self.manifest.scheme != THRESHOLD.scheme:
+            return False
+        try:
+            length = Form.of(self.manifest).chunks * THRESHOLD.chunk_bytes // 2
+        except CloisterError:
+            return False
+        wanted = (protocol.UPDATE, protocol.SUM, "array:uint8", (length,))
         return (entry.record, entry.name, entry.type, entry.shape) == wanted
 
     @property
@@ -107,9 +121,18 @@ def _split(lines: Iterable[Start | Asked | Received]) -> tuple[list[Session], li
     sessions: list[Session] = []
     outside: list[Received] = []
     current: dict[str, Session] = {}
+    holding: dict[str, list[Received]] = {}
     for line in lines:
         if isinstance(line, Asked):
+            if line.step == protocol.HOLD:
+                holding = {}
+            before = len(sessions)
             _open(sessions, current, line)
+            if len(sessions) > before and sessions[-1].manifest.scheme == THRESHOLD.scheme:
+                sessions[-1].holding, holding = holding, {}
+        elif isinstance(line, Received) and line.step in (protocol.HOLD, protocol.SHOW):
+            holding.setdefault(line.site, []).append(line)
+            outside.append(line)
         elif isinstance(line, Received):
             one = current.get(line.site, sessions[-1] if sessions else None)
             (one.replies if line.step and one is not None else outside).append(line)

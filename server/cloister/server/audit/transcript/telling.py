@@ -50,8 +50,7 @@ def decryption_text(who: Mapping[str, Any]) -> str:
     """Say who could decrypt."""
     if who.get("holder"):
         return (
-            f"who could open one site's ciphertexts: {who['holder']} alone, which is sent all of them and trusted to open sums only; not the server, with "
-            "however many sites on its side, unless the authority helps it: with all other sites it learns what the sum tells. "
+            f"who could open one site's ciphertexts: {who['holder']} alone, {who['trusted']}: with all other sites it learns what the sum tells. "
             f"This rests on {who['rests_on']}."
         )
     lying = (
