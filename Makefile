@@ -41,4 +41,5 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(PIP) --editable '.[$(EXTRAS)]'
+	scripts/openfhe || true
 	touch $@

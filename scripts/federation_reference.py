@@ -20,7 +20,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cloister.core.spec.reading import NOT_YET, NOT_YET_VALUES
 from cloister.core.spec.refusals import expected
 from cloister.core.spec.tables import FederationSpec
 
@@ -84,7 +83,7 @@ def main() -> int:
 
 def reference() -> str:
     """Return the whole document."""
-    return "\n".join([HEAD, *_tables(FederationSpec, ""), *_later()])
+    return "\n".join([HEAD, *_tables(FederationSpec, "")])
 
 
 def _tables(model: type[BaseModel], path: str) -> Iterator[str]:
@@ -172,18 +171,6 @@ def _sentence(table: type[BaseModel]) -> str:
     _, separator, rest = text.partition(": ")
     sentence = rest if separator else text
     return sentence[:1].upper() + sentence[1:]
-
-
-def _later() -> Iterator[str]:
-    yield "## Part of the format, not yet offered\n"
-    yield "These are refused today with a message that says so (code `not-yet-offered`, exit 3); they keep these names when they come.\n"
-    yield "| key | what it asks for |\n|---|---|"
-    yield from (f"| `{key}` | {what} |" for key, what in NOT_YET.items())
-    yield from (
-        f"| `{key}` = {', '.join(f'`{value}`' for value in values)} | a guarantee that this version does not give |"
-        for key, values in NOT_YET_VALUES.items()
-    )
-    yield ""
 
 
 if __name__ == "__main__":

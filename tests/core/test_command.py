@@ -475,7 +475,6 @@ class TestCheck:
         ("override", "status", "code"),
         [
             ("federation.rounds=0", 3, "spec"),
-            ("aggregation.protection=threshold-bfv", 3, "not-yet-offered"),
             ("task.use=nope", 3, "task-unknown"),
             ("task.owner=3", 3, "task-option"),
             ("task.records=0", 4, "data-empty"),
@@ -751,6 +750,7 @@ class TestExposure:
             ("masked", "about a third"),
             ("bfv", "The key authority is sent every ciphertext"),
             ("ckks", "Li & Micciancio 2021"),
+            ("threshold-bfv", "each holds a share of the key"),
         ],
     )
     def test_of_a_protected_federation_the_server_learns_sums_and_on_what_that_rests(

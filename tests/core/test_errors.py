@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cloister.core import errors
-from cloister.core.errors import EXIT_CODES, CloisterError, NotYetOffered, SpecError, TaskError
+from cloister.core.errors import EXIT_CODES, CloisterError, SpecError, TaskError
 
 CLASSES = [getattr(errors, name) for name in errors.__all__ if inspect.isclass(getattr(errors, name))]
 
@@ -56,7 +56,6 @@ def test_a_refusal_without_a_code_takes_its_class_s(kind: type[CloisterError]) -
 
 def test_what_catches_the_federation_file_s_refusals_catches_the_task_s() -> None:
     assert issubclass(TaskError, SpecError)
-    assert issubclass(NotYetOffered, SpecError)
 
 
 def test_docs_print_the_table_of_exit_statuses(repository: Path) -> None:

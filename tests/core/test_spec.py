@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from cloister.core.errors import NotYetOffered, SpecError
+from cloister.core.errors import SpecError
 from cloister.core.spec import FederationSpec, Origin, load_federation, parse_federation
 from cloister.core.spec.reading import nearest
 from cloister.core.spec.refusals import expected
@@ -416,27 +416,6 @@ class TestWhatWouldEndDeepInsideTorch:
             assert "NUL or with half a surrogate pair" in refused(document={**SMALL, "task": task})
         assert "half a surrogate pair" in refused(f"tracking.mlflow={text}")
         assert "half a surrogate pair" in refused(f"{text}=1")
-
-
-class TestNotYetOffered:
-    @pytest.mark.parametrize(
-        "override",
-        [
-            "aggregation.protection=threshold-bfv",
-        ],
-    )
-    def test_a_documented_setting_that_does_not_exist_yet_says_so(self, override: str) -> None:
-        with pytest.raises(NotYetOffered, match="does not offer") as caught:
-            parse_federation(SMALL, base=HERE, overrides=[override])
-        assert caught.value.code == "not-yet-offered"
-        assert override.partition("=")[0].split(".")[0] in caught.value.message
-
-    def test_what_is_offered_today_is_accepted(self) -> None:
-        parse_federation(
-            SMALL,
-            base=HERE,
-            overrides=["privacy.unit=none", "aggregation.protection=plain", "aggregation.rule=mean"],
-        )
 
 
 class TestOverrides:

@@ -22,13 +22,6 @@ BAD: list[tuple[str, dict[str, dict[str, Any]], int, str, str]] = [
     ("unknown table", {"trainning": {"x": 1}}, 3, "spec", "did you mean 'training'?"),
     ("wrong type", {"federation": {"rounds": "many"}}, 3, "spec", 'federation.rounds = "many"'),
     ("out of range", {"federation": {"rounds": 0}}, 3, "spec", "federation.rounds = 0"),
-    (
-        "not yet",
-        {"aggregation": {"protection": "threshold-bfv"}},
-        3,
-        "not-yet-offered",
-        "aggregation.protection = 'threshold-bfv'",
-    ),
     ("missing task file", {"task": {"use": "nowhere.py:Rings"}}, 3, "task-unknown", "nowhere.py"),
     ("missing attribute", {"task": {"use": "rings.py:Ring"}}, 3, "task-unknown", "did you mean 'Rings'?"),
     ("unknown task", {"task": {"use": "hart"}}, 3, "task-unknown", "did you mean 'heart'?"),

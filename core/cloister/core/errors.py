@@ -7,7 +7,6 @@
     ├── UsageError                   exit 2   the command was called wrongly
     ├── SpecError                    exit 3   the federation file was refused
     │   ├── TaskError                exit 3   the task it names was refused, or raised
-    │   ├── NotYetOffered            exit 3   a documented setting that this version does not offer
     │   └── InfeasibleByzantineBound exit 3   more lying sites than a rule can bear among so many
     ├── DataError                    exit 4   a site's data was refused
     ├── PolicyError                  exit 5   a policy or a budget refused
@@ -33,7 +32,6 @@ __all__ = [
     "DataError",
     "InfeasibleByzantineBound",
     "IntegrityError",
-    "NotYetOffered",
     "PeersMissing",
     "PolicyError",
     "SpecError",
@@ -119,12 +117,6 @@ class TaskError(SpecError):
     """The task that the federation file names was refused, or raised."""
 
     default_code = "task"
-
-
-class NotYetOffered(SpecError):  # noqa: N818 - it reads as a sentence where it is raised
-    """The setting is part of the federation file's format but this version does not offer it."""
-
-    default_code = "not-yet-offered"
 
 
 class InfeasibleByzantineBound(SpecError):  # noqa: N818

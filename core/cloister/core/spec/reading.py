@@ -1,8 +1,7 @@
 """Read, check and write the federation file.
 
 An unknown key is an error that offers the nearest known one; a value of the wrong type is an error that names the key, the
-value and what was expected; a setting that the format documents but this version does not offer says so. A value that is no
-finite number, text, truth value, list or table (``nan``, ``inf``, a date) is refused wherever it stands, also in ``[task]``, and
+value and what was expected. A value that is no finite number, text, truth value, list or table (``nan``, ``inf``, a date) is refused wherever it stands, also in ``[task]``, and
 so are text with a NUL or half a surrogate pair, and tables and lists that are nested too deep.
 The effective file has every default filled in, with where each value came from.
 """
@@ -22,14 +21,12 @@ import tomli_w
 from pydantic import ValidationError
 
 from cloister.core.digests import federation_digest
-from cloister.core.errors import NotYetOffered, SpecError
+from cloister.core.errors import SpecError
 from cloister.core.spec.refusals import nearest, refusals
 from cloister.core.spec.tables import LEAST_PROTECTED, FederationSpec
 from cloister.core.spec.writing import annotated_toml
 
 __all__ = [
-    "NOT_YET",
-    "NOT_YET_VALUES",
     "Loaded",
     "Origin",
     "load_federation",
@@ -39,10 +36,6 @@ __all__ = [
     "refusals",
 ]
 
-#: Keys that the file's format documents and this version does not offer, with what they ask for.
-NOT_YET: dict[str, str] = {}
-#: Values that the format documents and this version does not offer, by key.
-NOT_YET_VALUES: dict[str, tuple[str, ...]] = {}
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 32
 _SHOWN = 80
@@ -167,7 +160,6 @@ def parse_federation(
         _put(merged, key, value)
         origins = {k: v for k, v in origins.items() if k != key and not k.startswith(key + ".")}
         origins.update(dict.fromkeys(_leaves(value, key), Origin.SET))
-    _refuse_not_yet(merged)
     try:
         spec = FederationSpec.model_validate(merged)
     except ValidationError as error:
@@ -227,22 +219,6 @@ def _text(text: str, key: str) -> str:
             remedy="write the text in UTF-8, without NUL",
         )
     return text
-
-
-def _refuse_not_yet(document: Mapping[str, Any]) -> None:
-    for key, what in NOT_YET.items():
-        if _get(document, key) is not None:
-            raise NotYetOffered(
-                f"'{key}' asks for {what}, which the file's format documents but this version does not offer",
-                remedy=f"remove '{key}' to run without {what}",
-            )
-    for key, values in NOT_YET_VALUES.items():
-        value = _get(document, key)
-        if value in values:
-            raise NotYetOffered(
-                f"{key} = '{value}' is part of the file's format but this version does not offer it",
-                remedy=f"remove '{key}' to run without that protection; the report will say so",
-            )
 
 
 def _read_override(text: str) -> tuple[str, Any]:

@@ -1,7 +1,8 @@
 """OpenFHE in a process of its own: keys, ciphertexts and partial decryptions as residues.
 
 A process because OpenFHE is C++ that no stranger's bytes should reach in the process that holds a site's records, and because its wheels are
-built for few versions of Python: the environment variable `PYTHON` names another interpreter that has it.
+built for few versions of Python. The interpreter is the one that the environment variable `PYTHON` names; else the one in the folder ``openfhe``
+of the environment that runs, which ``scripts/openfhe`` makes; else the one that runs.
 
 Formal guarantees:
 
@@ -29,6 +30,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +42,7 @@ from cloister.privacy.homomorphic.piping import killed_after, read, send, stop
 
 __all__ = ["PYTHON", "Engine", "engine"]
 
-#: The environment variable that names an interpreter with OpenFHE; the one that runs unless given.
+#: The environment variable that names an interpreter with OpenFHE.
 PYTHON = "CLOISTER_OPENFHE_PYTHON"
 
 _LENGTH = struct.Struct("<Q")
@@ -169,7 +171,8 @@ _engines: dict[tuple[int, str], Engine] = {}
 
 def engine() -> Engine:
     """Return this process's engine."""
-    python = os.environ.get(PYTHON, "") or sys.executable
+    beside = Path(sys.prefix) / "openfhe" / "bin" / "python"
+    python = os.environ.get(PYTHON, "") or (str(beside) if beside.exists() else sys.executable)
     return _engines.setdefault((os.getpid(), python), Engine(python))
 
 
@@ -214,7 +217,7 @@ def _failed(why: str) -> IntegrityError:
 def _missing(why: str) -> SpecError:
     return SpecError(
         f"'threshold-bfv' needs OpenFHE, which cannot be used {why}",
-        remedy=f"use 'masked', which has no key holder at all; or make an environment in which 'import openfhe' works (pip install openfhe: "
-        f"its wheels are for few versions of Python) and name its interpreter in {PYTHON}",
+        remedy=f"use 'masked', which has no key holder at all; or make an environment in which 'import openfhe' works (its wheels are for few "
+        f"versions of Python; in a checkout, scripts/openfhe tries those that are there) and name its interpreter in {PYTHON}",
         code="threshold-missing",
     )
