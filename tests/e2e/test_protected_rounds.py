@@ -22,12 +22,14 @@ from cloister.core.spec import load_federation, parse_federation, read_document
 from cloister.simulation import engines
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.simulate import RunResult, resume, simulate
+from joint import needs_openfhe
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 MakeFile = Callable[..., Path]
 
-PROTECTIONS = ("masked", "bfv", "ckks")
+JOINT = pytest.param("threshold-bfv", marks=needs_openfhe)
+PROTECTIONS = ("masked", "bfv", "ckks", JOINT)
 COHORT: dict[str, Any] = {"sites": 5, "partition": {"by": "dirichlet", "alpha": 1.0}, "per_round": "all"}
 #: By less than this a number of the mean is moved by rounding: one unit of the coarsest protection (26 bits, reach 4, 5 sites).
 UNIT = 4.0 / (2**25 / 5 - 2)
@@ -67,6 +69,8 @@ class Losing:
             step = str(said.get(protocol.STEP, ""))
             if step == protocol.ADVERT:
                 kinds[position] = json.loads(said["manifest"])["kind"]  # type: ignore[arg-type]
+            if step == protocol.HOLD:
+                kinds[position] = str(said["kind"])
             if step == protocol.ADD:
                 kinds[position] = message.metadata.message_type.split(".")[0]
             self.asked.append((position, step))
@@ -171,8 +175,17 @@ def test_noise_shares_go_under_masks_unchanged_to_the_bit(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("protection", ["masked", "bfv"])
-@pytest.mark.parametrize("step", ["advert", "share", "add", "confirm", "reveal", "seal"])
+@pytest.mark.parametrize(
+    ("protection", "step"),
+    [
+        *(("masked", step) for step in ("advert", "share", "add", "confirm", "reveal")),
+        *(("bfv", step) for step in ("add", "seal")),
+        *(
+            pytest.param("threshold-bfv", step, marks=needs_openfhe)
+            for step in ("hold", "show", "add", "seal")
+        ),
+    ],
+)
 def test_a_site_that_is_lost_at_any_step_is_in_the_sum_or_not_and_the_sum_is_right(
     make_file: MakeFile,
     tmp_path: Path,
@@ -180,8 +193,6 @@ def test_a_site_that_is_lost_at_any_step_is_in_the_sum_or_not_and_the_sum_is_rig
     protection: str,
     step: str,
 ) -> None:
-    if (step == "seal") != (protection == "bfv") and step != "add":
-        pytest.skip(f"{protection} has no such step")
     path = make_file(federation={"rounds": 1}, cohort=COHORT, evaluation={"sites": False})
     inside = step in ("confirm", "reveal")
     clear = _without(monkeypatch, path, tmp_path, None if inside else 1)
@@ -215,7 +226,24 @@ def _without(
     return model(run(path, out, "aggregation.protection=plain"))
 
 
-@pytest.mark.parametrize("protection", ["masked", "bfv"])
+@pytest.mark.slow
+@needs_openfhe
+def test_a_site_that_is_lost_before_a_joint_key_opens_the_sum_costs_that_round_its_sum_and_no_other(
+    make_file: MakeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_file(federation={"rounds": 2}, cohort=COHORT, evaluation={"sites": False})
+    watched = Losing(monkeypatch, {1: ("train", protocol.OPEN)})
+    with pytest.raises(PeersMissing, match="holds a share of the session's key and did not help"):
+        run(path, tmp_path, "aggregation.protection=threshold-bfv")
+    assert watched.asked.count((1, protocol.OPEN)) >= 1
+    (folder,) = tmp_path.glob("rings-*")
+    assert not events(folder, "round")
+    watched.lost.clear()
+    made = resume(folder, engine=LocalEngine(0))
+    assert [event["answered"] for event in events(made.run, "round")] == [5, 5]
+
+
+@pytest.mark.parametrize("protection", ["masked", "bfv", JOINT])
 def test_below_the_threshold_nothing_is_opened_and_nobody_reveals(
     make_file: MakeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protection: str
 ) -> None:
@@ -223,7 +251,8 @@ def test_below_the_threshold_nothing_is_opened_and_nobody_reveals(
     watched = Losing(monkeypatch, dict.fromkeys((0, 3), ("train", protocol.ADD)))
     with pytest.raises(PeersMissing, match="round 1 stayed below min_sites = 4"):
         run(path, tmp_path, f"aggregation.protection={protection}")
-    assert not [step for _, step in watched.asked if step in (protocol.CONFIRM, protocol.REVEAL)]
+    opening = (protocol.CONFIRM, protocol.REVEAL, protocol.OPEN)
+    assert not [step for _, step in watched.asked if step in opening]
     (folder,) = tmp_path.glob("rings-*")
     assert not events(folder, "round")
     assert any("no sum was unmasked" in event["text"] for event in events(folder, "warning"))
@@ -338,7 +367,7 @@ def refusal(reply: Message) -> str:
     return str(reply.content.config_records[protocol.REFUSAL]["code"])
 
 
-@pytest.mark.parametrize("protection", ["masked", "bfv"])
+@pytest.mark.parametrize("protection", ["masked", "bfv", "threshold-bfv"])
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 def test_a_server_that_asks_for_an_update_or_a_metric_in_clear_gets_a_refusal(
     make_file: MakeFile, protection: str, kind: str
@@ -353,6 +382,8 @@ def test_a_site_refuses_steps_out_of_order_and_a_manifest_that_nobody_signed(mak
     site = Site(make_file(cohort=COHORT))
     for step in (protocol.SHARE, protocol.CONFIRM, protocol.REVEAL, protocol.SEAL, "nonsense"):
         assert refusal(site.ask(protocol.SECURE_QUERY, **{protocol.STEP: step})) == "session-none"
+    for step in (protocol.HOLD, protocol.SHOW, protocol.OPEN):  # of another protection
+        assert refusal(site.ask(protocol.SECURE_QUERY, **{protocol.STEP: step})) == "session-step"
     forged = {"manifest": b"{}", "signature": bytes(64), "certificate": b"0"}
     assert (
         refusal(site.ask(protocol.SECURE_QUERY, **{protocol.STEP: protocol.ADVERT}, **forged)) == "identity"

@@ -85,9 +85,17 @@ class EncryptedSums:
         )
         try:
             sums = self._collected(manifest, key, vectors=vectors, given=given, asking=asking)
-            total = self._keys.open(asking, key, sums.total(self._seat.identity))
+            request = sums.total(self._seat.identity)
         except (PeersMissing, IntegrityError, PolicyError) as error:
             return Summed(values={}, count=0, heard=heard, why=error.message)
+        again = sums.names if self._keys.joint else ()
+        if self._keys.joint and len(again) < len(names):
+            why = f"{len(names) - len(again)} of the {len(names)} sites that hold the session's key sent nothing to sum, and they open a sum of all of them or none"
+            return Summed(values={}, count=0, heard=heard, why=why, tried=again)
+        try:
+            total = self._keys.open(asking, key, request)
+        except (PeersMissing, IntegrityError, PolicyError) as error:
+            return Summed(values={}, count=0, heard=heard, why=error.message, tried=again)
         code = self._manifests.code(kind, most=len(names), clip=clip)
         count = len(sums.names)
         return Summed(values=code.decode(total, count=count), count=count, heard=heard)

@@ -5,8 +5,8 @@ exchange     the sites send                                 who is gone after it
 ===========  =============================================  ====================================================================
 hold         the hash of their share of the key             is not asked for a share of the sum
 show         the share, signed with all the hashes          is not asked; the others make another key
-add, seal    as in `encrypted`                              is not in the sum, and must still be there for the last exchange
-open         their partial decryption of the sum            costs the round its sum: the key is of all
+add, seal    as in `encrypted`                              is not asked; the round is tried again with the others, under another key
+open         their partial decryption of the sum            costs the round its sum: the key is of all. It is asked again, with the same sites
 ===========  =============================================  ====================================================================
 
 What a site checks of all this is said in `cloister.privacy.threshold`. The server adds residues and calls OpenFHE only on what it added up.
@@ -61,6 +61,8 @@ class HeldKeys:
     Raises:
         SpecError: (threshold-missing) OpenFHE cannot be used here.
     """
+
+    joint = True
 
     def __init__(self, courier: Courier, manifests: Manifests, consortium: Consortium) -> None:
         self._courier = courier

@@ -56,7 +56,13 @@ class SessionKey:
 
 
 class Keys(Protocol):
-    """Makes a key for each session, and has its sum opened."""
+    """Makes a key for each session, and has its sum opened.
+
+    Attributes:
+        joint: whether the cohort itself holds the key: it opens a sum of all of it, or none.
+    """
+
+    joint: bool
 
     def begin(self, asking: Asking, cohort: list[int]) -> SessionKey:
         """Return the key of a new session over ``cohort``, or over those of it that are there.
@@ -84,6 +90,8 @@ class AuthorityKeys:
         consortium: who vouches for the authority.
         scheme: how values are encrypted.
     """
+
+    joint = False
 
     def __init__(
         self,

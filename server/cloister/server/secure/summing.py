@@ -53,7 +53,8 @@ class Summed:
         heard: who is not.
         why: why there is no sum, where there is none.
         suspects: whose secret alone could not be rebuilt, so that there is none: it has shared garbage, or those that hold its shares lie.
-        tried: whose sum the sites were asked to open, where that failed: they open no other of the same round, but one that leaves enough of them out.
+        tried: with whom the round is to be tried again, where there is no sum. Of whom the sites were asked to open the sum: they open no other of the
+            same round, but one that leaves enough of them out. Or who was still there, where nobody was asked yet.
     """
 
     values: dict[str, npt.NDArray[Any]]
