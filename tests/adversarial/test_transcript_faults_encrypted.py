@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +15,6 @@ from flwr.app import ConfigRecord, RecordDict
 from cloister.client.protecting import Encrypted
 from cloister.core import protocol
 from cloister.core.errors import CloisterError
-from cloister.core.spec import load_federation
 from cloister.privacy.homomorphic import BFV, CKKS, Ciphertexts, Form, Parameters, commitment
 from cloister.server import transcript as transcript_module
 from cloister.server.audit.transcript import audit_transcript
@@ -27,50 +25,21 @@ from cloister.server.audit.transcript.reading import Start, read_transcript
 from cloister.server.audit.transcript.sessions import sessions_of
 from cloister.server.audit.transcript.telling import told
 from cloister.server.protected import CONTAINER, parts_of
-from cloister.server.transcript import VECTORS, digest_of
-from cloister.simulation.engines import LocalEngine
-from cloister.simulation.simulate import simulate
-from transcripts import failed, rewritten
+from cloister.server.transcript import VECTORS
+from transcripts import LIAR, VICTIM, Line, failed, fields, heart_run, is_reply, put, rewritten
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-
-ROUNDS = 2
-VICTIM, LIAR = "cleveland", "hungarian"
-Line = dict[str, Any]
-
-
-def run(repository: Path, out: Path, scheme: str) -> Path:
-    settings = [f"federation.rounds={ROUNDS}", "evaluation.baselines=[]", "evaluation.central=false"]
-    loaded = load_federation(
-        repository / "examples" / "heart" / "federation.toml",
-        [*settings, f"aggregation.protection={scheme}"],
-    )
-    return simulate(loaded, out=out, engine=LocalEngine(0)).run
 
 
 @pytest.fixture(scope="module")
 def honest(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(repository, tmp_path_factory.mktemp("runs"), "bfv")
+    return heart_run(repository, tmp_path_factory.mktemp("runs"), "bfv")
 
 
 @pytest.fixture
 def copied(honest: Path, tmp_path: Path) -> Path:
     shutil.copytree(honest, tmp_path / "run")
     return tmp_path / "run"
-
-
-def is_reply(line: Line, step: str, site: str = LIAR, number: int = 2, phase: str = "train") -> bool:
-    found = (line["kind"], line.get("step"), line.get("site"), line.get("round"), line.get("phase"))
-    return found == ("received", step, site, number, phase)
-
-
-def fields(line: Line) -> dict[str, Line]:
-    return {one["name"]: one for record in line["records"] for one in record["fields"]}
-
-
-def put(field: Line, value: bytes) -> None:
-    field |= {"value": base64.b64encode(value).decode(), "bytes": len(value)}
-    field["sha256"] = digest_of("bytes", [value])
 
 
 def test_an_honest_bfv_run_passes_and_says_what_it_rests_on(honest: Path) -> None:
@@ -92,7 +61,7 @@ def test_an_honest_ckks_run_passes_also_where_containers_were_not_kept(
 ) -> None:
     length = 60 + CKKS.chunk_bytes
     monkeypatch.setitem(transcript_module.LIMITS, "bounded", 6 * length)
-    folder = run(repository, tmp_path, "ckks")
+    folder = heart_run(repository, tmp_path, "ckks")
     assert (folder / "transcript" / VECTORS).stat().st_size == 6 * length
     found = audit_transcript(folder)
     assert (found["verdict"], failed(found)) == ("passed", {})
@@ -126,7 +95,7 @@ def test_integers_that_a_site_sends_as_residues_are_found(
 
     monkeypatch.setattr(Encrypted, "protect", plain)
     with pytest.raises(CloisterError):  # the authority opens no such sum
-        run(repository, tmp_path, "bfv")
+        heart_run(repository, tmp_path, "bfv")
     (folder,) = tmp_path.iterdir()
     found = audit_transcript(folder)
     reasons = failed(found)

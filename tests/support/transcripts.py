@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cloister.server.transcript import MESSAGES
+from cloister.core.spec import load_federation
+from cloister.server.transcript import MESSAGES, digest_of
+from cloister.simulation.engines import LocalEngine
+from cloister.simulation.simulate import simulate
 
-__all__ = ["failed", "rewritten"]
+__all__ = [
+    "LIAR",
+    "ROUNDS",
+    "VICTIM",
+    "Line",
+    "failed",
+    "fields",
+    "heart_run",
+    "is_reply",
+    "put",
+    "rewritten",
+]
+
+ROUNDS = 2
+VICTIM, LIAR = "cleveland", "hungarian"
+Line = dict[str, Any]
 
 
 def failed(found: dict[str, Any]) -> dict[str, str]:
@@ -33,3 +52,26 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any] | 
     for event in events:
         event.pop("transcript", None)
     (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+def heart_run(repository: Path, out: Path, scheme: str) -> Path:
+    settings = [f"federation.rounds={ROUNDS}", "evaluation.baselines=[]", "evaluation.central=false"]
+    loaded = load_federation(
+        repository / "examples" / "heart" / "federation.toml",
+        [*settings, f"aggregation.protection={scheme}"],
+    )
+    return simulate(loaded, out=out, engine=LocalEngine(0)).run
+
+
+def is_reply(line: Line, step: str, site: str = LIAR, number: int = 2, phase: str = "train") -> bool:
+    found = (line["kind"], line.get("step"), line.get("site"), line.get("round"), line.get("phase"))
+    return found == ("received", step, site, number, phase)
+
+
+def fields(line: Line) -> dict[str, Line]:
+    return {one["name"]: one for record in line["records"] for one in record["fields"]}
+
+
+def put(field: Line, value: bytes) -> None:
+    field |= {"value": base64.b64encode(value).decode(), "bytes": len(value)}
+    field["sha256"] = digest_of("bytes", [value])

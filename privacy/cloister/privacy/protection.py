@@ -8,17 +8,22 @@ from cloister.core.errors import SpecError
 from cloister.core.spec import FederationSpec
 from cloister.core.spec.grouping import group_sizes, least_in_sum, tolerated
 from cloister.core.spec.pipelines import fewest_rows, read_pipeline
-from cloister.privacy.homomorphic.parameters import SUM_BITS
+from cloister.privacy.homomorphic.parameters import OF_AN_AUTHORITY, SUM_BITS
 from cloister.privacy.masking import parameters
 from cloister.privacy.plan import Plan, plan_from
 from cloister.privacy.record_plans import DistributedRecordPlan
 from cloister.privacy.site_plans import DistributedPlan, LocalPlan, SitePlan
 from cloister.privacy.sums import Reals, sum_code
 
-__all__ = ["BITS", "colluders_borne", "group_noise", "predict"]
+__all__ = ["BITS", "colluders_borne", "group_noise", "needs_authority", "predict"]
 
 #: Bits of the sums of each protection.
 BITS = {"masked": 32, "bfv": SUM_BITS, "ckks": SUM_BITS, "threshold-bfv": SUM_BITS}
+
+
+def needs_authority(protection: str) -> bool:
+    """Return whether a key authority opens the sums of a protection."""
+    return protection in {known.scheme for known in OF_AN_AUTHORITY}
 
 
 def colluders_borne(cohort: int) -> int:

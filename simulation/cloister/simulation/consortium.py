@@ -18,6 +18,7 @@ from cloister.core.randomness import Randomness
 from cloister.privacy.homomorphic import KeyAuthority
 from cloister.privacy.identity import Consortium, ConsortiumAuthority, Identity, Role
 from cloister.privacy.manifest import Floors
+from cloister.privacy.protection import needs_authority
 from cloister.server.plan import SecureSeat
 
 __all__ = ["SimulatedConsortium"]
@@ -50,10 +51,10 @@ class SimulatedConsortium:
 
     @contextmanager
     def seated(self, protection: str) -> Iterator[SecureSeat | None]:
-        """Give the server's seat for a run: with a key authority beside it where sums are encrypted, with none at all in clear."""
+        """Give the server's seat for a run: with a key authority beside it where one opens the sums, with none at all in clear."""
         if protection == "plain":
             yield None
-        elif protection == "masked":
+        elif not needs_authority(protection):
             yield self.seat
         else:
             authority = KeyAuthority.in_memory(self._identity(_AUTHORITY, Role.AUTHORITY), self.consortium)

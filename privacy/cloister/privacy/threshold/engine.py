@@ -23,6 +23,7 @@ a process that was forked                   starts one of its own
 
 from __future__ import annotations
 
+import atexit
 import os
 import struct
 import subprocess
@@ -174,6 +175,13 @@ def engine() -> Engine:
     beside = Path(sys.prefix) / "openfhe" / "bin" / "python"
     python = os.environ.get(PYTHON, "") or (str(beside) if beside.exists() else sys.executable)
     return _engines.setdefault((os.getpid(), python), Engine(python))
+
+
+@atexit.register
+def _close() -> None:
+    for (pid, _), one in _engines.items():
+        if pid == os.getpid():
+            one.close()
 
 
 def _raw(residues: Residues) -> bytes:

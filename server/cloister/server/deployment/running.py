@@ -36,6 +36,7 @@ from cloister.privacy.identity.kit import Kit, load_kit
 from cloister.privacy.identity.register import Register, read_register
 from cloister.privacy.ledger import load_or_create_key
 from cloister.privacy.plan import predict
+from cloister.privacy.protection import needs_authority
 from cloister.privacy.protection import predict as predict_protection
 from cloister.privacy.request import JobRequest, SignedRequest
 from cloister.server.app import make_server_app
@@ -247,7 +248,7 @@ def _prepare(office: Office, federation: str, names: list[str]) -> _Prepared:
             remedy="ask more sites, or lower cohort.min_sites",
             code="unsound",
         )
-    if spec.aggregation.protection in ("bfv", "ckks") and office.config.authority is None:
+    if needs_authority(spec.aggregation.protection) and office.config.authority is None:
         raise SpecError(
             f"aggregation.protection = '{spec.aggregation.protection}' needs a key authority, and this server knows none",
             remedy="name it as [authority] in server.toml, or use 'masked'",
@@ -299,7 +300,7 @@ def _seat(office: Office, protection: str, stack: ExitStack) -> SecureSeat | Non
     if protection == "plain":
         return None
     seat = SecureSeat(identity=office.kit.identity, consortium=office.kit.consortium)
-    if protection == "masked":
+    if not needs_authority(protection):
         return seat
     table = office.config.authority
     if table is None:
