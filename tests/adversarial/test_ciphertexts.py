@@ -276,7 +276,9 @@ def test_a_ciphertext_under_another_key_spoils_the_sum_and_is_noticed(
 ) -> None:
     one = session(parties, keeper)
     stranger = KeyAuthority.in_memory(parties.keeper, parties.consortium)
-    codec = PublicCodec(stranger.public(one.manifest.run, one.manifest.serial), parties.consortium)
+    codec = PublicCodec(
+        stranger.public(one.manifest.run, one.manifest.serial, one.manifest.cohort), parties.consortium
+    )
     manifest = replace(one.manifest, key=codec.key_id)
     wrong = codec.encrypt(one.values["site-2"], manifest)
     stranger.close()

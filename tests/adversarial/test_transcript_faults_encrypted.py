@@ -267,7 +267,12 @@ def test_a_round_that_is_summed_twice_over_different_sites_is_found(honest: Path
         for one in (session, replace(session, replies=fewer))
     ]
     assert [len(one.found.survivors) for one in looked] == [4, 3]
-    looked[1].found.public.clear()  # the second session stands in for one with a key of its own
+    assert [one.found.groups for one in looked] == [(looked[0].found.survivors,), ()], (
+        "a sum is of all or none"
+    )
+    # The second session stands in for one of three sites, with a key of its own.
+    looked[1].found.groups = (looked[1].found.survivors,)
+    looked[1].found.public.clear()
     assert "2 sums of different sites were opened" in check_fresh(looked).reason
 
 

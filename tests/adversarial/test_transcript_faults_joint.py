@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -92,3 +93,32 @@ def test_what_is_not_as_it_must_be_is_found(
 def test_a_sum_that_not_all_holders_helped_to_open_is_none(copied: Path) -> None:
     rewritten(copied, lambda line: None if is_reply(line, "open", VICTIM) else line)
     assert "the run used a sum (train of 4 sites)" in failed(audit_transcript(copied))["complete"]
+
+
+def test_a_second_opening_under_one_key_is_found(copied: Path) -> None:
+    """The server asks for another sum of the same session, and a site answers again."""
+    path = copied / "transcript" / MESSAGES
+    lines: list[bytes] = []
+    for raw in path.read_bytes().splitlines():
+        lines.append(raw)
+        line = json.loads(raw)
+        if (line["kind"], line.get("step"), line.get("round"), line.get("phase")) == (
+            "asked",
+            "open",
+            2,
+            "train",
+        ):
+            put(next(one for one in line["said"] if one["name"] == "digest"), bytes(32))
+            lines.append(json.dumps(line).encode())
+        if is_reply(line, "open"):
+            lines.append(raw)
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    rewritten(copied, lambda line: line)
+    reasons = failed(audit_transcript(copied))["signatures"]
+    assert "asked the holders of one key to open 2 sums" in reasons
+    assert f"'{LIAR}' helped 2 times" in reasons
+
+
+def test_a_sum_that_leaves_a_holder_out_and_was_opened_is_found(copied: Path) -> None:
+    rewritten(copied, lambda line: None if is_reply(line, "seal", VICTIM) else line)
+    assert "helped to open a sum that not all 4 holders" in failed(audit_transcript(copied))["signatures"]

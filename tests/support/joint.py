@@ -103,9 +103,8 @@ class JointSession:
 
     def open(self, name: str, request: SumRequest) -> bytes:
         fields = OpenRequest.of(request).to_fields()
-        counted = holding.counted(fields, self.books[name].credentials)
         with self.books[name].turn() as turn:
-            return holding.opened(counted, turn)
+            return holding.opened(holding.counted(fields, turn), turn)
 
     def fuse(self, request: SumRequest, names: Iterable[str]) -> npt.NDArray[np.int64]:
         found = {name: self.open(name, request) for name in names}

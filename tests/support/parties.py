@@ -32,6 +32,12 @@ class Parties:
         self.server = self.member("server", Role.SERVER)
         self.keeper = self.member("keeper", Role.AUTHORITY)
 
+    def fewer(self, count: int) -> "Parties":
+        """Return the first ``count`` sites, of the same consortium."""
+        made = Parties.__new__(Parties)
+        made.__dict__.update(self.__dict__, names=self.names[:count])
+        return made
+
     def member(self, name: str, role: Role) -> Identity:
         return self.authority.identity(name, role, Ed25519PrivateKey.generate())
 
@@ -64,7 +70,8 @@ class Parties:
     def session(self, keeper: KeyAuthority, **changes: object) -> "Session":
         run, serial = str(changes.get("run", "run")), int(str(changes.get("serial", 1)))
         scheme = str(changes.get("scheme", "bfv"))
-        public = keeper.public(run, serial, scheme)  # type: ignore[arg-type]
+        cohort = str(changes.get("cohort", cohort_digest(self.names)))
+        public = keeper.public(run, serial, cohort, scheme)  # type: ignore[arg-type]
         key = PublicKey.read(public, self.consortium).key_id
         manifest = self.manifest(key, **changes)
         codec = PublicCodec(public, self.consortium)

@@ -5,7 +5,6 @@ The protocol is `cloister.privacy.threshold`; here the site's `SessionBook` keep
 Formal guarantees:
 
 - A share is shown once, with one set of commitments.
-- A sum is opened only if all sites that hold a share are in it: none that is lost on the way leaves a smaller sum behind.
 - A sum is opened with a share once, for the session that the site encrypted for, and the secret half is gone from the book before the partial decryption
   leaves. Of sums that were opened `Turn.opened` knows, as under masks.
 
@@ -16,7 +15,6 @@ a session not newer than the last           ``IntegrityError`` (manifest-replaye
 a share that was shown before               ``IntegrityError`` (key-share)
 no share, or one that opened its sum        ``IntegrityError`` (session-none)
 another session than the share's            ``IntegrityError`` (ciphertext-key)
-a sum that not all holders are in           ``IntegrityError`` (ciphertext-cohort)
 a round, or a model, that was opened        ``IntegrityError`` (round-unmasked)
 ==========================================  ===================================================
 """
@@ -27,11 +25,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from cloister.client.book import Credentials, SessionBook, Turn
+from cloister.client.book import SessionBook, Turn
 from cloister.core import protocol
 from cloister.core.errors import IntegrityError
 from cloister.privacy.homomorphic.public_key import key_refused
-from cloister.privacy.homomorphic.summation import check_cohort
 from cloister.privacy.manifest import Manifest
 from cloister.privacy.masking import Fields
 from cloister.privacy.threshold import (
@@ -115,23 +112,27 @@ def joint_codec(manifest: Manifest, said: Mapping[str, Any], book: SessionBook) 
     return JointCodec(key, engine())
 
 
-def counted(said: Mapping[str, Any], own: Credentials) -> Recounted:
+def counted(said: Mapping[str, Any], turn: Turn) -> Recounted:
     """Return the sum that the server asks this site to help open, counted again.
 
     Raises:
+        IntegrityError: (session-none, ciphertext-key) it is of another session than this site's share; looked at before anything is counted, so that
+            what is counted has the size that this site encrypted itself.
         IntegrityError, PolicyError: the request does not hold.
     """
-    return Recounted.of(OpenRequest.from_fields(said).request(), own.consortium)
+    request, consortium = OpenRequest.from_fields(said).request(), turn.credentials.consortium
+    if turn.share().get("manifest") != request.manifest.opened(consortium).digest:
+        raise key_refused("the server asks to open another session than this site's share is of")
+    return Recounted.of(request, consortium)
 
 
 def opened(sum_: Recounted, turn: Turn) -> bytes:
     """Return this site's partial decryption of ``sum_``, and destroy its share.
 
     Raises:
-        IntegrityError: (session-none, ciphertext-key, ciphertext-cohort, round-unmasked, threshold-failed) see the table.
+        IntegrityError: (session-none, ciphertext-key, round-unmasked, threshold-failed) see the table.
     """
     share = turn.share()
-    check_cohort(sum_.manifest, sum_.names)
     turn.check_sites(sum_.manifest, sum_.names)
     turn.opened(sum_.manifest)
     turn.drop_share()

@@ -218,7 +218,7 @@ def _joint(step: str, fields: Mapping[str, Any], turn: Turn, job: Job, setting: 
         return _told(holding.hold(fields, turn, job.run))
     if step == protocol.SHOW:
         return _told(holding.show(fields, turn, job.run))
-    counted = holding.counted(fields, turn.credentials)
+    counted = holding.counted(fields, turn)
     setting.code(counted.manifest, job)
     return _vector(holding.opened(counted, turn), f"cloister.{counted.manifest.scheme}.partial")
 

@@ -138,9 +138,10 @@ _OPENED = {
         "exact and has no such trap."
     ),
     "threshold-bfv": (
-        "That holds whatever the server and sites on its side do, as long as one site of the round is not among them: each holds a share of the key, and a "
-        "sum is opened by all of them together. Each site is sent every ciphertext and counts the sum again before it helps to open it. One site that is "
-        "lost before the end costs the round its sum."
+        "That holds as long as every site sends what the protocol says, even where the server and all other sites share what they see: each site holds a share "
+        "of the key, and a sum is opened by all of them together, each after it counted the sum again. It does NOT hold against a site that makes a ciphertext "
+        "of its own and sides with the server: they can compute the key, and read every update of the round. 'masked' and 'bfv' hold there. One site that "
+        "is lost before the end costs the round its sum."
     ),
 }
 _WITHHELD = (

@@ -8,7 +8,7 @@ from cloister.core.errors import SpecError
 from cloister.core.spec import FederationSpec
 from cloister.core.spec.grouping import group_sizes, least_in_sum, tolerated
 from cloister.core.spec.pipelines import fewest_rows, read_pipeline
-from cloister.privacy.homomorphic.parameters import OF_AN_AUTHORITY, SUM_BITS
+from cloister.privacy.homomorphic.parameters import OF_AN_AUTHORITY, SUM_BITS, THRESHOLD
 from cloister.privacy.masking import parameters
 from cloister.privacy.plan import Plan, plan_from
 from cloister.privacy.record_plans import DistributedRecordPlan
@@ -19,6 +19,9 @@ __all__ = ["BITS", "colluders_borne", "group_noise", "needs_authority", "predict
 
 #: Bits of the sums of each protection.
 BITS = {"masked": 32, "bfv": SUM_BITS, "ckks": SUM_BITS, "threshold-bfv": SUM_BITS}
+
+#: Most bytes of the message that asks a site to help open a sum: what a site takes unless it is told otherwise, less a page.
+_MOST_OPEN = (1 << 30) - (1 << 20)
 
 
 def needs_authority(protection: str) -> bool:
@@ -74,6 +77,8 @@ def predict(spec: FederationSpec, size: int, *, classes: int, cohort: int) -> di
         "unit": max((part.unit(most, bits) for part in code.parts if isinstance(part, Reals)), default=0.0),
         **grouped,
     }
+    if protection == "threshold-bfv":
+        _check_joint(spec, code.size, most)
     if protection == "masked":
         degree, threshold = parameters(smallest)
         borne = min(map(colluders_borne, {smallest, most}))
@@ -132,3 +137,25 @@ def _groups(spec: FederationSpec, size: int, cohort: int, size_of_group: int) ->
         "spare": len(sizes) - needed,
         "noise": group_noise(plan_from(spec, size), sizes[-1], least_in_sum(spec)),
     }
+
+
+def _check_joint(spec: FederationSpec, numbers: int, cohort: int) -> None:
+    """Refuse what a joint key cannot bear, or its last message cannot hold: every site is sent every site's ciphertexts.
+
+    Raises:
+        SpecError: (protection-colluders, protection-size) see there.
+    """
+    if spec.privacy.colluders:
+        raise SpecError(
+            f"privacy.colluders = {spec.privacy.colluders}: with a joint key one site that sends a ciphertext of its own making, and sides with the server, "
+            "can read every update",
+            remedy="use protection = 'masked' or 'bfv', or leave privacy.colluders out",
+            code="protection-colluders",
+        )
+    each = -(-numbers // THRESHOLD.slots) * THRESHOLD.chunk_bytes
+    if cohort * each > _MOST_OPEN:
+        raise SpecError(
+            f"every site would be sent the ciphertexts of all {cohort}, {cohort * each / 2**30:.1f} GiB in one message, and a message has at most 1 GiB",
+            remedy="use protection = 'masked', a smaller model or fewer sites a round",
+            code="protection-size",
+        )

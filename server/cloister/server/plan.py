@@ -29,8 +29,8 @@ __all__ = ["Opener", "RunPlan", "SecureSeat", "SiteMemory"]
 class Opener(Protocol):
     """A key authority, in process or over a network."""
 
-    def public(self, run: str, serial: int, scheme: Literal["bfv", "ckks"] = "bfv") -> bytes:
-        """Return the public key of a session, signed by the authority."""
+    def public(self, run: str, serial: int, cohort: str, scheme: Literal["bfv", "ckks"] = "bfv") -> bytes:
+        """Return the public key of a session over the sites of that digest, signed by the authority."""
         ...
 
     def decrypt(self, request: SumRequest) -> npt.NDArray[np.int64]:

@@ -19,6 +19,8 @@ from cloister.privacy.homomorphic import Vault
 from cloister.privacy.identity import Role
 from parties import Parties
 
+COHORT = "c" * 64
+
 
 @pytest.fixture
 def parties() -> Parties:
@@ -96,7 +98,7 @@ def test_run_needs_an_authority_s_own_certificate(
 
 def test_rotate_destroys_the_keys_that_wait(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vault = Vault.open(folder)
-    vault.issue("run", 1, "bfv")
+    vault.issue("run", 1, COHORT, "bfv")
     vault.close()
     assert told(capsys, "rotate", str(folder)) == (0, {"folder": str(folder), "forgotten": 1})
     assert told(capsys, "rotate", str(folder)) == (0, {"folder": str(folder), "forgotten": 0})

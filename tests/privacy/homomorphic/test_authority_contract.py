@@ -17,6 +17,7 @@ from cloister.privacy.homomorphic import (
     Ciphertexts,
     Form,
     KeyAuthority,
+    ServerSum,
     SumRequest,
     Vault,
     agreed,
@@ -89,10 +90,67 @@ def test_the_sum_is_the_plain_sum(
     assert np.array_equal(found, session.plain())
 
 
-def test_sites_that_drop_out_are_not_in_the_sum(begin: Callable[..., Session], keeper: KeyAuthority) -> None:
+def test_a_sum_is_of_all_sites_that_its_key_is_for_or_not_opened(
+    begin: Callable[..., Session], keeper: KeyAuthority
+) -> None:
     session = begin()
-    names = ["site-3", "site-0", "site-1"]
-    assert np.array_equal(keeper.decrypt(session.request(*names)), session.plain(*names))
+    request = session.request()
+    assert refusal(keeper, replace(request, sealed=request.sealed[:3])) == "decryption-floor"
+    assert np.array_equal(keeper.decrypt(request), session.plain())
+
+
+def test_sites_that_saw_a_ciphertext_cannot_have_it_opened_in_a_sum_of_their_own(
+    parties: Parties, begin: Callable[..., Session], keeper: KeyAuthority
+) -> None:
+    """All sites but one side with the server: after it sent its ciphertext they agree on another set of commitments, with a copy of it in the name of one of them."""
+    session = begin()
+    session.request()
+    victim, *others = parties.names
+    copy = {name: session.containers[victim if name == others[0] else name] for name in others}
+    for manifest in (session.manifest, parties.fewer(4).manifest(session.codec.key_id, **_of(session))):
+        commitments = {name: commitment(container) for name, container in copy.items()}
+        for told in (commitments, {**commitments, victim: commitment(session.containers[victim])}):
+            together = agreed(manifest, told)
+            sealed = [seal(parties.sites[name], manifest, copy[name], together) for name in others]
+            form = Form.of(manifest)
+            total = summed([Ciphertexts.read(one.container, form) for one in sealed])
+            request = SumRequest(
+                manifest=manifest.signed(parties.server),
+                cohort=tuple(parties.names),
+                commitments=told,
+                digest=b"",
+                signature=b"",
+                sealed=tuple(sealed),
+            )
+            asked = signed_again(parties, request, manifest, digest=commitment(total))
+            assert refusal(keeper, asked) == "decryption-floor"
+
+
+def test_a_key_is_for_one_cohort(
+    parties: Parties, begin: Callable[..., Session], keeper: KeyAuthority
+) -> None:
+    """A second manifest of the same session and key, which leaves a site out, opens nothing; nor is its key handed out."""
+    session = begin()
+    fewer = parties.fewer(3)
+    other = fewer.manifest(session.codec.key_id, **_of(session))
+    assert (other.serial, other.key) == (session.manifest.serial, session.manifest.key)
+    with pytest.raises(IntegrityError) as refused:
+        session.codec.encrypt(np.zeros(other.size, dtype=np.int64), other)
+    assert refused.value.code == "ciphertext-key"
+    session.encrypt()
+    sums = ServerSum(other.signed(parties.server), fewer.names, parties.consortium)
+    for name in fewer.names:
+        sums.commit(name, commitment(session.containers[name]))
+    for name in fewer.names:
+        sums.take(name, seal(parties.sites[name], other, session.containers[name], sums.agree()))
+    assert refusal(keeper, sums.total(parties.server)) == "ciphertext-key"
+    with pytest.raises(IntegrityError) as refused:
+        keeper.public(other.run, other.serial, other.cohort)
+    assert refused.value.code == "ciphertext-key"
+
+
+def _of(session: Session) -> dict[str, object]:
+    return {name: getattr(session.manifest, name) for name in ("run", "serial", "size")}
 
 
 def test_a_session_is_decrypted_once(begin: Callable[..., Session], keeper: KeyAuthority) -> None:
@@ -104,17 +162,19 @@ def test_a_session_is_decrypted_once(begin: Callable[..., Session], keeper: KeyA
 
 
 def test_two_sums_of_one_round_over_different_sites_are_not_opened(
-    begin: Callable[..., Session], keeper: KeyAuthority
+    parties: Parties, begin: Callable[..., Session], keeper: KeyAuthority
 ) -> None:
     first = begin(run="rounds")
     keeper.decrypt(first.request())
-    second = begin(run="rounds")
-    assert refusal(keeper, second.request("site-0", "site-1", "site-2")) == "decryption-round"
+    fewer, serial = parties.fewer(3), next(SERIALS)
+    second = fewer.session(keeper, serial=serial, run="rounds", size=300)
+    assert refusal(keeper, second.request()) == "decryption-round"
     again = begin(run="rounds")
     assert np.array_equal(keeper.decrypt(again.request()), first.plain())
-    later = begin(run="rounds", round_number=2, model="4" * 64)
-    names = ["site-0", "site-1", "site-2"]
-    assert np.array_equal(keeper.decrypt(later.request(*names)), later.plain(*names))
+    later = fewer.session(
+        keeper, serial=next(SERIALS), run="rounds", size=300, round_number=2, model="4" * 64
+    )
+    assert np.array_equal(keeper.decrypt(later.request()), later.plain())
     assert refusal(keeper, begin(run="rounds").request()) == "decryption-round"
 
 
@@ -124,7 +184,7 @@ def test_a_key_of_a_decrypted_session_is_not_handed_out_again(
     session = begin()
     keeper.decrypt(session.request())
     with pytest.raises(IntegrityError) as refused:
-        keeper.public(session.manifest.run, session.manifest.serial)
+        keeper.public(session.manifest.run, session.manifest.serial, session.manifest.cohort)
     assert refused.value.code == "decryption-twice"
 
 
@@ -174,7 +234,6 @@ def test_a_sum_that_is_not_of_these_ciphertexts_is_refused(
         refusal(keeper, signed_again(parties, request, session.manifest, digest=bytes(32)))
         == "decryption-sum"
     )
-    assert refusal(keeper, replace(request, sealed=request.sealed[:3])) == "decryption-sum"
     assert np.array_equal(keeper.decrypt(request), session.plain())
 
 

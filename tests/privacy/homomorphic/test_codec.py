@@ -10,7 +10,10 @@ from cloister.privacy.homomorphic import BFV, CKKS, KeyAuthority, Parameters, Pu
 from cloister.privacy.homomorphic.frames import framed, unframed
 from cloister.privacy.homomorphic.vectors import Vectors, new_key
 from cloister.privacy.identity import Purpose, Role
+from cloister.privacy.manifest import cohort_digest
 from parties import Parties
+
+COHORT = cohort_digest([f"site-{number}" for number in range(4)])
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +68,7 @@ def test_two_keys_differ_and_so_do_two_encryptions() -> None:
 
 def test_a_session_keeps_its_key_and_another_has_another(parties: Parties, keeper: KeyAuthority) -> None:
     read = [
-        PublicKey.read(keeper.public(run, serial), parties.consortium).key_id
+        PublicKey.read(keeper.public(run, serial, COHORT), parties.consortium).key_id
         for run, serial in [("same", 1), ("same", 1), ("same", 2), ("other", 1)]
     ]
     assert read[0] == read[1]
@@ -75,30 +78,32 @@ def test_a_session_keeps_its_key_and_another_has_another(parties: Parties, keepe
 @pytest.mark.parametrize("role", [Role.SERVER, Role.SITE, Role.USER])
 def test_a_key_that_somebody_else_signed_is_refused(parties: Parties, role: Role) -> None:
     """A server that puts its own key in the authority's place could read everything."""
-    key = PublicKey(scheme="bfv", run="run", serial=1, context=new_key(BFV)[1])
+    key = PublicKey(scheme="bfv", run="run", serial=1, cohort=COHORT, context=new_key(BFV)[1])
     with pytest.raises(IntegrityError) as refused:
         PublicCodec(key.signed(parties.member("keeper", role)), parties.consortium)
     assert refused.value.code == "identity"
 
 
 def test_a_key_of_another_consortium_s_authority_is_refused(parties: Parties) -> None:
-    key = PublicKey(scheme="bfv", run="run", serial=1, context=new_key(BFV)[1])
+    key = PublicKey(scheme="bfv", run="run", serial=1, cohort=COHORT, context=new_key(BFV)[1])
     with pytest.raises(IntegrityError) as refused:
         PublicCodec(key.signed(Parties().keeper), parties.consortium)
     assert refused.value.code == "identity"
 
 
 def test_a_key_whose_session_was_changed_is_refused(parties: Parties, keeper: KeyAuthority) -> None:
-    label, inner, signature, certificate = unframed(keeper.public("run", 7), count=4, most=1 << 20)
-    scheme, run, _, context = unframed(inner, count=4, most=1 << 20)
-    changed = framed([label, framed([scheme, run, b"8", context]), signature, certificate])
-    with pytest.raises(IntegrityError) as refused:
-        PublicCodec(changed, parties.consortium)
-    assert refused.value.code == "signature"
+    label, inner, signature, certificate = unframed(keeper.public("run", 7, COHORT), count=4, most=1 << 20)
+    scheme, run, _, cohort, context = unframed(inner, count=5, most=1 << 20)
+    changed = framed([label, framed([scheme, run, b"8", cohort, context]), signature, certificate])
+    other = framed([label, framed([scheme, run, b"7", b"d" * 64, context]), signature, certificate])
+    for wrong in (changed, other):
+        with pytest.raises(IntegrityError) as refused:
+            PublicCodec(wrong, parties.consortium)
+        assert refused.value.code == "signature"
 
 
 def test_a_signature_for_another_purpose_does_not_make_a_key(parties: Parties) -> None:
-    key = PublicKey(scheme="bfv", run="run", serial=1, context=new_key(BFV)[1])
+    key = PublicKey(scheme="bfv", run="run", serial=1, cohort=COHORT, context=new_key(BFV)[1])
     label, inner, _, certificate = unframed(key.signed(parties.keeper), count=4, most=1 << 20)
     wrong = parties.keeper.sign(Purpose.MANIFEST, inner)
     with pytest.raises(IntegrityError) as refused:
@@ -116,7 +121,7 @@ def test_what_is_no_key_is_refused(parties: Parties, data: bytes) -> None:
 @pytest.mark.parametrize("cut", [1, 100, 5000])
 def test_a_truncated_key_is_refused(parties: Parties, keeper: KeyAuthority, cut: int) -> None:
     with pytest.raises(IntegrityError) as refused:
-        PublicCodec(keeper.public("run", 9)[:-cut], parties.consortium)
+        PublicCodec(keeper.public("run", 9, COHORT)[:-cut], parties.consortium)
     assert refused.value.code == "public-key"
 
 
@@ -124,7 +129,7 @@ def test_a_truncated_key_is_refused(parties: Parties, keeper: KeyAuthority, cut:
 def test_values_are_encrypted_for_the_key_s_session_alone(
     parties: Parties, keeper: KeyAuthority, changes: dict[str, object]
 ) -> None:
-    codec = PublicCodec(keeper.public("run", 1), parties.consortium)
+    codec = PublicCodec(keeper.public("run", 1, COHORT), parties.consortium)
     manifest = parties.manifest(**{"key": codec.key_id, **changes})  # type: ignore[arg-type]
     with pytest.raises(IntegrityError) as refused:
         codec.encrypt(np.zeros(manifest.size, dtype=np.int64), manifest)

@@ -17,10 +17,12 @@ from cloister.privacy.homomorphic.container import Residues
 from cloister.privacy.homomorphic.vault import SessionKey
 from cloister.privacy.homomorphic.vectors import Vectors
 
+COHORT = "c" * 64
+
 
 @pytest.fixture(scope="module")
 def key() -> SessionKey:
-    return Vault.in_memory().issue("run", 1, "bfv")
+    return Vault.in_memory().issue("run", 1, COHORT, "bfv")
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def gone(pid: int) -> bool:
 
 @pytest.mark.parametrize("scheme", ["bfv", "ckks"])
 def test_what_was_encrypted_is_decrypted(decrypter: Decrypter, scheme: str) -> None:
-    key = Vault.in_memory().issue("run", 1, scheme)  # type: ignore[arg-type]
+    key = Vault.in_memory().issue("run", 1, COHORT, scheme)  # type: ignore[arg-type]
     (found,) = decrypter.decrypt(key, [fresh(key, -3)])
     assert np.allclose(found[0], -3, atol=0.01)
     assert found[1] in (
@@ -50,7 +52,7 @@ def test_what_was_encrypted_is_decrypted(decrypter: Decrypter, scheme: str) -> N
 
 
 def test_one_child_serves_one_key_after_another(decrypter: Decrypter, key: SessionKey) -> None:
-    other = Vault.in_memory().issue("run", 2, "ckks")
+    other = Vault.in_memory().issue("run", 2, COHORT, "ckks")
     for one, value in ((key, 5), (other, 6), (key, 7)):
         (found,) = decrypter.decrypt(one, [fresh(one, value)])
         assert np.allclose(found[0], value, atol=0.01)
@@ -60,7 +62,7 @@ def test_one_child_serves_one_key_after_another(decrypter: Decrypter, key: Sessi
 
 
 def test_a_ciphertext_under_another_key_has_no_noise_budget(decrypter: Decrypter, key: SessionKey) -> None:
-    other = Vault.in_memory().issue("run", 2, "bfv")
+    other = Vault.in_memory().issue("run", 2, COHORT, "bfv")
     ((_, budget),) = decrypter.decrypt(key, [fresh(other)])
     assert budget == 0
 
@@ -152,7 +154,7 @@ def test_a_key_is_forgotten_after_its_session_however_that_ended(
 def test_a_sum_of_a_thousand_equal_ciphertexts_is_exact() -> None:
     """The worst case of the noise, which no thousand sites that encrypt by themselves come near: equal noise adds up n-fold."""
     for parameters in (BFV, CKKS):
-        key = Vault.in_memory().issue("run", 1, parameters.scheme)
+        key = Vault.in_memory().issue("run", 1, COHORT, parameters.scheme)
         most = ((1 << 25) - 1) // 1000
         slots = np.resize(np.array([most + (most << 27), -most - (most << 27), most - (most << 27), 0]), 4096)
         if parameters is CKKS:
@@ -174,7 +176,7 @@ def test_a_sum_of_a_thousand_equal_ciphertexts_is_exact() -> None:
 
 @pytest.mark.slow
 def test_a_sum_of_a_thousand_fresh_ciphertexts_keeps_its_noise_budget() -> None:
-    key = Vault.in_memory().issue("run", 1, "bfv")
+    key = Vault.in_memory().issue("run", 1, COHORT, "bfv")
     vectors = Vectors(BFV, key.public.context)
     primes = np.asarray(BFV.primes, dtype=np.uint64)[None, :, None]
     most = ((1 << 25) - 1) // 1000

@@ -18,6 +18,8 @@ from cloister.privacy.authority.wire import LONGEST_MESSAGE, PIECE, SERVICE, ref
 from cloister.privacy.homomorphic import KeyAuthority, Vault
 from parties import Parties
 
+COHORT = "c" * 64
+
 
 @pytest.fixture(scope="module")
 def parties() -> Parties:
@@ -76,7 +78,7 @@ def test_a_client_of_another_tls_folder_is_refused(
     trusting = replace(foreign, root=Credentials.read(tls, SERVER).root)
     for credentials in (foreign, trusting):
         with remote(service, credentials) as client, pytest.raises(PeersMissing) as refused:
-            client.public("run", 1)
+            client.public("run", 1, COHORT)
         assert refused.value.code == "authority-unreachable"
 
 
@@ -103,7 +105,7 @@ def test_the_server_does_not_talk_to_a_stranger_in_the_authority_s_place(
     stranger = AuthorityService(authority, Credentials.read(tmp_path / "other", AUTHORITY), "127.0.0.1:0")
     stranger.start()
     with remote(stranger, Credentials.read(tls, SERVER)) as client, pytest.raises(PeersMissing):
-        client.public("run", 1)
+        client.public("run", 1, COHORT)
     stranger.stop()
 
 
@@ -112,7 +114,7 @@ def test_the_server_s_certificate_does_not_make_an_authority(authority: KeyAutho
     swapped = AuthorityService(authority, Credentials.read(tls, SERVER), "127.0.0.1:0")
     swapped.start()
     with remote(swapped, Credentials.read(tls, SERVER)) as client, pytest.raises(PeersMissing):
-        client.public("run", 1)
+        client.public("run", 1, COHORT)
     swapped.stop()
 
 
@@ -214,7 +216,7 @@ def test_a_call_that_never_ends_is_ended(authority: KeyAuthority, tls: Path, par
         assert refused.value.code() == grpc.StatusCode.CANCELLED
         never.set()
     with remote(service, Credentials.read(tls, SERVER)) as client:
-        client.public("run", 99)
+        client.public("run", 99, COHORT)
     service.stop()
 
 
@@ -249,7 +251,7 @@ def test_more_sums_than_there_is_room_for_are_refused(
 def test_nobody_there_is_a_refusal(service: AuthorityService, tls: Path) -> None:
     service.stop()
     with remote(service, Credentials.read(tls, SERVER)) as client, pytest.raises(PeersMissing) as refused:
-        client.public("run", 1)
+        client.public("run", 1, COHORT)
     assert refused.value.code == "authority-unreachable"
 
 
@@ -275,7 +277,7 @@ def test_a_fault_of_the_authority_tells_nothing(
     monkeypatch.setattr(authority, method, broken)
     with remote(service, Credentials.read(tls, SERVER)) as client:
         calls: dict[str, Callable[[], object]] = {
-            "public": lambda: client.public("run", 1),
+            "public": lambda: client.public("run", 1, COHORT),
             "opening": lambda: client.decrypt(request),
         }
         with pytest.raises(PeersMissing) as refused:

@@ -55,16 +55,14 @@ def test_a_second_commitment_is_refused(session: Session) -> None:
 
 
 def test_a_commitment_after_the_agreement_is_refused(session: Session) -> None:
-    for name in session.parties.names[:3]:
-        session.sums.commit(name, commitment(session.containers[name]))
-    session.sums.agree()
+    session.commit()
     with pytest.raises(IntegrityError) as refused:
         session.sums.commit(session.parties.names[3], bytes(32))
     assert code(refused) == "ciphertext-twice"
 
 
-def test_fewer_commitments_than_least_are_not_agreed_on(session: Session) -> None:
-    for name in session.parties.names[:2]:
+def test_fewer_commitments_than_the_cohort_s_are_not_agreed_on(session: Session) -> None:
+    for name in session.parties.names[:3]:
         session.sums.commit(name, commitment(session.containers[name]))
     with pytest.raises(PeersMissing):
         session.sums.agree()
@@ -121,16 +119,16 @@ def test_only_a_site_s_certificate_counts(session: Session, role: Role) -> None:
 
 def test_a_refused_container_leaves_the_sum_as_it_was(session: Session) -> None:
     session.commit()
-    session.reveal("site-0", "site-1", "site-2")
+    session.reveal()
     before = session.sums.total(session.parties.server)
     with pytest.raises(IntegrityError):
         session.reveal("site-2")
     assert session.sums.total(session.parties.server).digest == before.digest
 
 
-def test_a_sum_of_fewer_than_least_is_not_asked_for(session: Session) -> None:
+def test_a_sum_of_fewer_than_the_cohort_is_not_asked_for(session: Session) -> None:
     session.commit()
-    session.reveal("site-0", "site-1")
+    session.reveal("site-0", "site-1", "site-2")
     with pytest.raises(PeersMissing):
         session.sums.total(session.parties.server)
 

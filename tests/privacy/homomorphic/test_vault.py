@@ -17,6 +17,8 @@ from parties import Parties
 SITES = ["site-0", "site-1", "site-2"]
 PARTIES = Parties()
 
+COHORT = cohort_digest([f"site-{number}" for number in range(4)])
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -26,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def session(vault: Vault, serial: int = 1, run: str = "run", **changes: object) -> Manifest:
-    key = vault.issue(run, serial, "bfv").public.key_id
+    key = vault.issue(run, serial, COHORT, "bfv").public.key_id
     return PARTIES.manifest(key, serial=serial, run=run, **changes)
 
 
@@ -42,7 +44,7 @@ def keys(folder: Path) -> list[Path]:
 
 def test_key_and_record_are_for_their_owner_alone(folder: Path) -> None:
     vault = Vault.open(folder)
-    vault.issue("run", 1, "bfv")
+    vault.issue("run", 1, COHORT, "bfv")
     (key,) = keys(folder)
     modes = [path.stat().st_mode & 0o777 for path in (folder, folder / KEYS, key, folder / RECORD_FILE)]
     assert modes == [0o700, 0o700, 0o600, 0o600]
@@ -53,7 +55,7 @@ def test_key_and_record_are_for_their_owner_alone(folder: Path) -> None:
 @pytest.mark.parametrize("which", ["key", "record"])
 def test_a_file_that_others_may_read_is_refused(folder: Path, which: str, mode: int) -> None:
     vault = Vault.open(folder)
-    vault.issue("run", 1, "bfv")
+    vault.issue("run", 1, COHORT, "bfv")
     vault.close()
     path = keys(folder)[0] if which == "key" else folder / RECORD_FILE
     path.chmod(mode)
@@ -69,7 +71,7 @@ def test_a_key_comes_back_after_a_restart(folder: Path) -> None:
     vault.close()
     vault = Vault.open(folder)
     assert vault.find(manifest) == before
-    assert vault.issue("run", 1, "bfv") == before
+    assert vault.issue("run", 1, COHORT, "bfv") == before
     vault.close()
 
 
@@ -83,7 +85,7 @@ def test_a_spent_session_has_no_key_and_is_spent_after_a_restart_too(folder: Pat
     for again in (
         lambda: vault.spend(manifest, names=SITES),
         lambda: vault.find(manifest),
-        lambda: vault.issue("run", 1, "bfv"),
+        lambda: vault.issue("run", 1, COHORT, "bfv"),
     ):
         with pytest.raises(IntegrityError) as refused:
             again()
@@ -183,7 +185,7 @@ def test_one_process_at_a_time_has_it_open(folder: Path) -> None:
 @pytest.mark.parametrize("damage", [b"", b"x", b"\0" * 5000])
 def test_a_key_file_that_holds_no_key_is_refused(folder: Path, damage: bytes) -> None:
     vault = Vault.open(folder)
-    vault.issue("run", 1, "bfv")
+    vault.issue("run", 1, COHORT, "bfv")
     vault.close()
     keys(folder)[0].write_bytes(damage)
     assert refusal(folder) == "authority-key"
@@ -234,20 +236,20 @@ def test_what_cannot_be_recorded_is_not_spent(folder: Path, monkeypatch: pytest.
 
 def test_a_session_has_a_key_of_one_scheme() -> None:
     vault = Vault.in_memory()
-    vault.issue("run", 1, "bfv")
+    vault.issue("run", 1, COHORT, "bfv")
     with pytest.raises(IntegrityError) as refused:
-        vault.issue("run", 1, "ckks")
+        vault.issue("run", 1, COHORT, "ckks")
     assert refused.value.code == "ciphertext-key"
 
 
 def test_a_secret_key_is_not_printed() -> None:
-    key = Vault.in_memory().issue("run", 1, "bfv")
+    key = Vault.in_memory().issue("run", 1, COHORT, "bfv")
     assert "secret" not in repr(key)
 
 
 def test_a_run_s_name_does_not_leave_the_folder(folder: Path) -> None:
     vault = Vault.open(folder)
-    vault.issue("../../../elsewhere", 1, "bfv")
+    vault.issue("../../../elsewhere", 1, COHORT, "bfv")
     assert len(keys(folder)) == 1
     vault.close()
 

@@ -1,16 +1,22 @@
 """Opening a sum with all sites: what each of them refuses, and what a hostile server or site gets."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cloister.core.errors import CloisterError, IntegrityError, PolicyError
-from cloister.privacy.homomorphic import ServerSum, SumRequest, commitment, seal
+from cloister.core.errors import CloisterError, IntegrityError, PolicyError, SpecError
+from cloister.core.spec import parse_federation
+from cloister.privacy.homomorphic import Ciphertexts, Form, ServerSum, SumRequest, commitment, seal
+from cloister.privacy.homomorphic.container import limits
+from cloister.privacy.homomorphic.lanes import Integers
 from cloister.privacy.homomorphic.parameters import THRESHOLD
 from cloister.privacy.homomorphic.summation import request_message
 from cloister.privacy.identity import Purpose
-from cloister.privacy.threshold import Recounted, engine, fused
+from cloister.privacy.manifest import Manifest
+from cloister.privacy.protection import predict
+from cloister.privacy.threshold import JointCodec, Recounted, engine, fused
 from joint import JointSession, needs_openfhe
 from parties import Parties
 
@@ -40,14 +46,12 @@ def test_the_sum_is_exact_whatever_its_length(parties: Parties, size: int) -> No
 
 
 def test_no_sum_is_opened_that_leaves_a_holder_out(session: JointSession) -> None:
+    """Not even one that its holder has sealed: without its signature, the others could have agreed on other ciphertexts meanwhile."""
     names, shares = session.parties.names, session.shares()
-    manifest = session.manifest()
-    session.add(names[3], manifest, shares)  # what it committed to is held back
-    request = session.request(manifest, shares, *names[:3])
-    for name in names:
-        with pytest.raises(IntegrityError) as refused:
-            session.open(name, request)
-        assert code(refused) == "ciphertext-cohort"
+    request = session.request(session.manifest(), shares)
+    with pytest.raises(CloisterError) as refused:
+        session.open(names[0], replace(request, sealed=request.sealed[:3]))
+    assert code(refused) == "decryption-floor"
 
 
 def test_a_share_opens_one_sum_once(session: JointSession) -> None:
@@ -138,9 +142,7 @@ def test_a_second_sum_of_a_round_over_other_sites_is_not_opened(parties: Parties
     session = JointSession(parties)
     shares = session.shares()
     session.fuse(session.request(session.manifest(), shares), parties.names)
-    fewer = Parties.__new__(Parties)
-    fewer.__dict__.update(parties.__dict__, names=parties.names[:3])
-    again = JointSession(fewer, serial=2, books=session.books)
+    again = JointSession(parties.fewer(3), serial=2, books=session.books)
     shares = again.shares()
     request = again.request(again.manifest(), shares)
     with pytest.raises(IntegrityError) as refused:
@@ -214,3 +216,55 @@ def test_the_secret_half_is_in_nothing_that_is_printed(session: JointSession) ->
     shown = repr(Held(manifest=b"m", secret=secret))
     assert "secret" not in shown
     assert len(shown) < 100
+
+
+def test_what_one_malformed_ciphertext_does_is_as_the_documentation_says(session: JointSession) -> None:
+    """The stated limit: it passes unseen, and the unrounded sum tells the joint key. It is why `colluders` refuses this protection."""
+    shares = session.shares()
+    manifest = session.manifest()
+    liar, form = session.parties.names[3], Form.of(manifest)
+    encrypt = JointCodec.encrypt
+
+    def malformed(self: JointCodec, values: Integers, asked: Manifest) -> bytes:
+        (one,) = Ciphertexts.read(encrypt(self, values, asked), form)
+        primes = limits(THRESHOLD)[0]
+        shift = np.array([[pow(2, 130, prime)] for prime in THRESHOLD.primes], dtype=np.uint64)
+        one[1] = (one[1] + shift) % primes
+        return form.write([one])
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in session.parties.names:
+            session.add(name, manifest, shares)
+            if name == session.parties.names[2]:
+                patch.setattr(JointCodec, "encrypt", malformed)
+    sums = ServerSum(
+        manifest.signed(session.parties.server), session.parties.names, session.parties.consortium
+    )
+    for name in session.parties.names:
+        sums.commit(name, commitment(session.containers[name]))
+    for name in session.parties.names:
+        sums.take(name, seal(session.parties.sites[name], manifest, session.containers[name], sums.agree()))
+    request = sums.total(session.parties.server)
+    assert np.array_equal(session.fuse(request, session.parties.names), session.plain())
+    assert liar in request.commitments
+
+
+@pytest.mark.parametrize(
+    ("settings", "code_"),
+    [
+        (["privacy.colluders=1"], "protection-colluders"),
+        ([], "protection-size"),
+    ],
+)
+def test_what_it_does_not_bear_is_refused_before_anything_is_trained(settings: list[str], code_: str) -> None:
+    document = {
+        "federation": {"name": "f", "rounds": 2},
+        "task": {"use": "heart"},
+        "cohort": {"min_sites": 3, "sites": 4, "partition": {"by": "iid"}},
+        "aggregation": {"protection": "threshold-bfv"},
+        "privacy": {"unit": "site-distributed", "noise_multiplier": 1.0, "delta": 1e-3, "clip": 1.0},
+    }
+    spec = parse_federation(document, base=Path(), overrides=settings).spec
+    with pytest.raises(SpecError) as refused:
+        predict(spec, 10 if settings else 10_000_000, classes=2, cohort=4)
+    assert refused.value.code == code_

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*cloister/privacy/authority/authority.proto\x12\x15\x63loister.authority.v1\"<\n\rPublicRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06serial\x18\x02 \x01(\x03\x12\x0e\n\x06scheme\x18\x03 \x01(\t\"\x1d\n\x0bPublicReply\x12\x0e\n\x06public\x18\x01 \x01(\x0c\"\x80\x02\n\x07Opening\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12\x1a\n\x12manifest_signature\x18\x02 \x01(\x0c\x12\x1a\n\x12server_certificate\x18\x03 \x01(\x0c\x12\x0e\n\x06\x63ohort\x18\x04 \x03(\t\x12\x44\n\x0b\x63ommitments\x18\x05 \x03(\x0b\x32/.cloister.authority.v1.Opening.CommitmentsEntry\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x0c\x12\x11\n\tsignature\x18\x07 \x01(\x0c\x1a\x32\n\x10\x43ommitmentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\".\n\x04Site\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\x89\x01\n\x0e\x44\x65\x63ryptRequest\x12\x31\n\x07opening\x18\x01 \x01(\x0b\x32\x1e.cloister.authority.v1.OpeningH\x00\x12+\n\x04site\x18\x02 \x01(\x0b\x32\x1b.cloister.authority.v1.SiteH\x00\x12\x0f\n\x05piece\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"\x1d\n\x0c\x44\x65\x63ryptReply\x12\r\n\x05piece\x18\x01 \x01(\x0c\x32\xbd\x01\n\x0cKeyAuthority\x12R\n\x06Public\x12$.cloister.authority.v1.PublicRequest\x1a\".cloister.authority.v1.PublicReply\x12Y\n\x07\x44\x65\x63rypt\x12%.cloister.authority.v1.DecryptRequest\x1a#.cloister.authority.v1.DecryptReply(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*cloister/privacy/authority/authority.proto\x12\x15\x63loister.authority.v1\"L\n\rPublicRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06serial\x18\x02 \x01(\x03\x12\x0e\n\x06scheme\x18\x03 \x01(\t\x12\x0e\n\x06\x63ohort\x18\x04 \x01(\t\"\x1d\n\x0bPublicReply\x12\x0e\n\x06public\x18\x01 \x01(\x0c\"\x80\x02\n\x07Opening\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12\x1a\n\x12manifest_signature\x18\x02 \x01(\x0c\x12\x1a\n\x12server_certificate\x18\x03 \x01(\x0c\x12\x0e\n\x06\x63ohort\x18\x04 \x03(\t\x12\x44\n\x0b\x63ommitments\x18\x05 \x03(\x0b\x32/.cloister.authority.v1.Opening.CommitmentsEntry\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x0c\x12\x11\n\tsignature\x18\x07 \x01(\x0c\x1a\x32\n\x10\x43ommitmentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\".\n\x04Site\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\x89\x01\n\x0e\x44\x65\x63ryptRequest\x12\x31\n\x07opening\x18\x01 \x01(\x0b\x32\x1e.cloister.authority.v1.OpeningH\x00\x12+\n\x04site\x18\x02 \x01(\x0b\x32\x1b.cloister.authority.v1.SiteH\x00\x12\x0f\n\x05piece\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"\x1d\n\x0c\x44\x65\x63ryptReply\x12\r\n\x05piece\x18\x01 \x01(\x0c\x32\xbd\x01\n\x0cKeyAuthority\x12R\n\x06Public\x12$.cloister.authority.v1.PublicRequest\x1a\".cloister.authority.v1.PublicReply\x12Y\n\x07\x44\x65\x63rypt\x12%.cloister.authority.v1.DecryptRequest\x1a#.cloister.authority.v1.DecryptReply(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,19 +34,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENING_COMMITMENTSENTRY']._loaded_options = None
   _globals['_OPENING_COMMITMENTSENTRY']._serialized_options = b'8\001'
   _globals['_PUBLICREQUEST']._serialized_start=69
-  _globals['_PUBLICREQUEST']._serialized_end=129
-  _globals['_PUBLICREPLY']._serialized_start=131
-  _globals['_PUBLICREPLY']._serialized_end=160
-  _globals['_OPENING']._serialized_start=163
-  _globals['_OPENING']._serialized_end=419
-  _globals['_OPENING_COMMITMENTSENTRY']._serialized_start=369
-  _globals['_OPENING_COMMITMENTSENTRY']._serialized_end=419
-  _globals['_SITE']._serialized_start=421
-  _globals['_SITE']._serialized_end=467
-  _globals['_DECRYPTREQUEST']._serialized_start=470
-  _globals['_DECRYPTREQUEST']._serialized_end=607
-  _globals['_DECRYPTREPLY']._serialized_start=609
-  _globals['_DECRYPTREPLY']._serialized_end=638
-  _globals['_KEYAUTHORITY']._serialized_start=641
-  _globals['_KEYAUTHORITY']._serialized_end=830
+  _globals['_PUBLICREQUEST']._serialized_end=145
+  _globals['_PUBLICREPLY']._serialized_start=147
+  _globals['_PUBLICREPLY']._serialized_end=176
+  _globals['_OPENING']._serialized_start=179
+  _globals['_OPENING']._serialized_end=435
+  _globals['_OPENING_COMMITMENTSENTRY']._serialized_start=385
+  _globals['_OPENING_COMMITMENTSENTRY']._serialized_end=435
+  _globals['_SITE']._serialized_start=437
+  _globals['_SITE']._serialized_end=483
+  _globals['_DECRYPTREQUEST']._serialized_start=486
+  _globals['_DECRYPTREQUEST']._serialized_end=623
+  _globals['_DECRYPTREPLY']._serialized_start=625
+  _globals['_DECRYPTREPLY']._serialized_end=654
+  _globals['_KEYAUTHORITY']._serialized_start=657
+  _globals['_KEYAUTHORITY']._serialized_end=846
 # @@protoc_insertion_point(module_scope)

@@ -7,14 +7,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PublicRequest(_message.Message):
-    __slots__ = ("run", "serial", "scheme")
+    __slots__ = ("run", "serial", "scheme", "cohort")
     RUN_FIELD_NUMBER: _ClassVar[int]
     SERIAL_FIELD_NUMBER: _ClassVar[int]
     SCHEME_FIELD_NUMBER: _ClassVar[int]
+    COHORT_FIELD_NUMBER: _ClassVar[int]
     run: str
     serial: int
     scheme: str
-    def __init__(self, run: _Optional[str] = ..., serial: _Optional[int] = ..., scheme: _Optional[str] = ...) -> None: ...
+    cohort: str
+    def __init__(self, run: _Optional[str] = ..., serial: _Optional[int] = ..., scheme: _Optional[str] = ..., cohort: _Optional[str] = ...) -> None: ...
 
 class PublicReply(_message.Message):
     __slots__ = ("public",)

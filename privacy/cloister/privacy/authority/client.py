@@ -74,10 +74,10 @@ class RemoteAuthority:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def public(self, run: str, serial: int, scheme: HomomorphicScheme = "bfv") -> bytes:
+    def public(self, run: str, serial: int, cohort: str, scheme: HomomorphicScheme = "bfv") -> bytes:
         """Return the public key of a session, as `KeyAuthority.public`."""
         try:
-            request = messages.PublicRequest(run=run, serial=serial, scheme=scheme)
+            request = messages.PublicRequest(run=run, serial=serial, scheme=scheme, cohort=cohort)
             return bytes(self._public(request, timeout=_PUBLIC_S).public)
         except grpc.RpcError as error:
             raise self._told(error) from None

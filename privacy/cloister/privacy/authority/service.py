@@ -121,7 +121,8 @@ class AuthorityService:
     def _public(self, request: messages.PublicRequest, context: Any) -> messages.PublicReply:
         try:
             scheme: Any = request.scheme  # checked where it is looked up
-            return messages.PublicReply(public=self._authority.public(request.run, request.serial, scheme))
+            key = self._authority.public(request.run, request.serial, request.cohort, scheme)
+            return messages.PublicReply(public=key)
         except CloisterError as error:
             _refuse(context, error)
         except Exception:  # noqa: BLE001 - its words may quote anything: they stay here

@@ -67,14 +67,20 @@ class KeyAuthority:
         """Return an authority whose keys no file holds, as a simulation needs it."""
         return cls(Vault.in_memory(), identity, consortium, least=least)
 
-    def public(self, run: str, serial: int, scheme: HomomorphicScheme = "bfv") -> bytes:
+    def public(self, run: str, serial: int, cohort: str, scheme: HomomorphicScheme = "bfv") -> bytes:
         """Return the public key of a session, as a `PublicCodec` takes it; a new one where the session has none yet.
 
+        Args:
+            run: of the session.
+            serial: of the session.
+            cohort: `cohort_digest` of its sites, all of which must be in the sum.
+            scheme: how they encrypt.
+
         Raises:
-            IntegrityError: (decryption-twice, ciphertext-key) the session was decrypted, or has a key of another scheme.
+            IntegrityError: (decryption-twice, ciphertext-key) the session was decrypted, or has a key of another scheme or cohort.
             SpecError: (protection-scheme) the scheme is unknown.
         """
-        return self._vault.issue(run, serial, scheme).public.signed(self._identity)
+        return self._vault.issue(run, serial, cohort, scheme).public.signed(self._identity)
 
     def opening(
         self,

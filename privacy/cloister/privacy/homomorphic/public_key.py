@@ -1,12 +1,12 @@
 """The public key of one session, as the key authority hands it out.
 
-A key is for one sum: for one (run, serial), and destroyed when that sum is decrypted. Sums of one key are never many, so nothing that was
+A key is for one sum: for one (run, serial) and one cohort, all of which must be in it, and destroyed when that sum is decrypted. Sums of one key are never many, so nothing that was
 encrypted in one session can be slipped into another, and no one can probe a key by having it decrypt again and again.
 
 It comes to the sites through the server, which must not be able to put its own in the place: the authority signs it, and the
 consortium certifies the authority in a role of its own.
 
-Formal guarantee: `PublicKey.read` returns only what the consortium's key authority signed, with the scheme, run and serial that it signed.
+Formal guarantee: `PublicKey.read` returns only what the consortium's key authority signed, with the scheme, run, serial and cohort that it signed.
 
 ==========================================  ===================================================
 case                                        outcome
@@ -32,7 +32,7 @@ from cloister.privacy.manifest import Manifest
 __all__ = ["PublicKey", "key_refused"]
 
 _MOST = 1 << 20
-_LABEL = b"cloister public key 1"
+_LABEL = b"cloister public key 2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +43,14 @@ class PublicKey:
         scheme: ``bfv`` or ``ckks``.
         run: the session's run.
         serial: the session's number in its run.
+        cohort: `cohort_digest` of the sites whose sum it is for.
         context: TenSEAL's public context, serialised.
     """
 
     scheme: str
     run: str
     serial: int
+    cohort: str
     context: bytes
 
     @cached_property
@@ -63,7 +65,8 @@ class PublicKey:
 
     @property
     def _signed(self) -> bytes:
-        return framed([self.scheme.encode(), self.run.encode(), str(self.serial).encode(), self.context])
+        session = [self.scheme, self.run, str(self.serial), self.cohort]
+        return framed([*(part.encode() for part in session), self.context])
 
     def signed(self, authority: Identity) -> bytes:
         """Return it as the authority hands it out."""
@@ -80,8 +83,14 @@ class PublicKey:
         """
         try:
             label, inner, signature, certificate = unframed(data, count=4, most=_MOST)
-            scheme, run, serial, context = unframed(inner, count=4, most=_MOST)
-            made = cls(scheme=scheme.decode(), run=run.decode(), serial=int(serial), context=context)
+            scheme, run, serial, cohort, context = unframed(inner, count=5, most=_MOST)
+            made = cls(
+                scheme=scheme.decode(),
+                run=run.decode(),
+                serial=int(serial),
+                cohort=cohort.decode(),
+                context=context,
+            )
         except ValueError:
             label, made = b"", None
         if made is None or label != _LABEL or made._signed != inner:  # noqa: SLF001 - its own class
@@ -101,15 +110,16 @@ class PublicKey:
         Raises:
             IntegrityError: (ciphertext-key) it is another's.
         """
-        if (manifest.scheme, manifest.run, manifest.serial, manifest.key) != (
+        if (manifest.scheme, manifest.run, manifest.serial, manifest.key, manifest.cohort) != (
             self.scheme,
             self.run,
             self.serial,
             self.key_id,
+            self.cohort,
         ):
             raise key_refused(
-                f"the key {self.key_id[:16]}… is of session {self.serial} of run '{self.run}' ({self.scheme}), and the manifest asks for "
-                f"{manifest.key[:16]}… of session {manifest.serial} of run '{manifest.run}' ({manifest.scheme})"
+                f"the key {self.key_id[:16]}… is of session {self.serial} of run '{self.run}' ({self.scheme}) over {self.cohort[:16]}…, and the manifest asks for "
+                f"{manifest.key[:16]}… of session {manifest.serial} of run '{manifest.run}' ({manifest.scheme}) over {manifest.cohort[:16]}…"
             )
 
 

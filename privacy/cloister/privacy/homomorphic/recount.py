@@ -3,15 +3,17 @@
 Formal guarantees. `Recount.total` returns residues only if
 
 1. the consortium's server signed the manifest and asked for this decryption;
-2. the sum is of at least ``manifest.least`` different sites of the cohort, and each site signed its container for this very session: the
-   server cannot have one site's ciphertext decrypted, nor a site counted twice;
-3. each of these sites committed to its container before it could see another's (`sealed`): none is made of the others';
+2. the sum is of **every** site of the cohort, which the key is for, and of at least ``manifest.least``; and each site signed its container for this very
+   session: the server cannot have one site's ciphertext decrypted, nor a site counted twice;
+3. each of these sites committed to its container before it could see another's (`sealed`): none is made of the others'. That rests on the second: the
+   signature of a site that follows the protocol pins the one set of commitments that it was told, and no set that was made after its ciphertext was
+   seen has that signature. In a sum that leaves the site out, the others could sign another set, with a copy of its ciphertext in it;
 4. it is the sum of these containers: they were added here, and the server's digest agrees.
 
 ==========================================  ========================================================
 case                                        outcome
 ==========================================  ========================================================
-below the manifest's floor                  ``PolicyError`` (decryption-floor)
+below the manifest's floor, or not all      ``PolicyError`` (decryption-floor)
 one site twice, or of another cohort        ``IntegrityError`` (ciphertext-twice, ciphertext-cohort)
 signed for another session, forged          ``IntegrityError`` (signature)
 not what a site committed to                ``IntegrityError`` (ciphertext-commitment)
@@ -103,11 +105,11 @@ class Recount:
         """Return the sum, (ciphertexts, 2, primes, N).
 
         Raises:
-            PolicyError: (decryption-floor) it is of too few sites.
+            PolicyError: (decryption-floor) it is of too few sites: all of the cohort must be in it.
             IntegrityError: (decryption-sum) it is another than the server asked for.
         """
-        if len(self._names) < self.manifest.least:
-            raise below(len(self._names), self.manifest.least)
+        if len(self._names) < (least := max(self.manifest.least, len(self._cohort))):
+            raise below(len(self._names), least)
         if hashlib.sha256(self.form.write(self._sum)).digest() != self._digest:
             raise IntegrityError(
                 "the sum of the sites' ciphertexts is not the one that the server asked for",

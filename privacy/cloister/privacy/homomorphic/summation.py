@@ -7,7 +7,8 @@ Formal guarantees:
 
 - `ServerSum.take` takes at most one container of each site that committed, and only the one that it committed to and signed for this session.
 - No commitment is taken after `ServerSum.agree`: whoever is in the sum fixed its container before any container was sent.
-- `ServerSum.total` asks for a decryption only where at least the manifest's ``least`` sites are in the sum.
+- `ServerSum.total` asks for a decryption only where all sites of the cohort are in the sum, which are at least the manifest's ``least``: of fewer nothing
+  is decrypted (`recount` says why).
 
 ==========================================  =============================================
 case                                        outcome
@@ -17,7 +18,7 @@ another site's certificate                  ``IntegrityError`` (ciphertext-cohor
 a second commitment or container            ``IntegrityError`` (ciphertext-twice)
 a container without a commitment            ``IntegrityError`` (ciphertext-commitment)
 a container that does not hold              as of `Sealed.opened`; the others stand
-fewer than ``least``                        ``PeersMissing``
+fewer than all of the cohort                ``PeersMissing``
 names that are not the manifest's cohort    ``IntegrityError`` (ciphertext-cohort)
 ==========================================  =============================================
 """
@@ -104,7 +105,7 @@ class ServerSum:
         """Close the commitments and return the digest (32 bytes) that every site that committed is sent.
 
         Raises:
-            PeersMissing: fewer than ``least`` sites committed.
+            PeersMissing: not all sites of the cohort committed.
         """
         if self._together is None:
             self._enough(len(self._commitments))
@@ -133,7 +134,7 @@ class ServerSum:
             server: who asks: the manifest's signer.
 
         Raises:
-            PeersMissing: fewer than ``least`` sites are in the sum.
+            PeersMissing: not all sites of the cohort are in the sum.
         """
         self._enough(len(self._taken))
         names = self.names
@@ -148,10 +149,10 @@ class ServerSum:
         )
 
     def _enough(self, sites: int) -> None:
-        if sites < self.manifest.least:
+        if sites < len(self._cohort):
             raise PeersMissing(
-                f"{sites} sites sent ciphertexts, and a sum of fewer than {self.manifest.least} is not decrypted",
-                remedy="ask more sites, or wait longer for them",
+                f"{sites} of {len(self._cohort)} sites sent ciphertexts, and the key opens the sum of all of them or none",
+                remedy="begin another session with those that are there",
             )
 
 

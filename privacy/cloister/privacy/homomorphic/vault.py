@@ -56,7 +56,7 @@ __all__ = ["KEYS", "RECORD_FILE", "SessionKey", "Vault"]
 KEYS = "keys"
 RECORD_FILE = "decrypted.jsonl"
 
-_LABEL = b"cloister secret key 1"
+_LABEL = b"cloister secret key 2"
 _MOST = 1 << 21
 
 
@@ -145,11 +145,17 @@ class Vault:
         """How many sessions were decrypted."""
         return len(self._spent)
 
-    def issue(self, run: str, serial: int, scheme: HomomorphicScheme) -> SessionKey:
+    def issue(self, run: str, serial: int, cohort: str, scheme: HomomorphicScheme) -> SessionKey:
         """Return the key of a session, a new one where there is none yet.
 
+        Args:
+            run: of the session.
+            serial: of the session.
+            cohort: `cohort_digest` of the sites whose sum it is for.
+            scheme: how they encrypt.
+
         Raises:
-            IntegrityError: (decryption-twice, ciphertext-key) the session was decrypted, or has a key of another scheme.
+            IntegrityError: (decryption-twice, ciphertext-key) the session was decrypted, or has a key of another scheme or cohort.
             SpecError: (protection-scheme) the scheme is unknown.
         """
         parameters = parameters_of(scheme)
@@ -158,14 +164,16 @@ class Vault:
             found = self._keys.get((run, serial))
             if found is None:
                 secret, context = new_key(parameters)
-                public = PublicKey(scheme=scheme, run=run, serial=serial, context=context)
+                public = PublicKey(scheme=scheme, run=run, serial=serial, cohort=cohort, context=context)
                 found = SessionKey(public=public, secret=secret)
                 self._write(found)
                 self._keys[run, serial] = found
                 while len(self._keys) > self._most_keys:
                     self._destroy(next(iter(self._keys)))
-        if found.public.scheme != scheme:
-            raise key_refused(f"session {serial} of run '{run}' has a key of {found.public.scheme} already")
+        if (found.public.scheme, found.public.cohort) != (scheme, cohort):
+            raise key_refused(
+                f"session {serial} of run '{run}' has a key of {found.public.scheme} over {found.public.cohort[:16]}… already"
+            )
         return found
 
     def find(self, manifest: Manifest) -> SessionKey:
@@ -256,8 +264,9 @@ class Vault:
     def _write(self, key: SessionKey) -> None:
         path, public = self._path(key.public.run, key.public.serial), key.public
         if path is not None:
-            parts = [public.scheme.encode(), public.run.encode(), str(public.serial).encode()]
-            write_whole(path, framed([_LABEL, *parts, public.context, key.secret]), mode=0o600)
+            parts = [public.scheme, public.run, str(public.serial), public.cohort]
+            whole = [_LABEL, *(part.encode() for part in parts), public.context, key.secret]
+            write_whole(path, framed(whole), mode=0o600)
 
     def _destroy(self, session: tuple[str, int]) -> None:
         self._keys.pop(session, None)
@@ -286,11 +295,12 @@ def _no_key(manifest: Manifest) -> IntegrityError:
 def _read_key(path: Path) -> SessionKey:
     try:
         raw = read_private(path, most=_MOST)
-        label, scheme, run, serial, context, secret = unframed(raw, count=6, most=_MOST)
+        label, scheme, run, serial, cohort, context, secret = unframed(raw, count=7, most=_MOST)
         public = PublicKey(
             scheme=parameters_of(scheme.decode()).scheme,
             run=run.decode(),
             serial=int(serial),
+            cohort=cohort.decode(),
             context=context,
         )
     except ValueError:

@@ -14,6 +14,13 @@ One session, in order::
 
 Each site is to the sum what the key authority is under ``bfv``: it is sent every site's ciphertext, believes nothing that the server says of
 the sum, and opens one sum a session. In place of an authority that is trusted, it takes all sites together to read one update.
+
+**Against whom.** The server may do what it likes, and all sites but one may tell it all that they see, as long as every site *sends* what the protocol
+says. It is broken by one site that does not, together with the server. The server puts partial decryptions together and so sees Δ·M + noise, unrounded.
+A ciphertext whose polynomial 1 is not a·u + e1 with small u and e1, but has 2^130 added, say, adds 2^130·s to that noise, above all flooding: the joint secret
+key s can be read off, and with it every ciphertext of the session, while the sum stays exact. A share b that is not e - a·s with small s and e does the same
+in another way. It would take a proof with each ciphertext and each share that they are well formed; there is none here. ``bfv`` is not
+touched by it, since its authority releases whole sums only; ``masked`` has nothing to decrypt.
 """
 
 from cloister.privacy.threshold.engine import PYTHON, Engine, engine

@@ -2,12 +2,12 @@
 
 Formal guarantees:
 
-- `partials` answers only for the sum that `cloister.privacy.homomorphic.recount` lets pass: of at least ``manifest.least`` sites' own containers,
+- `partials` answers only for the sum that `cloister.privacy.homomorphic.recount` lets pass: of all sites' own containers, at least ``manifest.least``,
   each fixed before its maker could see another's, counted again here; for the very session whose share it holds; and, if its caller keeps
-  what `Held` says of the share, once. So the server and any sites on its side, short of all holders, learn that sum and nothing else
-  that the others encrypted.
+  what `Held` says of the share, once. So the server, and sites that tell it all that they see, short of all holders, learn that sum and nothing else that the
+  others encrypted, **if every site's ciphertext and share of the key are well formed**, which nobody can check: see the package.
 - A partial decryption is c1·s and noise that OpenFHE draws below 2^119, fresh each time; what it floods, the noise of n ciphertexts and n shares,
-  is below 2^40 for 1000 sites. That the noise is that large is measured in `tests/privacy/threshold`.
+  is below 2^40 for 1000 sites that follow the protocol. That the noise is that large is measured in `tests/privacy/threshold`.
 - `fused` is the sum exactly where no holder lied: n·2^119 is below Δ/2 = 2^151 for every n that a manifest admits. A holder that lies makes it
   nonsense, which is refused where a number is out of range; as with every site that lies, within the range nobody can tell.
 

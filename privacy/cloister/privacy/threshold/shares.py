@@ -11,7 +11,8 @@ Public shares add up: b = Σ b_i is the public key of s = Σ s_i, which nobody h
 
 Formal guarantee: of a `JointKey` that `JointKey.read` returned at an honest site that calls `show_share` once a share: every share was fixed before
 this site's was shown to anybody, and is signed by a site of the consortium under its own name. Under RLWE the key b hides what is encrypted under it from
-everybody but all holders together, however the other shares were made: this site's is uniform to them, and none depends on it.
+everybody but all holders together: this site's share is uniform to them, and none depends on it. That the other shares are well formed nobody can check;
+what one that is not does to the opening of a sum is said in `cloister.privacy.threshold`.
 
 ==========================================  =======================================================
 case                                        outcome

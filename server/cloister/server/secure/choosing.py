@@ -84,7 +84,7 @@ def _keys(
                 remedy="run 'cloister authority run' at a party that is not the server",
                 code="authority-missing",
             )
-        return AuthorityKeys(seat.authority, manifests, seat.consortium, protection)
+        return AuthorityKeys(seat.authority, courier, manifests, seat.consortium, protection)
     from cloister.server.secure.held import HeldKeys
 
     return HeldKeys(courier, manifests, seat.consortium)

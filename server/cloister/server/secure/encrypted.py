@@ -3,8 +3,8 @@
 ===========  =============================================  ================================================
 exchange     the sites send                                 who is gone after it
 ===========  =============================================  ================================================
-add          the hash of their ciphertext                   is not in the sum
-seal         the ciphertext, signed with all the hashes     is not in the sum
+add          the hash of their ciphertext                   costs the session: another begins without it
+seal         the ciphertext, signed with all the hashes     costs the session: another begins without it
 ===========  =============================================  ================================================
 
 Why hashes go first is said in `cloister.privacy.homomorphic.sealed`. Each session has a key of its own, which opens one sum.
@@ -20,7 +20,7 @@ from cloister.core import protocol
 from cloister.core.errors import IntegrityError, PeersMissing, PolicyError
 from cloister.core.update import Vector
 from cloister.privacy.homomorphic import Sealed, ServerSum
-from cloister.privacy.manifest import Manifest, SumKind
+from cloister.privacy.manifest import SumKind
 from cloister.server.courier import Courier
 from cloister.server.exchange import Answer
 from cloister.server.plan import SecureSeat
@@ -30,6 +30,9 @@ from cloister.server.secure.manifests import Manifests
 from cloister.server.secure.summing import Given, Heard, Summed
 
 __all__ = ["EncryptedSums"]
+
+#: How often measurements are asked for, each time of those that were there before.
+_TRIES = 3
 
 
 class EncryptedSums:
@@ -64,18 +67,47 @@ class EncryptedSums:
         clip: float | None,
         given: Given,
     ) -> Summed:
-        """Run one session: see `Summing`."""
+        """Run one session: see `Summing`.
+
+        A sum is of all that a key is for. Where some of them send nothing, a round is tried again by whoever asked, with the others; measurements, which
+        cost little and which a site without test records never takes part in, are asked for again here.
+        """
         heard = Heard()
-        told = {} if not clip else {protocol.CLIP: clip}
-        asking = Asking(kind=kind, number=number, told=told, heard=heard)
+        asking = Asking(kind=kind, number=number, told={} if not clip else {protocol.CLIP: clip}, heard=heard)
+        there: tuple[str, ...] = ()
         try:
-            key = self._keys.begin(asking, cohort)
-        except PeersMissing as error:
-            return Summed(values={}, count=0, heard=heard, why=error.message)
-        names = self._courier.names(key.cohort)
+            for _ in range(_TRIES if kind == "evaluate" else 1):
+                key = self._keys.begin(asking, cohort)
+                names = self._courier.names(key.cohort)
+                sums, there = self._collected(
+                    key, names, vectors=vectors, clip=clip, given=given, asking=asking
+                )
+                if len(there) == len(names):
+                    total = self._keys.open(asking, key, sums.total(self._seat.identity))
+                    code = self._manifests.code(kind, most=len(names), clip=clip)
+                    values = code.decode(total, count=len(names))
+                    return Summed(values=values, count=len(names), heard=heard)
+                cohort = [one for one, name in zip(key.cohort, names, strict=True) if name in there]
+                why = f"{len(names) - len(there)} of {len(names)} sites sent nothing to sum, and their key opens a sum of all or none"
+        except (PeersMissing, IntegrityError, PolicyError) as error:
+            why = error.message
+        enough = len(there) >= self._manifests.least(kind)
+        return Summed(values={}, count=0, heard=heard, why=why, tried=there if enough else ())
+
+    def _collected(
+        self,
+        key: SessionKey,
+        names: list[str],
+        *,
+        vectors: Mapping[str, Vector],
+        clip: float | None,
+        given: Given,
+        asking: Asking,
+    ) -> tuple[ServerSum, tuple[str, ...]]:
+        """Have the sites compute and commit, then, if all have, send what they committed to; return the sum, and who is still there."""
         manifest = self._manifests.make(
-            kind,
-            number,
+            asking.kind,
+            asking.number,
             names,
             vectors=vectors,
             clip=clip,
@@ -83,35 +115,8 @@ class EncryptedSums:
             serial=key.serial,
             key=key.key_id,
         )
-        try:
-            sums = self._collected(manifest, key, vectors=vectors, given=given, asking=asking)
-            request = sums.total(self._seat.identity)
-        except (PeersMissing, IntegrityError, PolicyError) as error:
-            return Summed(values={}, count=0, heard=heard, why=error.message)
-        again = sums.names if self._keys.joint else ()
-        if self._keys.joint and len(again) < len(names):
-            why = f"{len(names) - len(again)} of the {len(names)} sites that hold the session's key sent nothing to sum, and they open a sum of all of them or none"
-            return Summed(values={}, count=0, heard=heard, why=why, tried=again)
-        try:
-            total = self._keys.open(asking, key, request)
-        except (PeersMissing, IntegrityError, PolicyError) as error:
-            return Summed(values={}, count=0, heard=heard, why=error.message, tried=again)
-        code = self._manifests.code(kind, most=len(names), clip=clip)
-        count = len(sums.names)
-        return Summed(values=code.decode(total, count=count), count=count, heard=heard)
-
-    def _collected(
-        self,
-        manifest: Manifest,
-        key: SessionKey,
-        *,
-        vectors: Mapping[str, Vector],
-        given: Given,
-        asking: Asking,
-    ) -> ServerSum:
-        """Have the sites compute and commit, then send what they committed to."""
         signed, heard = manifest.signed(self._seat.identity), asking.heard
-        positions = dict(zip(self._courier.names(key.cohort), key.cohort, strict=True))
+        positions = dict(zip(names, key.cohort, strict=True))
         sums = ServerSum(signed, positions, self._seat.consortium)
         step = ConfigRecord({protocol.STEP: protocol.ADD, **key.fields, **signed.to_fields()})
         nbytes = sum(vector.nbytes for vector in vectors.values())
@@ -132,17 +137,19 @@ class EncryptedSums:
                 committed.append(name)
             else:
                 heard.lost(name, answer, checked)
+        if len(committed) < len(names):
+            return sums, tuple(sorted(committed))
         together = ConfigRecord({protocol.STEP: protocol.SEAL, protocol.TOGETHER: sums.agree()})
         for name, answer in self._courier.ask(
             protocol.SECURE_QUERY,
             manifest.round_number,
-            [positions[name] for name in committed],
+            key.cohort,
             told=asking.told,
             secure=lambda _: together,
             phase=manifest.kind,
         ):
             self._take(sums, manifest.scheme, name, answer, heard)
-        return sums
+        return sums, sums.names
 
     @staticmethod
     def _take(sums: ServerSum, scheme: str, name: str, answer: Answer, heard: Heard) -> None:

@@ -62,8 +62,6 @@ class HeldKeys:
         SpecError: (threshold-missing) OpenFHE cannot be used here.
     """
 
-    joint = True
-
     def __init__(self, courier: Courier, manifests: Manifests, consortium: Consortium) -> None:
         self._courier = courier
         self._manifests = manifests

@@ -10,8 +10,9 @@ from cloister.core import protocol
 from cloister.privacy.homomorphic import PublicKey, SumRequest
 from cloister.privacy.homomorphic.lanes import Integers
 from cloister.privacy.identity import Consortium
-from cloister.privacy.manifest import SumKind
+from cloister.privacy.manifest import SumKind, cohort_digest
 from cloister.privacy.masking import Fields
+from cloister.server.courier import Courier
 from cloister.server.plan import Opener
 from cloister.server.secure.manifests import Manifests
 from cloister.server.secure.summing import Heard
@@ -56,13 +57,7 @@ class SessionKey:
 
 
 class Keys(Protocol):
-    """Makes a key for each session, and has its sum opened.
-
-    Attributes:
-        joint: whether the cohort itself holds the key: it opens a sum of all of it, or none.
-    """
-
-    joint: bool
+    """Makes a key for each session, and has its sum opened: one over all of the session's cohort."""
 
     def begin(self, asking: Asking, cohort: list[int]) -> SessionKey:
         """Return the key of a new session over ``cohort``, or over those of it that are there.
@@ -86,29 +81,30 @@ class AuthorityKeys:
 
     Args:
         authority: the authority.
+        courier: knows the sites' names.
         manifests: numbers this run's sessions.
         consortium: who vouches for the authority.
         scheme: how values are encrypted.
     """
 
-    joint = False
-
     def __init__(
         self,
         authority: Opener,
+        courier: Courier,
         manifests: Manifests,
         consortium: Consortium,
         scheme: Literal["bfv", "ckks"],
     ) -> None:
         self._authority = authority
+        self._courier = courier
         self._manifests = manifests
         self._consortium = consortium
         self._scheme: Literal["bfv", "ckks"] = scheme
 
     def begin(self, asking: Asking, cohort: list[int]) -> SessionKey:  # noqa: ARG002 - the seam's
         """Return a key for the whole cohort."""
-        serial = self._manifests.next_serial()
-        key = self._authority.public(self._manifests.run, serial, self._scheme)
+        serial, digest = self._manifests.next_serial(), cohort_digest(self._courier.names(cohort))
+        key = self._authority.public(self._manifests.run, serial, digest, self._scheme)
         return SessionKey(
             serial=serial,
             key_id=PublicKey.read(key, self._consortium).key_id,

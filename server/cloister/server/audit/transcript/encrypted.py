@@ -34,7 +34,7 @@ from cloister.privacy.homomorphic.sealed import signer
 from cloister.privacy.homomorphic.summation import check_cohort
 from cloister.privacy.identity import Consortium
 from cloister.server.audit.transcript.examined import Examined, Scheme, begun
-from cloister.server.audit.transcript.joint import HOLDERS, check_joint_key, unopened
+from cloister.server.audit.transcript.joint import HOLDERS, check_joint_key, check_opened, unopened
 from cloister.server.audit.transcript.reading import Entry, Received, Record
 from cloister.server.audit.transcript.sessions import Session
 
@@ -51,16 +51,7 @@ def _examine(session: Session, record: Record, authority: bytes) -> Examined:
     joint = session.manifest.scheme == THRESHOLD.scheme
     (check_joint_key if joint else _key)(session, consortium, found)
     commitments = _commitments(session, found)
-    manifest = session.manifest
-    if session.named:
-        if len(session.named) > 1:
-            found.unsigned.append(
-                f"the server asked {len(session.named)} different sets of sites for ciphertexts"
-            )
-        if session.together != [agreed(manifest, commitments)]:
-            found.unsigned.append(
-                "the server did not send all sites one digest over the commitments that came before"
-            )
+    _check_closed(session, commitments, found)
     held: dict[str, list[tuple[Received, Entry]]] = defaultdict(list)
     for reply in session.of(session.vector_step):
         for entry in reply.entries:
@@ -81,6 +72,8 @@ def _examine(session: Session, record: Record, authority: bytes) -> Examined:
         else:
             sums.append(site)
     _close(session, sums, found)
+    if joint:
+        check_opened(session, found)
     return found
 
 
@@ -113,6 +106,18 @@ def _commitments(session: Session, found: Examined) -> dict[str, bytes]:
                 )
     found.public |= {site: tuple(digests) for site, digests in came.items()}
     return {site: digests[0] for site, digests in came.items() if site in session.survivors}
+
+
+def _check_closed(session: Session, commitments: Mapping[str, bytes], found: Examined) -> None:
+    """Check that the server asked one set of sites for ciphertexts, with one digest over the commitments that came before."""
+    if len(session.named) > 1:
+        found.unsigned.append(
+            f"the server asked {len(session.named)} different sets of sites for ciphertexts"
+        )
+    if session.named and session.together != [agreed(session.manifest, commitments)]:
+        found.unsigned.append(
+            "the server did not send all sites one digest over the commitments that came before"
+        )
 
 
 def _ciphertexts(session: Session, record: Record, entry: Entry) -> Ciphertexts | None:
@@ -164,8 +169,8 @@ def _close(session: Session, sums: list[str], found: Examined) -> None:
     except IntegrityError as error:
         found.why = error.message
         return
-    if len(sums) < session.manifest.least:
-        found.why = f"{len(sums)} sites sent ciphertexts, and a sum of fewer than {session.manifest.least} is not decrypted"
+    if len(sums) < len(session.names):
+        found.why = f"{len(sums)} of {len(session.names)} sites sent ciphertexts, and a key opens the sum of all or none"
         return
     if session.manifest.scheme == THRESHOLD.scheme and (why := unopened(session)):
         found.why = why
@@ -201,11 +206,14 @@ def _scheme(parameters: Parameters) -> Scheme:
         sums=f"{{sums}} sums, the smallest over {{smallest}} sites, could be opened by {holder} alone",
         holder=holder,
         trusted=(
-            "each of which counts a sum again before it helps to open it; not the server, with however many sites on its side, short of all"
+            "as long as every site sends what the protocol says; a site that sends a ciphertext of its own making, together with the server, can open all of "
+            "them, which no transcript shows; not the server, with however many sites that follow the protocol and tell it all that they see, short of all"
             if holder == HOLDERS
             else "which is sent all of them and trusted to open sums only; not the server, with however many sites on its side, unless the authority helps it"
         ),
-        recorded="each site's log says" if holder == HOLDERS else "its record says",
+        recorded="each site's log says in which rounds it answered, and not"
+        if holder == HOLDERS
+        else "its record says",
         rests_on=rests,
     )
 

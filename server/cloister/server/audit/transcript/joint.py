@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from cloister.core import protocol
 from cloister.core.errors import CloisterError
@@ -11,7 +11,7 @@ from cloister.privacy.threshold.shares import agreed_shares, check_shown
 from cloister.server.audit.transcript.examined import Examined
 from cloister.server.audit.transcript.sessions import Session
 
-__all__ = ["HOLDERS", "check_joint_key", "unopened"]
+__all__ = ["HOLDERS", "check_joint_key", "check_opened", "unopened"]
 
 HOLDERS = "all sites of a session together"
 
@@ -51,16 +51,38 @@ def check_joint_key(session: Session, consortium: Consortium, found: Examined) -
             found.unsigned.append(f"the share of '{site}': {error.message}")
 
 
+def check_opened(session: Session, found: Examined) -> None:
+    """Check that the server asked for one sum, of all holders, and that each helped once: two partial decryptions of one share open two sums."""
+    if len(session.opens) > 1:
+        found.unsigned.append(f"the server asked the holders of one key to open {len(session.opens)} sums")
+    helped = _helped(session)
+    found.unsigned += [
+        f"'{site}' helped {count} times to open what one key opens once"
+        for site, count in helped.items()
+        if count > 1
+    ]
+    if helped and set(found.survivors) != set(session.names):
+        found.unsigned.append(
+            f"{len(helped)} sites helped to open a sum that not all {len(session.names)} holders of its key are in"
+        )
+
+
 def unopened(session: Session) -> str:
     """Return why the sum was not opened, or nothing where every holder helped."""
-    helped = {
-        reply.site
-        for reply in session.of(protocol.OPEN)
-        if any(session.allows_partial(entry) for entry in reply.entries)
-    }
+    helped = _helped(session)
     missing = [site for site in session.names if site not in helped]
     return (
         f"{len(missing)} of {len(session.names)} holders of the key did not help to open the sum"
         if missing
         else ""
+    )
+
+
+def _helped(session: Session) -> dict[str, int]:
+    """Return how many partial decryptions came from each site."""
+    return Counter(
+        reply.site
+        for reply in session.of(protocol.OPEN)
+        for entry in reply.entries
+        if session.allows_partial(entry)
     )

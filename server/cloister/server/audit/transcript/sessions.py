@@ -39,6 +39,7 @@ class Session:
         closed: the number of the line in which it first did so; 0: it never did.
         keys: the public keys that the server handed out, each once; none under masks.
         holding: what its sites sent to make a joint key, before there was a manifest, by site; empty where the key is not theirs.
+        opens: of a joint key, the digests of the sums that the server asked its holders to open, each once.
         together: the digests over all commitments that it sent with the sets; empty where it did not send the same one to all.
     """
 
@@ -51,6 +52,7 @@ class Session:
     closed: int = 0
     keys: list[bytes] = field(default_factory=list)
     holding: dict[str, list[Received]] = field(default_factory=dict)
+    opens: list[bytes] = field(default_factory=list)
     together: list[bytes] = field(default_factory=list)
 
     @property
@@ -155,6 +157,9 @@ def _open(sessions: list[Session], current: dict[str, Session], asked: Asked) ->
             )
             current |= dict.fromkeys(asked.sites, sessions[-1])
         _once(current[asked.sites[0]].keys, asked.said.get(protocol.KEY))
+    elif asked.step == protocol.OPEN and sessions:
+        for one in of.values() or [sessions[-1]]:
+            _once(one.opens, asked.said.get("digest", b""))
     elif asked.step in (protocol.CONFIRM, protocol.SEAL) and sessions:
         for one in of.values() or [sessions[-1]]:
             one.closed = one.closed or asked.seq
