@@ -81,7 +81,8 @@ def accuracy(model: Path) -> float:
 def test_a_masked_private_job_from_submission_to_download(consortium: Deployment, tmp_path: Path) -> None:
     run = consortium.submit(rounds=6)
     assert consortium.ended(run)["state"] == "done", consortium.work_log(run)
-    consortium.run("job", "download", run, "--kit", str(consortium.user()), "--to", str(tmp_path / "got"))
+    to = str(tmp_path / "got")
+    consortium.run("job", "download", run, "--kit", str(consortium.user()), "--to", to, apart=True)
     names = {path.name for path in (tmp_path / "got").iterdir()}
     assert {"model.safetensors", "report.html", "report.json", "federation.toml"} <= names
     assert accuracy(tmp_path / "got" / "model.safetensors") > 0.7
