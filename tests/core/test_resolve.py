@@ -138,6 +138,14 @@ class TestFinding:
         (folder / "mine.py").write_text(TASK.replace("size: int = 3", "size: int = 4"), encoding="utf-8")
         assert load("mine.py:Mine", folder).options["size"] == 4
 
+    def test_a_file_is_run_and_not_what_lies_compiled_beside_it(self, folder: Path) -> None:
+        file = folder / "mine.py"
+        before = file.stat()
+        py_compile.compile(str(file))
+        file.write_text(TASK.replace("size: int = 3", "size: int = 4"), encoding="utf-8")
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert load("mine.py:Mine", folder).options["size"] == 4
+
     @pytest.mark.parametrize(
         ("use", "says"),
         [
