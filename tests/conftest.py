@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,11 +54,20 @@ def flower_task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def undrawn() -> Iterator[None]:
+def undrawn() -> Iterator[Callable[..., str]]:
     """Leave every page without its plots: half of what a small run takes, for modules that train and look at no plot."""
+    from cloister.server.report import canvas
+
+    real = canvas._drawn
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cloister.server.report.canvas._drawn", lambda name, draw, size: "<svg></svg>")
-        yield
+        patch.setattr(canvas, "_drawn", lambda name, draw, size: "<svg></svg>")
+        yield real
+
+
+@pytest.fixture
+def drawn(undrawn: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw them all the same, for one test of such a module."""
+    monkeypatch.setattr("cloister.server.report.canvas._drawn", undrawn)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """From ``[task]`` to a checked task: what is found, what is refused, and that a refusal tells nothing of the data."""
 
+import os
+import py_compile
 import textwrap
 from collections.abc import Callable, Mapping
 from functools import partial
