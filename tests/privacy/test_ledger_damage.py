@@ -138,7 +138,7 @@ class TestBytes:
         """Some bytes of an SQLite file mean nothing (a counter, the space of pages that is free); none may be mistaken."""
         raw, rng, sound = bytearray(path.read_bytes()), random.Random(2), entries_of(path)
         found = 0
-        positions = half_of(raw) if every else [*range(0, 100, 3), *rng.sample(range(len(raw)), 200)]
+        positions = half_of(bytes(raw)) if every else [*range(0, 100, 3), *rng.sample(range(len(raw)), 200)]
         for position in positions:
             mask = rng.choice([0x01, 0x04, 0x80, 0xFF])
             raw[position] ^= mask

@@ -30,7 +30,7 @@ POLICY = """
 users = ["ada"]
 
 [limits]
-idle_minutes = 0.5      # a site that was away in a run's last round does not know that it ended
+idle_minutes = 0.2      # a site that was away in a run's last round does not know that it ended
 
 [data.heart]
 epsilon_cap = {cap}

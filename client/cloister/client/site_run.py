@@ -57,7 +57,8 @@ class OpenSite:
         self.gate.close()
 
     def _connect(self) -> FleetLink:
-        server, earlier = self.config.server, self._link and self._link.standing
+        server = self.config.server
+        earlier = None if self._link is None else self._link.standing
         self._link = FleetLink(server.address, self.kit, most_bytes=server.most_bytes, earlier=earlier)
         return self._link
 
