@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.serde import message_to_proto, recorddict_to_proto
 from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -111,6 +114,43 @@ def test_a_key_that_is_not_known_is_the_policy_of_the_coordinator(kits: Path, ki
     ):
         FleetLink(address, kit)
     assert refused.value.code == "link-refused"
+
+
+def counts_as_open(path: str, *, known: bool = True) -> tuple[int, dict[str, str], bytes]:
+    """Let nobody in, as a line of this key is open, and know its node."""
+    if path.endswith("/activate-node"):
+        return 412, {}, b""
+    return 200, {}, SendNodeHeartbeatResponse(success=known).SerializeToString()
+
+
+def test_a_line_that_was_lost_is_taken_up_where_the_coordinator_counts_it_as_open(
+    kits: Path, kit: Kit
+) -> None:
+    def mortal(path: str) -> tuple[int, dict[str, str], bytes]:
+        return (502, {}, b"") if path.endswith("deactivate-node") else knows(path)
+
+    with answering(kits / "server", mortal) as address, FleetLink(address, kit) as lost:
+        pass
+    assert lost.standing is not None
+    with answering(kits / "server", counts_as_open) as address:
+        with FleetLink(address, kit, earlier=lost.standing) as link:
+            assert link.node_id == 7
+        late = replace(lost.standing, until=time.monotonic())
+        for earlier in (None, late):  # another process may have it
+            with pytest.raises(PolicyError):
+                FleetLink(address, kit, earlier=earlier)
+    with (
+        answering(kits / "server", partial(counts_as_open, known=False)) as address,
+        pytest.raises(PolicyError),
+    ):
+        FleetLink(address, kit, earlier=lost.standing)
+
+
+def test_a_line_that_said_good_bye_is_not_taken_up(kits: Path, kit: Kit) -> None:
+    with answering(kits / "server", knows) as address, FleetLink(address, kit) as link:
+        assert link.standing is not None
+        assert link.standing.until > time.monotonic() + 10
+    assert link.standing is None
 
 
 def test_a_key_file_that_others_may_read_is_not_used(kits: Path, kit: Kit, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """From ``[task]`` to a checked task: what is found, what is refused, and that a refusal tells nothing of the data."""
 
+import os
+import py_compile
 import textwrap
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -136,6 +138,14 @@ class TestFinding:
     def test_an_edited_file_is_read_anew(self, folder: Path) -> None:
         load("mine.py:Mine", folder)
         (folder / "mine.py").write_text(TASK.replace("size: int = 3", "size: int = 4"), encoding="utf-8")
+        assert load("mine.py:Mine", folder).options["size"] == 4
+
+    def test_a_file_is_run_and_not_what_lies_compiled_beside_it(self, folder: Path) -> None:
+        file = folder / "mine.py"
+        before = file.stat()
+        py_compile.compile(str(file))
+        file.write_text(TASK.replace("size: int = 3", "size: int = 4"), encoding="utf-8")
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
         assert load("mine.py:Mine", folder).options["size"] == 4
 
     @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 _HONEST, _FAULTY = 20, 10
 
 

@@ -26,7 +26,7 @@ seed = 7
 use = "heart"
 [cohort]
 min_sites = 3
-wait_s = 60
+wait_s = 45
 partition = {{ by = "site" }}
 [training]
 local_steps = 2

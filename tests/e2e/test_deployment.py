@@ -81,7 +81,8 @@ def accuracy(model: Path) -> float:
 def test_a_masked_private_job_from_submission_to_download(consortium: Deployment, tmp_path: Path) -> None:
     run = consortium.submit(rounds=6)
     assert consortium.ended(run)["state"] == "done", consortium.work_log(run)
-    consortium.run("job", "download", run, "--kit", str(consortium.user()), "--to", str(tmp_path / "got"))
+    to = str(tmp_path / "got")
+    consortium.run("job", "download", run, "--kit", str(consortium.user()), "--to", to, apart=True)
     names = {path.name for path in (tmp_path / "got").iterdir()}
     assert {"model.safetensors", "report.html", "report.json", "federation.toml"} <= names
     assert accuracy(tmp_path / "got" / "model.safetensors") > 0.7
@@ -103,7 +104,7 @@ def test_a_masked_private_job_from_submission_to_download(consortium: Deployment
 
 
 def test_a_run_survives_the_death_of_a_site_the_server_and_the_superlink(consortium: Deployment) -> None:
-    run = consortium.submit(rounds=8, wait_s=60)
+    run = consortium.submit(rounds=8)
 
     def rounds() -> int:
         return sum(event["kind"] == "round" for event in consortium.events(run))
@@ -150,7 +151,7 @@ seed = 7
 use = "heart"
 [cohort]
 min_sites = 4
-wait_s = 90
+wait_s = 45
 partition = { by = "site" }
 [training]
 local_steps = 4

@@ -249,11 +249,11 @@ def test_a_seal_outlives_a_crash_before_the_first_checkpoint_of_a_round(
 
 @pytest.mark.slow
 def test_an_audit_that_is_killed_goes_on_to_the_same_verdict(
-    make_file: Made, tmp_path: Path, installed: Any
+    make_file: Made, tmp_path: Path, cloister: Any
 ) -> None:
     path = make_file(**tables(federation={"rounds": 30, "checkpoint_every": 1}))
     asked = ("audit", "privacy", path, "--canaries", 300, "--site", "site-003", "--confidence", 0.9)
-    done = installed(*asked, "--out", tmp_path / "unbroken", "--json")
+    done = cloister(*asked, "--out", tmp_path / "unbroken", "--json")
     unbroken = figures(next((tmp_path / "unbroken").glob("rings-audit-*")))
     assert done.returncode in (0, 8), done.stderr
     for number in (0, 7, 29):
@@ -271,8 +271,8 @@ def test_an_audit_that_is_killed_goes_on_to_the_same_verdict(
         process.send_signal(signal.SIGKILL)
         process.wait()
         (folder,) = out.glob("rings-audit-*")
-        assert installed("simulate", "--resume", folder).returncode == 2
-        again = installed("audit", "privacy", "--resume", folder, "--json")
+        assert cloister("simulate", "--resume", folder).returncode == 2
+        again = cloister("audit", "privacy", "--resume", folder, "--json")
         assert again.returncode == done.returncode, again.stderr
         assert {**figures(folder), "run": ""} == {**unbroken, "run": ""}
         assert verdicts(folder).count("sealed") == 1

@@ -320,6 +320,7 @@ def test_digits_are_learned_over_ten_sites(make_file: Callable[..., Path], tmp_p
     path.write_text(tomli_w.dumps(document))
     shared = simulate(load_federation(path), out=tmp_path / "shared", engine=LocalEngine(2))
     document["privacy"]["unit"] = "record"  # type: ignore[index]
+    document["aggregation"]["protection"] = "plain"  # type: ignore[index]
     path.write_text(tomli_w.dumps(document))
     own = simulate(load_federation(path), out=tmp_path / "own", engine=LocalEngine(2))
     accuracy = [made.figures["metrics"]["central"]["last"]["accuracy"] for made in (shared, own)]

@@ -1,13 +1,9 @@
-"""A sweep: its grid, what it refuses before anything trains, what survives a kill, and what all points cost together."""
+"""A sweep: its grid, what it refuses before anything trains or goes on, its page, and what all points cost together."""
 
 from __future__ import annotations
 
 import json
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,48 +14,15 @@ from dp_accounting.pld import PLDAccountant  # type: ignore[import-untyped]
 
 from cloister.core.command import run
 from cloister.core.errors import CloisterError, IntegrityError, SpecError
-from cloister.core.spec import parse_federation, read_document
+from cloister.core.spec import parse_federation
 from cloister.server.report.words import metric_text, number
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.sweep.composing import Charged, composed
-from cloister.simulation.sweep.grid import MOST_POINTS, Grid, read_over, read_seeds
+from cloister.simulation.sweep.grid import MOST_POINTS, read_over
 from cloister.simulation.sweep.running import SweepResult, resume, sweep
+from swept import PRIVATE, grid_of
 
-PRIVATE: dict[str, dict[str, Any]] = {
-    "federation": {"rounds": 4},
-    "training": {"local_steps": 3},
-    "privacy": {"unit": "record", "noise_multiplier": 1.1, "delta": 1e-4, "clip": 0.5, "sampling_rate": 0.2},
-}
-OVER = "privacy.noise_multiplier=1.0,2.0,3.0"
 Make = Callable[..., Path]
-
-
-def grid_of(
-    path: Path,
-    *over: str,
-    seeds: str | None = None,
-    reference: bool = False,
-    settings: tuple[str, ...] = (),
-) -> Grid:
-    swept = read_over(over)
-    return Grid(
-        document=read_document(path),
-        base=path.resolve().parent,
-        settings=settings,
-        over=swept,
-        seeds=read_seeds(seeds, swept),
-        reference=reference,
-    )
-
-
-def figures_of(folder: Path) -> dict[str, Any]:
-    """What a sweep came to, without times and the names that hold them."""
-    kept: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
-    del kept["sweep"]
-    for point in kept["points"]:
-        for key in ("seconds", "run", "report"):
-            point.pop(key, None)
-    return kept
 
 
 @pytest.fixture(scope="module")
@@ -392,76 +355,7 @@ def test_values_over_more_than_a_decade_have_a_logarithmic_axis(private: SweepRe
     assert (middle - low) / (high - low) == pytest.approx(0.5, abs=0.01), "in the middle of the logarithms"
 
 
-# Interruption
-
-
-@pytest.mark.slow
-def test_a_sweep_killed_in_the_middle_of_a_run_goes_on_to_the_same_figures(
-    make_file: Make, tmp_path: Path
-) -> None:
-    path = make_file(**{**PRIVATE, "federation": {"rounds": 20}})
-    over = "privacy.noise_multiplier=1.0,3.0"
-    unbroken = sweep(grid_of(path, over), out=tmp_path / "unbroken", engine=LocalEngine(0))
-    folder = _killed(path, tmp_path / "runs", over, point="002", checkpoint=5)
-    before = json.loads((folder / "sweep.json").read_text())
-    assert [point["done"] for point in before["points"]] == [True, False]
-    first = folder / before["points"][0]["run"] / "model.safetensors"
-    stamp = first.stat().st_mtime_ns
-    half = next((folder / "points" / "002").glob("*/"))
-    leftover = half.with_name("rings-broken")
-    leftover.mkdir()
-    resume(folder, engine=LocalEngine(0))
-    assert figures_of(folder) == figures_of(unbroken.sweep)
-    assert first.stat().st_mtime_ns == stamp, "a finished run is not run again"
-    assert (half / "model.safetensors").is_file(), "a run that was begun is gone on with"
-    assert json.loads((half / "events.jsonl").read_text().splitlines()[-1])["status"] == "done"
-    assert not leftover.exists()
-
-
-@pytest.mark.slow
-def test_a_sweep_killed_at_any_moment_goes_on_to_the_same_figures(make_file: Make, tmp_path: Path) -> None:
-    path = make_file(**{**PRIVATE, "federation": {"rounds": 12}})
-    unbroken = sweep(
-        grid_of(path, OVER),
-        out=tmp_path / "unbroken",
-        engine=LocalEngine(0),
-    )
-    for attempt in range(5):
-        out = tmp_path / f"runs{attempt}"
-        folder = _killed(
-            path, out, OVER, point=f"00{1 + attempt % 3}", checkpoint=2 * attempt, wait=0.01 * attempt
-        )
-        again = subprocess.Popen(
-            [*_command("--resume", str(folder))], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(2.0 + 0.3 * attempt)
-        again.send_signal(signal.SIGKILL)
-        again.wait()
-        resume(folder, engine=LocalEngine(0))
-        assert figures_of(folder) == figures_of(unbroken.sweep)
-
-
-def _command(*arguments: str) -> list[str]:
-    return [str(Path(sys.executable).with_name("cloister")), "sweep", *arguments, "--workers", "0"]
-
-
-def _killed(path: Path, out: Path, over: str, *, point: str, checkpoint: int, wait: float = 0.0) -> Path:
-    """Start a sweep, kill it once ``point`` has reached ``checkpoint``, and return its folder."""
-    process = subprocess.Popen(
-        _command(str(path), "--over", over, "--out", str(out)),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 180
-    name = f"rings-sweep-*/points/{point}/*/checkpoints/round-{checkpoint:06d}.safetensors"
-    while not (found := list(out.glob(name))):
-        assert process.poll() is None, f"the sweep ended: exit {process.returncode}"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    time.sleep(wait)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    return found[0].parents[4]
+# Gone on with
 
 
 @pytest.mark.slow

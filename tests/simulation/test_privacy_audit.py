@@ -28,6 +28,8 @@ from cloister.simulation.engines import LocalEngine
 from cloister.simulation.privacy_audit.auditing import Audit, Found, sealed_and_opened
 from cloister.simulation.privacy_audit.planning import designed
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 FILE = """
 [federation]
 name = "digits"

@@ -15,7 +15,8 @@ case                                            outcome
 ==============================================  ===========================================================
 the server cannot be reached, or breaks off     `LinkLostError`: connect again later
 it fails at a call                              `LinkLostError`, with ``failed``: it may fail at it for ever
-it does not know this site's key                ``PolicyError`` (link-refused)
+it does not know this site's key, or counts a   ``PolicyError`` (link-refused)
+line of another process under it as open
 a message that is too long, or cannot be read   `MessageLostError`: the line stands
 an answer to a message that was given up, or    `UnwantedError`: the line stands, and nobody will ever take
 of a run that ended                             this answer
@@ -27,13 +28,16 @@ from __future__ import annotations
 import json
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 from flwr.app import Array, ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
+from flwr.common.constant import HEARTBEAT_PATIENCE
 from flwr.common.serde import (
     message_from_proto,
     message_to_proto,
@@ -86,6 +90,7 @@ from cloister.privacy.identity.kit import Kit
 __all__ = [
     "FleetLink",
     "MessageLostError",
+    "Standing",
     "UnwantedError",
     "check_unfolded",
 ]
@@ -118,6 +123,19 @@ class UnwantedError(MessageLostError):
     """The coordinator said that it does not take what belongs to this message, now or later; the line stands."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A line that was lost without a good-bye.
+
+    Attributes:
+        node: its Flower node.
+        until: when the coordinator ceases to count it as open, at the earliest, by this machine's monotonic clock.
+    """
+
+    node: int
+    until: float
+
+
 class FleetLink:
     """An open line; use it as a context.
 
@@ -126,6 +144,7 @@ class FleetLink:
         kit: the site's.
         most_bytes: of one message.
         call_s: seconds that one call may take.
+        earlier: how a line of this very process ended: where the coordinator still counts it as open, this one takes its place.
 
     Raises:
         LinkLostError: nobody answers there, or not as the consortium's server.
@@ -133,7 +152,15 @@ class FleetLink:
         IntegrityError: (kit-key) the site's keys cannot be used.
     """
 
-    def __init__(self, address: str, kit: Kit, *, most_bytes: int = 1 << 30, call_s: float = _CALL_S) -> None:
+    def __init__(
+        self,
+        address: str,
+        kit: Kit,
+        *,
+        most_bytes: int = 1 << 30,
+        call_s: float = _CALL_S,
+        earlier: Standing | None = None,
+    ) -> None:
         key = node_key(kit)
         self._most_bytes = most_bytes
         self._client = _Client(
@@ -147,20 +174,20 @@ class FleetLink:
         )
         self._closed = threading.Event()
         self._beats = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._seen, self._said_goodbye = time.monotonic(), False
         try:
-            answer = self._call(
-                lambda: self._client.ActivateNode(
-                    ActivateNodeRequest(
-                        public_key=public_key_to_bytes(key.public_key()),
-                        heartbeat_interval=_BEAT_INTERVAL_S,
-                    )
-                )
-            )
+            self._node = self._let_in(public_key_to_bytes(key.public_key()), earlier)
         except BaseException:
             self._client.close()
             raise
-        self._node = Node(node_id=answer.node_id)
         self._beats.start()
+
+    @property
+    def standing(self) -> Standing | None:
+        """How this line ended, for the next one of this process; ``None`` where it said good-bye."""
+        if self._said_goodbye:
+            return None
+        return Standing(node=self.node_id, until=self._seen + HEARTBEAT_PATIENCE * _BEAT_INTERVAL_S)
 
     @property
     def node_id(self) -> int:
@@ -181,6 +208,7 @@ class FleetLink:
         self._beats.join(_BEATS_APART_S)  # one under way may take as long as the coordinator likes
         try:
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
+            self._said_goodbye = True
         except (httpx.HTTPError, RuntimeError, ValueError):
             pass
         finally:
@@ -339,14 +367,35 @@ class FleetLink:
         except ValueError:  # what protobuf cannot read
             raise LinkLostError("an answer that cannot be read") from None
 
+    def _let_in(self, key: bytes, earlier: Standing | None) -> Node:
+        """Return the node as which the coordinator lets this site in."""
+        asked = ActivateNodeRequest(public_key=key, heartbeat_interval=_BEAT_INTERVAL_S)
+        try:
+            return Node(node_id=self._call(lambda: self._client.ActivateNode(asked)).node_id)
+        except PolicyError:
+            # It lets nobody in whose last line it counts as open, as after its own death. Until it would not, nobody else can have come in with this key.
+            if earlier is None or time.monotonic() >= earlier.until:
+                raise
+            node = Node(node_id=earlier.node)
+            if not self._call(lambda: self._beat_of(node)):
+                raise
+            return node
+
     def _beat(self) -> None:
         while not self._closed.wait(_BEATS_APART_S):
             try:
-                self._client.SendNodeHeartbeat(
-                    SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=_BEAT_INTERVAL_S)
-                )
+                self._beat_of(self._node)
             except (httpx.HTTPError, RuntimeError, ValueError, OSError):
                 continue  # the next call tells the caller
+
+    def _beat_of(self, node: Node) -> bool:
+        """Say that this site is there; return whether the coordinator knows it."""
+        begun = time.monotonic()
+        asked = SendNodeHeartbeatRequest(node=node, heartbeat_interval=_BEAT_INTERVAL_S)
+        known = bool(self._client.SendNodeHeartbeat(asked).success)
+        if known:
+            self._seen = begun
+        return known
 
 
 def _run_is_over(response: httpx.Response) -> bool:

@@ -32,6 +32,7 @@ class OpenSite:
     def __init__(self, folder: Path, config: SiteConfig, kit: Kit, gate: Gate) -> None:
         self.config, self.kit, self.gate = config, kit, gate
         self.watched = Watched()
+        self._link: FleetLink | None = None
         source = DeployedSite(
             folder,
             config,
@@ -56,7 +57,10 @@ class OpenSite:
         self.gate.close()
 
     def _connect(self) -> FleetLink:
-        return FleetLink(self.config.server.address, self.kit, most_bytes=self.config.server.most_bytes)
+        server = self.config.server
+        earlier = None if self._link is None else self._link.standing
+        self._link = FleetLink(server.address, self.kit, most_bytes=server.most_bytes, earlier=earlier)
+        return self._link
 
 
 def open_site(folder: Path) -> OpenSite:

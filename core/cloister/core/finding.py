@@ -120,12 +120,17 @@ def _from_file(path: Path) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if spec is None:
         raise TaskError(f"task.use: '{path}' cannot be loaded as a module", code="task-unknown")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+
+    def execute() -> None:
+        # What was read, and not what lies compiled beside it: that may be of another source of the same length and time.
+        exec(compile(source, path, "exec", dont_inherit=True), vars(module))  # noqa: S102
+
     try:
-        guarded(path.name, "its module", lambda: spec.loader.exec_module(module) if spec.loader else None)
+        guarded(path.name, "its module", execute)
     except TaskError:
         del sys.modules[name]
         raise
