@@ -19,6 +19,7 @@ from cloister.client.app import make_client_app as real_app
 from cloister.core import protocol
 from cloister.core.errors import PeersMissing, SpecError
 from cloister.core.spec import load_federation, parse_federation, read_document
+from cloister.privacy.protection import predict
 from cloister.simulation import engines
 from cloister.simulation.engines import LocalEngine
 from cloister.simulation.simulate import RunResult, resume, simulate
@@ -224,6 +225,21 @@ def _without(
 
     monkeypatch.setattr(engines, "make_client_app", app)
     return model(run(path, out, "aggregation.protection=plain"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protection", ["bfv", JOINT])
+def test_the_bytes_of_ciphertexts_are_those_that_were_predicted(
+    make_file: MakeFile, tmp_path: Path, protection: str
+) -> None:
+    path = make_file(federation={"rounds": 1}, cohort=COHORT, evaluation={"sites": False})
+    made = run(path, tmp_path, f"aggregation.protection={protection}")
+    spec = load_federation(path, [f"aggregation.protection={protection}"]).spec
+    found = predict(spec, model(made).size, classes=2, cohort=5)
+    (event,) = events(made.run, "round")
+    assert event["bytes_up"] == pytest.approx(5 * found["up"], rel=0.02)
+    if protection != "bfv":  # of the authority's key nothing is predicted
+        assert event["bytes_down"] == pytest.approx(5 * found["down"], rel=0.02)
 
 
 @pytest.mark.slow

@@ -146,8 +146,10 @@ def _protection(found: Mapping[str, Any]) -> str:
             f", {found['threshold']} of {found['degree'] + 1} shares take a mask off, and up to {found['colluders']} of a "
             f"{'group' if groups else 'round'}'s sites may side with the server"
         )
+    sent = f", {_bytes(found['up'])} of ciphertexts up" if "up" in found else ""
+    sent += f" and {_bytes(found['down'])} down" if found.get("down") else ""
     return (
-        f"{name}: a sum is opened from {found['least']} sites on{shares}; {found['numbers']:,} integers a site, "
+        f"{name}: a sum is opened from {found['least']} sites on{shares}; {found['numbers']:,} integers a site{sent}, "
         f"each number rounded by less than {found['unit']:.2g}{groups}"
     )
 

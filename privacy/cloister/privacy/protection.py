@@ -8,7 +8,14 @@ from cloister.core.errors import SpecError
 from cloister.core.spec import FederationSpec
 from cloister.core.spec.grouping import group_sizes, least_in_sum, tolerated
 from cloister.core.spec.pipelines import fewest_rows, read_pipeline
-from cloister.privacy.homomorphic.parameters import OF_AN_AUTHORITY, SUM_BITS, THRESHOLD
+from cloister.privacy.homomorphic.parameters import (
+    OF_AN_AUTHORITY,
+    SCHEMES,
+    SUM_BITS,
+    THRESHOLD,
+    Parameters,
+    parameters_of,
+)
 from cloister.privacy.masking import parameters
 from cloister.privacy.plan import Plan, plan_from
 from cloister.privacy.record_plans import DistributedRecordPlan
@@ -51,7 +58,7 @@ def predict(spec: FederationSpec, size: int, *, classes: int, cohort: int) -> di
 
     Returns:
         ``protection``; ``least``, the fewest sites whose sum is ever opened; of masks ``threshold``, ``degree`` and ``colluders``; ``numbers`` of a
-        site's message and their ``bits``; ``unit``, by less than which rounding moves one number of one update (0: not at all). With groups also
+        site's message and their ``bits``; of ciphertexts the bytes ``up`` and ``down`` of a site in a sum; ``unit``, by less than which rounding moves one number of one update (0: not at all). With groups also
         ``groups``: see `_groups`; the other figures are then those of one group.
 
     Raises:
@@ -77,8 +84,10 @@ def predict(spec: FederationSpec, size: int, *, classes: int, cohort: int) -> di
         "unit": max((part.unit(most, bits) for part in code.parts if isinstance(part, Reals)), default=0.0),
         **grouped,
     }
+    if protection != "masked":
+        found |= _ciphertexts(parameters_of(protection, SCHEMES), code.size, most)
     if protection == "threshold-bfv":
-        _check_joint(spec, code.size, most)
+        _check_joint(spec, found["down"], most)
     if protection == "masked":
         degree, threshold = parameters(smallest)
         borne = min(map(colluders_borne, {smallest, most}))
@@ -139,7 +148,17 @@ def _groups(spec: FederationSpec, size: int, cohort: int, size_of_group: int) ->
     }
 
 
-def _check_joint(spec: FederationSpec, numbers: int, cohort: int) -> None:
+def _ciphertexts(scheme: Parameters, numbers: int, cohort: int) -> dict[str, int]:
+    """Return ``up`` and ``down``, the bytes of ciphertexts, shares of a key and partial decryptions of one site in a sum; an authority's key not counted."""
+    chunks = -(-numbers // (scheme.slots * scheme.lanes(SUM_BITS)))
+    container = chunks * scheme.chunk_bytes
+    if scheme is not THRESHOLD:
+        return {"up": container, "down": 0}
+    share = scheme.chunk_bytes // 2
+    return {"up": share + container + container // 2, "down": cohort * (share + container)}
+
+
+def _check_joint(spec: FederationSpec, down: int, cohort: int) -> None:
     """Refuse what a joint key cannot bear, or its last message cannot hold: every site is sent every site's ciphertexts.
 
     Raises:
@@ -152,10 +171,9 @@ def _check_joint(spec: FederationSpec, numbers: int, cohort: int) -> None:
             remedy="use protection = 'masked' or 'bfv', or leave privacy.colluders out",
             code="protection-colluders",
         )
-    each = -(-numbers // THRESHOLD.slots) * THRESHOLD.chunk_bytes
-    if cohort * each > _MOST_OPEN:
+    if down > _MOST_OPEN:
         raise SpecError(
-            f"every site would be sent the ciphertexts of all {cohort}, {cohort * each / 2**30:.1f} GiB in one message, and a message has at most 1 GiB",
+            f"every site would be sent the ciphertexts of all {cohort}, {down / 2**30:.1f} GiB, and a message has at most 1 GiB",
             remedy="use protection = 'masked', a smaller model or fewer sites a round",
             code="protection-size",
         )
