@@ -15,7 +15,7 @@ from cloister.server.transcript import MESSAGES
 from joint import needs_openfhe
 from transcripts import LIAR, VICTIM, Line, failed, fields, heart_run, is_reply, put, rewritten
 
-pytestmark = [pytest.mark.usefixtures("undrawn"), needs_openfhe]
+pytestmark = [pytest.mark.usefixtures("undrawn"), pytest.mark.slow, needs_openfhe]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,9 @@ def test_an_honest_run_passes_says_what_it_rests_on_and_does_not_keep_what_the_s
     assert found["decryption"]["holder"] == "all sites of a session together"
     assert "N = 8192 and a modulus of 180 bits" in found["decryption"]["rests_on"]
     assert all(one["vectors"] == 4 and one["opens"] == [4] for one in found["sessions"])
-    assert (honest / "transcript" / MESSAGES).stat().st_size < THRESHOLD.chunk_bytes
+    assert (
+        honest / "transcript" / MESSAGES
+    ).stat().st_size < THRESHOLD.chunk_bytes  # neither shares nor proofs, nor what went on to others
 
 
 def _share(line: Line) -> None:

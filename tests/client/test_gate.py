@@ -105,17 +105,6 @@ def test_the_reply_itself_is_what_the_app_answered(site: Callable[..., GatedSite
             },
             "policy-colluders",
         ),
-        (
-            {
-                "colluders": 1,
-                "protection": ["threshold-bfv"],
-                "units": ["none"],
-                "outputs": ["update", "sums of metrics"],
-            },
-            {},
-            {"privacy": NONE, "cohort": {"min_sites": 3}, "aggregation": {"protection": "threshold-bfv"}},
-            "policy-colluders",
-        ),
         ({"rounds": 2}, {}, {}, "policy-rounds"),
         ({"epsilon_run": 0.1}, {}, {}, "policy-epsilon"),
         ({}, {"data": {"rings": {"epsilon_cap": 0.1, "delta_cap": 1e-4}}}, {}, "budget"),

@@ -750,7 +750,7 @@ class TestExposure:
             ("masked", "about a third"),
             ("bfv", "The key authority is sent every ciphertext"),
             ("ckks", "Li & Micciancio 2021"),
-            ("threshold-bfv", "It does NOT hold against a site"),
+            ("threshold-bfv", "each site holds a share of the key"),
         ],
     )
     def test_of_a_protected_federation_the_server_learns_sums_and_on_what_that_rests(

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 MakeFile = Callable[..., Path]
 
-JOINT = pytest.param("threshold-bfv", marks=needs_openfhe)
+JOINT = pytest.param("threshold-bfv", marks=[needs_openfhe, pytest.mark.slow])
 PROTECTIONS = ("masked", "bfv", "ckks", JOINT)
 COHORT: dict[str, Any] = {"sites": 5, "partition": {"by": "dirichlet", "alpha": 1.0}, "per_round": "all"}
 #: By less than this a number of the mean is moved by rounding: one unit of the coarsest protection (26 bits, reach 4, 5 sites).

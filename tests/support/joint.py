@@ -1,7 +1,7 @@
 """A session under a joint key, in which every site keeps a book of its own and follows the protocol unless it is told otherwise."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -53,9 +53,20 @@ class JointSession:
     commitments: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, identity in self.parties.sites.items():
-            own = Credentials(identity=identity, consortium=self.parties.consortium, floors=Floors())
-            self.books.setdefault(name, SessionBook(ContextShelf(RecordDict()), own))
+        self.states = {name: RecordDict() for name in self.parties.sites}
+        for name in self.parties.sites:
+            self.books.setdefault(name, self._book(name, self.states[name]))
+
+    def _book(self, name: str, state: RecordDict) -> SessionBook:
+        own = Credentials(
+            identity=self.parties.sites[name], consortium=self.parties.consortium, floors=Floors()
+        )
+        return SessionBook(ContextShelf(state), own)
+
+    def copied(self) -> "JointSession":
+        """Return the session as it stands, with books of its own."""
+        books = {name: self._book(name, RecordDict(dict(state))) for name, state in self.states.items()}
+        return replace(self, books=books, values=dict(self.values), containers=dict(self.containers))
 
     def hold(self, name: str, serial: int | None = None) -> bytes:
         with self.books[name].turn() as turn:

@@ -35,12 +35,12 @@ from cloister.privacy.threshold import (
     Held,
     JointCodec,
     JointKey,
+    NewShare,
     OpenRequest,
     PublicShares,
     Recounted,
     ShareCommitments,
     engine,
-    new_share,
     partials,
     show_share,
 )
@@ -54,15 +54,17 @@ def hold(said: Mapping[str, Any], turn: Turn, run: str) -> Fields:
 
     Raises:
         IntegrityError: (manifest-replayed, session-step) the session is not newer than the last, or has no number.
+        SpecError: (threshold-missing) OpenFHE cannot be used here.
     """
     serial = said.get(protocol.SERIAL)
     if type(serial) is not int or serial < 1:
         raise IntegrityError("the session has no number", code="session-step")
     turn.check_newer(serial)
-    secret, public = new_share(engine(), run=run, serial=serial)
-    turn.keep_share({"serial": serial, "secret": secret, "public": public})
+    engine().check()  # now, and not when others have computed
     name = turn.credentials.identity.name
-    return {protocol.COMMITMENT: share_commitment(public, run=run, serial=serial, name=name)}
+    made = NewShare.drawn(run=run, serial=serial, name=name)
+    turn.keep_share({"serial": serial, "secret": made.secret, "public": made.share, "proof": made.proof})
+    return {protocol.COMMITMENT: share_commitment(made.share, run=run, serial=serial, name=name)}
 
 
 def show(said: Mapping[str, Any], turn: Turn, run: str) -> Fields:
@@ -79,8 +81,10 @@ def show(said: Mapping[str, Any], turn: Turn, run: str) -> Fields:
             code="key-share",
         )
     told = ShareCommitments.from_fields(said)
-    key, shown = show_share(turn.credentials.identity, told, share["public"], run=run, serial=share["serial"])
-    turn.keep_share({**share, "key": key})
+    key, shown = show_share(
+        turn.credentials.identity, told, share["public"], share["proof"], run=run, serial=share["serial"]
+    )
+    turn.keep_share({"serial": share["serial"], "secret": share["secret"], "key": key})
     return shown.to_fields()
 
 
@@ -109,7 +113,7 @@ def joint_codec(manifest: Manifest, said: Mapping[str, Any], book: SessionBook) 
         )
         key.check(manifest)
         turn.keep_share({**share, "manifest": manifest.digest})
-    return JointCodec(key, engine())
+    return JointCodec(key, engine(), book.credentials.identity.name)
 
 
 def counted(said: Mapping[str, Any], turn: Turn) -> Recounted:

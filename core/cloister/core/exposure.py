@@ -138,10 +138,9 @@ _OPENED = {
         "exact and has no such trap."
     ),
     "threshold-bfv": (
-        "That holds as long as every site sends what the protocol says, even where the server and all other sites share what they see: each site holds a share "
-        "of the key, and a sum is opened by all of them together, each after it counted the sum again. It does NOT hold against a site that makes a ciphertext "
-        "of its own and sides with the server: they can compute the key, and read every update of the round. 'masked' and 'bfv' hold there. One site that "
-        "is lost before the end costs the round its sum."
+        "That holds whatever the server and sites on its side do, short of all: each site holds a share of the key, and a sum is opened by all of them "
+        "together, each after it counted the sum again and checked that every ciphertext is well formed. One site that is lost before the end costs the "
+        "round its sum."
     ),
 }
 _WITHHELD = (

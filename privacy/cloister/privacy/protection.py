@@ -87,7 +87,7 @@ def predict(spec: FederationSpec, size: int, *, classes: int, cohort: int) -> di
     if protection != "masked":
         found |= _ciphertexts(parameters_of(protection, SCHEMES), code.size, most)
     if protection == "threshold-bfv":
-        _check_joint(spec, found["down"], most)
+        _check_joint(found["down"], most)
     if protection == "masked":
         degree, threshold = parameters(smallest)
         borne = min(map(colluders_borne, {smallest, most}))
@@ -151,26 +151,20 @@ def _groups(spec: FederationSpec, size: int, cohort: int, size_of_group: int) ->
 def _ciphertexts(scheme: Parameters, numbers: int, cohort: int) -> dict[str, int]:
     """Return ``up`` and ``down``, the bytes of ciphertexts, shares of a key and partial decryptions of one site in a sum; an authority's key not counted."""
     chunks = -(-numbers // (scheme.slots * scheme.lanes(SUM_BITS)))
-    container = chunks * scheme.chunk_bytes
+    container = chunks * (scheme.chunk_bytes + scheme.proof_bytes)
     if scheme is not THRESHOLD:
         return {"up": container, "down": 0}
-    share = scheme.chunk_bytes // 2
-    return {"up": share + container + container // 2, "down": cohort * (share + container)}
+    half = scheme.chunk_bytes // 2  # of a share, and of a partial decryption of one ciphertext
+    share = half + scheme.proof_bytes
+    return {"up": share + container + chunks * half, "down": cohort * (share + container)}
 
 
-def _check_joint(spec: FederationSpec, down: int, cohort: int) -> None:
-    """Refuse what a joint key cannot bear, or its last message cannot hold: every site is sent every site's ciphertexts.
+def _check_joint(down: int, cohort: int) -> None:
+    """Refuse a sum under a joint key whose last message is too long: every site is sent every site's ciphertexts.
 
     Raises:
-        SpecError: (protection-colluders, protection-size) see there.
+        SpecError: (protection-size) it is.
     """
-    if spec.privacy.colluders:
-        raise SpecError(
-            f"privacy.colluders = {spec.privacy.colluders}: with a joint key one site that sends a ciphertext of its own making, and sides with the server, "
-            "can read every update",
-            remedy="use protection = 'masked' or 'bfv', or leave privacy.colluders out",
-            code="protection-colluders",
-        )
     if down > _MOST_OPEN:
         raise SpecError(
             f"every site would be sent the ciphertexts of all {cohort}, {down / 2**30:.1f} GiB, and a message has at most 1 GiB",

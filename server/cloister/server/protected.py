@@ -45,7 +45,7 @@ def parts_of(form: str, data: bytes, *, most: int | None = None) -> dict[str, Re
     parameters = _parameters(form)
     if parameters is None:
         return {}
-    chunks, rest = divmod(len(data) - HEADER, parameters.chunk_bytes)
+    chunks, rest = divmod(len(data) - HEADER, parameters.chunk_bytes + parameters.proof_bytes)
     if chunks < 1 or rest:
         return {}
     looked = range(chunks) if most is None or chunks <= most else [n * chunks // most for n in range(most)]

@@ -70,7 +70,7 @@ LONGEST = 1 << 22
 
 _TOLD = frozenset({protocol.SECURE, protocol.LEDGER, protocol.REFUSAL, protocol.SITE, protocol.CANARIES})
 #: Large fields of a joint key's messages: the server hands on what came, and of a public share its signed commitment is kept.
-_HANDED_ON = frozenset({"share", "shares", "containers"})
+_HANDED_ON = frozenset({"share", "shares", "proof", "proofs", "containers"})
 _NAME = 200
 _SAMPLE = 1 << 18
 _CIPHERTEXTS = 16

@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from cloister.core.errors import IntegrityError, SpecError
 from cloister.privacy.homomorphic.container import Residues, limits
 from cloister.privacy.homomorphic.parameters import THRESHOLD
 from cloister.privacy.threshold.engine import PYTHON, Engine, engine
+from cloister.privacy.threshold.proofs import noise, small
+from cloister.privacy.threshold.ring import Prepared, inverse, minus, plus, prepared, times, transformed
 from cloister.privacy.threshold.shares import common
 from joint import needs_openfhe
 
@@ -25,7 +29,27 @@ def summed(parts: list[Residues]) -> Residues:
     return total
 
 
-def times(residues: Residues, factor: int) -> Residues:
+@dataclass
+class Keys:
+    """A joint key and the holders' secrets, made with what `shares` is made of."""
+
+    a: Prepared
+    b: Prepared
+    secrets: list[Residues]
+
+    @classmethod
+    def of(cls, holders: int) -> "Keys":
+        a = prepared(common("run", 1))
+        secrets = [transformed(small()) for _ in range(holders)]
+        return cls(a, prepared(summed([minus(transformed(noise()), times(s, a)) for s in secrets])), secrets)
+
+    def encrypt(self, row: np.ndarray[Any, Any]) -> Residues:
+        u = transformed(small())
+        c0 = plus(times(u, self.b), engine().encoded(row))
+        return np.stack([c0, plus(times(u, self.a), transformed(noise()))])
+
+
+def multiple(residues: Residues, factor: int) -> Residues:
     rows = [
         [int(number) * factor % prime for number in row]
         for row, prime in zip(residues, THRESHOLD.primes, strict=True)
@@ -36,14 +60,12 @@ def times(residues: Residues, factor: int) -> Residues:
 @needs_openfhe
 @pytest.mark.parametrize("holders", [2, 3, 8])
 def test_all_holders_together_open_the_sum_and_without_any_one_of_them_it_is_noise(holders: int) -> None:
-    own, generator, a = engine(), np.random.default_rng(holders), common("run", 1)
-    shares = [own.share(a) for _ in range(holders)]
-    b = summed([public for _, public in shares])
+    own, generator, keys = engine(), np.random.default_rng(holders), Keys.of(holders)
     most = (THRESHOLD.plain_modulus // 2 - 1) // 4
     rows = generator.integers(-most, most, (4, THRESHOLD.slots), endpoint=True)
     rows[:, 0], rows[:, 1] = most, -most
-    total = summed([own.encrypt(b, a, row) for row in rows])
-    parts = [own.partial(secret, total[1]) for secret, _ in shares]
+    total = summed([keys.encrypt(row) for row in rows])
+    parts = [own.partial(secret, total[1]) for secret in keys.secrets]
     assert np.array_equal(own.opened(summed([total[0], *parts])), rows.sum(0))
     for missing in range(holders):
         rest = [part for number, part in enumerate(parts) if number != missing]
@@ -55,39 +77,39 @@ def test_all_holders_together_open_the_sum_and_without_any_one_of_them_it_is_noi
 def test_a_partial_decryption_is_flooded_by_noise_of_119_bits_fresh_each_time() -> None:
     """Of polynomial 1 = 0 the noise is all there is. It opens to 0 as long as it is below Δ/2 = 2^151, so a multiple of it tells how large it is."""
     own = engine()
-    secret, _ = own.share(common("run", 1))
+    secret = transformed(small())
     nothing = np.zeros_like(PRIMES + np.zeros((1, THRESHOLD.degree), dtype=np.uint64))
     noise, again = own.partial(secret, nothing), own.partial(secret, nothing)
     assert np.mean(noise == again) < 0.01
-    assert not own.opened(times(noise, 2**31)).any()
-    assert np.mean(own.opened(times(noise, 2**34)) != 0) > 0.5
+    assert not own.opened(multiple(noise, 2**31)).any()
+    assert np.mean(own.opened(multiple(noise, 2**34)) != 0) > 0.5
     # Nor does it cancel: the difference of two partial decryptions of one ciphertext is noise as large.
     difference = (noise + (PRIMES - again)) % PRIMES
-    assert np.mean(own.opened(times(difference, 2**34)) != 0) > 0.5
+    assert np.mean(own.opened(multiple(difference, 2**34)) != 0) > 0.5
 
 
 @needs_openfhe
-def test_two_shares_and_two_encryptions_differ() -> None:
-    own, a = engine(), common("run", 1)
-    (secret, b), (other, c) = own.share(a), own.share(a)
-    assert secret != other
-    assert np.mean(b == c) < 0.01
-    zeros = np.zeros(THRESHOLD.slots, dtype=np.int64)
-    assert np.mean(own.encrypt(b, a, zeros) == own.encrypt(b, a, zeros)) < 0.01
+def test_what_is_encoded_is_scaled_with_small_fresh_noise() -> None:
+    """Δ is the modulus over the plain modulus; the noise is OpenFHE's, of standard deviation 3.19, below 12 of them."""
+    values = np.arange(THRESHOLD.slots, dtype=np.int64)
+    one, other = (engine().encoded(values) for _ in range(2))
+    difference = inverse(minus(one, other))
+    assert 0 < max(map(abs, difference)) < 80
+    assert 4.3 < float(np.std(np.array(difference))) < 4.7
+    assert np.array_equal(engine().opened(one), values)
 
 
 @needs_openfhe
 @pytest.mark.parametrize("wrong", [THRESHOLD.plain_modulus // 2, -(THRESHOLD.plain_modulus // 2)])
 def test_values_that_do_not_fit_are_a_fault_of_the_caller(wrong: int) -> None:
-    a = common("run", 1)
     values = np.zeros(THRESHOLD.slots, dtype=np.int64)
     values[7] = wrong
     with pytest.raises(ValueError, match="expected 8192 integers"):
-        engine().encrypt(a, a, values)
+        engine().encoded(values)
     with pytest.raises(ValueError, match="expected 8192 integers"):
-        engine().encrypt(a, a, values[:5])
+        engine().encoded(values[:5])
     with pytest.raises(ValueError, match="expected uint64"):
-        engine().share(a[:, :100])
+        engine().opened(common("run", 1)[:, :100])
 
 
 @needs_openfhe
@@ -97,11 +119,11 @@ def test_a_process_that_dies_costs_one_order_and_the_next_starts_another() -> No
     assert own._child is not None
     own._child.kill()
     own._child.wait()
-    secret, _ = own.share(common("run", 1))
+    own.encoded(np.zeros(THRESHOLD.slots, dtype=np.int64))
     with pytest.raises(IntegrityError) as refused:
-        own.partial(b"no key", common("run", 1))
+        own._ask(b"p", [b"short", b"short"], (8,))
     assert refused.value.code == "threshold-failed"
-    own.partial(secret, common("run", 1))
+    own.encoded(np.zeros(THRESHOLD.slots, dtype=np.int64))
     slow = Engine(own._python, limit_s=1e-4)
     with pytest.raises(SpecError, match="it crashed"):
         slow.check()

@@ -1,15 +1,25 @@
 """The joint key: shares are fixed before one is shown, and only those of the session's sites count."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 
 from cloister.core.errors import IntegrityError
-from cloister.privacy.homomorphic.container import limits
+from cloister.privacy.homomorphic.container import Residues, limits
 from cloister.privacy.homomorphic.parameters import THRESHOLD
 from cloister.privacy.identity import Role
-from cloister.privacy.threshold import JointKey, KeyShare, PublicShares, ShareCommitments, agreed_shares
+from cloister.privacy.threshold import (
+    JointKey,
+    KeyShare,
+    NewShare,
+    PublicShares,
+    ShareCommitments,
+    agreed_shares,
+)
+from cloister.privacy.threshold.proofs import noise, proved
+from cloister.privacy.threshold.ring import inverse, minus, plus, prepared, times, transformed
 from cloister.privacy.threshold.shares import common, share_commitment, show_share
 from joint import RUN
 from parties import Parties
@@ -22,31 +32,36 @@ def parties() -> Parties:
     return Parties(3)
 
 
-class Made:
-    """Shares whose residues are random: what is tested here takes no secret half."""
+@cache
+def drawn(name: str, which: int) -> NewShare:
+    return NewShare.drawn(run=RUN, serial=1, name=name)
 
-    def __init__(self, parties: Parties, seed: int = 1) -> None:
-        generator = np.random.default_rng(seed)
+
+class Made:
+    def __init__(self, parties: Parties, which: int = 1) -> None:
         self.parties = parties
-        self.raw = {
-            name: np.stack([generator.integers(0, p, THRESHOLD.degree, np.uint64) for p in THRESHOLD.primes])
-            for name in parties.names
-        }
+        self.shares = {name: drawn(name, which) for name in parties.names}
+        self.agree()
+
+    def agree(self) -> None:
         self.commitments = {
-            name: share_commitment(self.share(name), run=RUN, serial=1, name=name) for name in parties.names
+            name: share_commitment(one.share, run=RUN, serial=1, name=name)
+            for name, one in self.shares.items()
         }
         self.key_id = agreed_shares(self.commitments, run=RUN, serial=1)
 
-    def share(self, name: str) -> bytes:
-        return self.raw[name].astype("<u8").tobytes()
+    def residues(self, name: str) -> Residues:
+        return np.frombuffer(self.shares[name].share, dtype="<u8").astype(np.uint64).reshape(3, -1)
+
+    def show(self, name: str, told: dict[str, bytes] | None = None) -> tuple[str, KeyShare]:
+        commitments = self.commitments if told is None else told
+        names = tuple(sorted(commitments))
+        every = ShareCommitments(names=names, digests=tuple(commitments[one] for one in names))
+        mine = self.shares[name]
+        return show_share(self.parties.sites[name], every, mine.share, mine.proof, run=RUN, serial=1)
 
     def shown(self) -> dict[str, KeyShare]:
-        names = tuple(sorted(self.commitments))
-        told = ShareCommitments(names=names, digests=tuple(self.commitments[name] for name in names))
-        return {
-            name: show_share(self.parties.sites[name], told, self.share(name), run=RUN, serial=1)[1]
-            for name in self.parties.names
-        }
+        return {name: self.show(name)[1] for name in self.parties.names}
 
     def read(self, shown: dict[str, KeyShare]) -> JointKey:
         return JointKey.read(
@@ -72,10 +87,20 @@ def test_the_common_polynomial_is_the_session_s_and_below_the_primes() -> None:
 def test_the_key_is_the_sum_of_all_shares_over_the_common_polynomial(parties: Parties) -> None:
     made = Made(parties)
     key = made.read(made.shown())
-    wanted = sum(residues.astype(object) for residues in made.raw.values()) % PRIMES.astype(object)
-    assert np.array_equal(key.b.astype(object), wanted)
-    assert np.array_equal(key.a, common(RUN, 1))
+    wanted = sum(made.residues(name).astype(object) for name in parties.names) % PRIMES.astype(object)
+    assert np.array_equal(key.b.values.astype(object), wanted)
+    assert np.array_equal(key.a.values, common(RUN, 1))
     assert key.names == tuple(parties.names)
+
+
+def test_a_share_is_small_noise_less_the_common_polynomial_times_a_small_secret(parties: Parties) -> None:
+    made = Made(parties)
+    for name, one in made.shares.items():
+        s = np.frombuffer(one.secret, dtype=np.int8).astype(np.int64)
+        assert set(np.unique(s)) == {-1, 0, 1}
+        error = inverse(plus(made.residues(name), times(transformed(s), prepared(common(RUN, 1)))))
+        assert max(map(abs, error)) <= 21
+    assert len({one.share for one in made.shares.values()}) == 3
 
 
 def test_a_share_that_is_made_of_the_others_was_not_committed_to(parties: Parties) -> None:
@@ -84,37 +109,38 @@ def test_a_share_that_is_made_of_the_others_was_not_committed_to(parties: Partie
     rogue, *others = parties.names
     mine = np.stack([np.full(THRESHOLD.degree, 7, dtype=np.uint64) for _ in THRESHOLD.primes])
     for other in others:
-        mine = (mine + (PRIMES - made.raw[other])) % PRIMES
+        mine = minus(mine, made.residues(other))
     shown = made.shown()
     shown[rogue] = replace(shown[rogue], share=mine.astype("<u8").tobytes())
     with pytest.raises(IntegrityError) as refused:
         made.read(shown)
     assert code(refused) == "signature"  # the honest signature is over the share that was committed to
-    made.raw[rogue] = mine
-    digest = share_commitment(made.share(rogue), run=RUN, serial=1, name=rogue)
-    signed = show_share(
-        parties.sites[rogue],
-        ShareCommitments(names=(rogue,), digests=(digest,)),
-        made.share(rogue),
-        run=RUN,
-        serial=1,
-    )[1]
+    made.shares[rogue] = replace(made.shares[rogue], share=shown[rogue].share)
+    digest = share_commitment(shown[rogue].share, run=RUN, serial=1, name=rogue)
     with pytest.raises(IntegrityError):
-        made.read({**shown, rogue: signed})
+        made.read({**shown, rogue: made.show(rogue, {rogue: digest})[1]})
+
+
+def test_a_share_that_was_committed_to_and_is_not_well_formed_is_refused(parties: Parties) -> None:
+    """With 2^125 in its noise it would carry the others' randomness through the flooding, and the sum would be exact."""
+    made = Made(parties)
+    rogue = parties.names[0]
+    far = np.array([[pow(2, 125, prime)] for prime in THRESHOLD.primes], dtype=np.uint64)
+    moved = plus(made.residues(rogue), far)
+    a, s = prepared(common(RUN, 1)), np.frombuffer(made.shares[rogue].secret, dtype=np.int8).astype(np.int64)
+    about = [b"cloister key share 1", RUN.encode(), b"1", rogue.encode(), b"0"]
+    for proof in (made.shares[rogue].proof, proved(a, moved, -s, noise(), about)):
+        made.shares[rogue] = replace(made.shares[rogue], share=moved.astype("<u8").tobytes(), proof=proof)
+        made.agree()
+        with pytest.raises(IntegrityError, match="without a proof") as refused:
+            made.read(made.shown())
+        assert code(refused) == "key-share"
 
 
 def test_a_site_that_is_told_other_commitments_signs_another_key(parties: Parties) -> None:
-    made, other = Made(parties), Made(parties, seed=2)
+    made, other = Made(parties), Made(parties, which=2)
     first, _, third = parties.names
-    told = {**made.commitments, third: other.commitments[third]}
-    names = tuple(sorted(told))
-    key_id, shown = show_share(
-        parties.sites[first],
-        ShareCommitments(names=names, digests=tuple(told[name] for name in names)),
-        made.share(first),
-        run=RUN,
-        serial=1,
-    )
+    key_id, shown = made.show(first, {**made.commitments, third: other.commitments[third]})
     assert key_id != made.key_id
     with pytest.raises(IntegrityError) as refused:
         made.read({**made.shown(), first: shown})
@@ -128,15 +154,8 @@ def test_no_share_is_shown_where_the_own_commitment_is_not_among_them(parties: P
         {name: made.commitments[name] for name in others},
         {**made.commitments, first: made.commitments[others[0]]},
     ):
-        names = tuple(sorted(told))
         with pytest.raises(IntegrityError) as refused:
-            show_share(
-                parties.sites[first],
-                ShareCommitments(names=names, digests=tuple(told[name] for name in names)),
-                made.share(first),
-                run=RUN,
-                serial=1,
-            )
+            made.show(first, told)
         assert code(refused) == "key-share"
 
 
@@ -147,9 +166,8 @@ def test_a_share_counts_under_its_maker_s_own_name_in_its_own_session_only(parti
     with pytest.raises(IntegrityError) as refused:
         made.read({**shown, first: shown[second]})
     assert code(refused) == "key-share"
-    stranger = Parties(3)
     with pytest.raises(IntegrityError) as refused:
-        made.read({**shown, first: Made(stranger).shown()[first]})
+        made.read({**shown, first: Made(Parties(3)).shown()[first]})
     assert code(refused) == "identity"
     server = parties.member(first, Role.SERVER)
     with pytest.raises(IntegrityError) as refused:
@@ -158,18 +176,17 @@ def test_a_share_counts_under_its_maker_s_own_name_in_its_own_session_only(parti
     with pytest.raises(IntegrityError) as refused:
         JointKey.read(PublicShares.of(shown), parties.consortium, run=RUN, serial=2, key_id=made.key_id)
     assert code(refused) in ("signature", "key-share")
-    share = made.share(first)
+    share = made.shares[first].share
     same = {share_commitment(share, run=r, serial=s, name=n) for r in "ab" for s in (1, 2) for n in "xy"}
     assert len(same) == 8
 
 
 def test_a_residue_that_is_not_below_its_prime_is_refused(parties: Parties) -> None:
     made = Made(parties)
-    made.raw[parties.names[0]][1, 5] = THRESHOLD.primes[1]
-    made.commitments[parties.names[0]] = share_commitment(
-        made.share(parties.names[0]), run=RUN, serial=1, name=parties.names[0]
-    )
-    made.key_id = agreed_shares(made.commitments, run=RUN, serial=1)
+    raw = made.residues(parties.names[0])
+    raw[1, 5] = THRESHOLD.primes[1]
+    made.shares[parties.names[0]] = replace(made.shares[parties.names[0]], share=raw.astype("<u8").tobytes())
+    made.agree()
     with pytest.raises(IntegrityError, match="not below its modulus") as refused:
         made.read(made.shown())
     assert code(refused) == "key-share"
@@ -209,6 +226,7 @@ def test_nothing_of_a_share_is_read_that_is_too_long_or_unsorted(parties: Partie
         {"names": [names[0], names[0], names[2]]},
         {"shares": shares[:2]},
         {"shares": [*shares[:2], b"short"]},
+        {"proofs": [b"short"] * 3},
         {"signatures": [b""] * 3},
         {"more": 1},
     ):

@@ -226,11 +226,6 @@ def _of_colluders(wanted: int, spec: FederationSpec) -> Iterator[PolicyError]:
             "policy-colluders",
             f"masks over {min(sums)} sites bear {borne} that side with the server; {wanted} are asked for",
         )
-    if spec.aggregation.protection == "threshold-bfv":
-        yield refused(
-            "policy-colluders",
-            f"a joint key bears no site that sends a ciphertext of its own making and sides with the server; {wanted} are asked for",
-        )
     if spec.privacy.shares_noise and (spec.privacy.colluders or 0) < wanted:
         yield refused(
             "policy-colluders", f"privacy.colluders = {spec.privacy.colluders or 0}; at least {wanted}"

@@ -191,7 +191,7 @@ class Aggregation(Table):
         default="plain",
         description=(
             "masked: the server sees sums of updates only (the default of every federation of three sites or more); bfv, ckks: sums "
-            "under homomorphic encryption, opened by a key authority; threshold-bfv: the same, opened by all sites of the round together (experimental, for sites that follow the protocol; needs OpenFHE); "
+            "under homomorphic encryption, opened by a key authority; threshold-bfv: the same, opened by all sites of the round together (experimental; needs OpenFHE); "
             "plain: the server sees every update (the default of fewer sites, and "
             "where a robust rule or an attack is about single updates)"
         ),

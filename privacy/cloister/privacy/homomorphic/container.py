@@ -9,6 +9,7 @@ container that `Ciphertexts.read` accepts is a valid ciphertext, whoever wrote i
 
     magic "CLHE" · version u16 · scheme u16 · key id, 32 bytes · size u64 · lanes u32 · ciphertexts u32 · bytes of each u32     (little-endian)
     ciphertext: polynomial 0 mod prime 0, N residues · polynomial 0 mod prime 1 · … · polynomial 1 mod prime 0 · …
+    after the last ciphertext, where the scheme has them: each ciphertext's proof (`cloister.privacy.threshold.proofs`), in order
 
 Formal guarantees:
 
@@ -90,8 +91,8 @@ class Form:
 
     @property
     def length(self) -> int:
-        """Bytes of a container."""
-        return _HEADER.size + self.chunks * self.parameters.chunk_bytes
+        """Bytes of a site's container."""
+        return _HEADER.size + self.chunks * (self.parameters.chunk_bytes + self.parameters.proof_bytes)
 
     @property
     def header(self) -> bytes:
@@ -108,7 +109,7 @@ class Form:
         )
 
     def write(self, ciphertexts: Iterable[Residues]) -> bytes:
-        """Return a container of ``ciphertexts``, of which there are `chunks`."""
+        """Return a container of ``ciphertexts``, of which there are `chunks`, without proofs: a sum has none."""
         width = self.parameters.width
         parts = [self.header]
         parts += [
@@ -150,6 +151,12 @@ class Ciphertexts:
 
     def __len__(self) -> int:
         return self.form.chunks
+
+    def proof(self, number: int) -> bytes:
+        """Return one ciphertext's proof."""
+        length = self.form.parameters.proof_bytes
+        begin = _HEADER.size + self.form.chunks * self.form.parameters.chunk_bytes + number * length
+        return self.container[begin : begin + length]
 
     def __iter__(self) -> Iterator[Residues]:
         return (self[number] for number in range(len(self)))

@@ -1,13 +1,13 @@
 """The parameters of the schemes, and what they can hold.
 
-=================  ====  =====================  =======================  =======  ===============================
+=================  ====  =====================  =======================  =======  ======================================
 scheme             N     coefficient moduli     plain                    values   bytes a value on the wire
-=================  ====  =====================  =======================  =======  ===============================
+=================  ====  =====================  =======================  =======  ======================================
 ``bfv``            4096  40, 40 and 29 bits     a prime of 54 bits       8192     10 (two lanes of 27 bits a slot)
 ``bfv``            4096  the same, same key     the same                 4096     20 (one lane of 53 bits)
 ``ckks``           4096  54 and 55 bits         scale 2²⁵, rounded       2048     28
-``threshold-bfv``  8192  60, 60 and 60 bits     a prime of 28 bits       8192     48
-=================  ====  =====================  =======================  =======  ===============================
+``threshold-bfv``  8192  60, 60 and 60 bits     a prime of 28 bits       8192     108, of which 60 prove it well formed
+=================  ====  =====================  =======================  =======  ======================================
 
 All are at the 128-bit level of the Homomorphic Encryption Standard (Albrecht et al. 2018, Table 1): N = 4096 admits 109 bits, N = 8192 218. Of
 ``bfv`` and ``ckks`` the last modulus is the special prime: encryption divides by it, so a fresh ciphertext holds little but rounding noise, and no
@@ -86,6 +86,7 @@ class Parameters:
         plain_modulus: t; 0 for ``ckks``.
         scale: Δ; 0 for ``bfv``.
         reach: bits of the widest signed number in a slot.
+        proof_bytes: bytes of a site's proof that a ciphertext is well formed; 0 where there is none.
         digest: SEAL's hash (hex) of scheme, degree, moduli and plain modulus, which each of its ciphertexts begins with; empty for ``threshold-bfv``.
     """
 
@@ -100,6 +101,7 @@ class Parameters:
     scale: float
     reach: int
     digest: str
+    proof_bytes: int = 0
 
     @property
     def residues(self) -> int:
@@ -171,6 +173,7 @@ THRESHOLD = Parameters(
     scale=0.0,
     reach=28,
     digest="",
+    proof_bytes=10 * (2 + 2 * 8192 * 3),
 )
 
 

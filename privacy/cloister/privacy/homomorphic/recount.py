@@ -29,7 +29,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from cloister.core.errors import IntegrityError, PolicyError
-from cloister.privacy.homomorphic.container import Form, Residues, limits
+from cloister.privacy.homomorphic.container import Ciphertexts, Form, Residues, limits
 from cloister.privacy.homomorphic.lanes import Integers, unpacked
 from cloister.privacy.homomorphic.sealed import Sealed, refuse_site
 from cloister.privacy.homomorphic.summation import check_cohort, request_message
@@ -86,8 +86,8 @@ class Recount:
         """The sites in the sum so far, sorted."""
         return tuple(sorted(self._names))
 
-    def add(self, sealed: Sealed) -> None:
-        """Add a site's container.
+    def add(self, sealed: Sealed) -> tuple[str, Ciphertexts]:
+        """Add a site's container; return whose it is, and what it holds.
 
         Raises:
             IntegrityError: it does not hold; no sum with it will be decrypted.
@@ -100,6 +100,7 @@ class Recount:
         for number, one in enumerate(ciphertexts):
             self._sum[number] += one
             self._sum[number] %= primes
+        return name, ciphertexts
 
     def total(self) -> Residues:
         """Return the sum, (ciphertexts, 2, primes, N).

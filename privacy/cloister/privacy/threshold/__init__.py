@@ -15,12 +15,10 @@ One session, in order::
 Each site is to the sum what the key authority is under ``bfv``: it is sent every site's ciphertext, believes nothing that the server says of
 the sum, and opens one sum a session. In place of an authority that is trusted, it takes all sites together to read one update.
 
-**Against whom.** The server may do what it likes, and all sites but one may tell it all that they see, as long as every site *sends* what the protocol
-says. It is broken by one site that does not, together with the server. The server puts partial decryptions together and so sees Δ·M + noise, unrounded.
-A ciphertext whose polynomial 1 is not a·u + e1 with small u and e1, but has 2^130 added, say, adds 2^130·s to that noise, above all flooding: the joint secret
-key s can be read off, and with it every ciphertext of the session, while the sum stays exact. A share b that is not e - a·s with small s and e does the same
-in another way. It would take a proof with each ciphertext and each share that they are well formed; there is none here. ``bfv`` is not
-touched by it, since its authority releases whole sums only; ``masked`` has nothing to decrypt.
+**Against whom.** The server may do what it likes, with any sites on its side short of all. What it sees beyond the sum is the sum's noise, unrounded: it adds the
+partial decryptions up. A ciphertext or a share of the key that is not well formed, with 2^130 added to it, say, would carry the joint secret key into that noise, above
+all flooding, while the sum stays exact. So each comes with a proof that it is well formed (`proofs`), which every site checks before it helps. OpenFHE makes no such
+proofs, so shares and ciphertexts are made here (`shares`, over `ring`); OpenFHE encodes, partially decrypts with its flooding, and decodes.
 """
 
 from cloister.privacy.threshold.engine import PYTHON, Engine, engine
@@ -29,9 +27,10 @@ from cloister.privacy.threshold.opening import Held, Recounted, fused, partials
 from cloister.privacy.threshold.shares import (
     JointCodec,
     JointKey,
+    NewShare,
     agreed_shares,
+    check_formed,
     check_share,
-    new_share,
     share_commitment,
     show_share,
 )
@@ -43,15 +42,16 @@ __all__ = [
     "JointCodec",
     "JointKey",
     "KeyShare",
+    "NewShare",
     "OpenRequest",
     "PublicShares",
     "Recounted",
     "ShareCommitments",
     "agreed_shares",
+    "check_formed",
     "check_share",
     "engine",
     "fused",
-    "new_share",
     "partials",
     "share_commitment",
     "show_share",

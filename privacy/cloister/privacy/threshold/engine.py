@@ -49,7 +49,7 @@ PYTHON = "CLOISTER_OPENFHE_PYTHON"
 _LENGTH = struct.Struct("<Q")
 _SHAPE = (len(THRESHOLD.primes), THRESHOLD.degree)
 _POLYNOMIAL = 8 * len(THRESHOLD.primes) * THRESHOLD.degree
-#: Most bytes of a secret share, OpenFHE's own form, and of a text.
+#: Most bytes of an answer.
 _MOST = 1 << 20
 
 
@@ -76,30 +76,21 @@ class Engine:
         with self._lock:
             self._running()
 
-    def share(self, a: Residues) -> tuple[bytes, Residues]:
-        """Return a new secret share, to be kept and given back as it is, and its public half b = e - a·s, (primes, N).
-
-        Args:
-            a: (primes, N), uniform: `cloister.privacy.threshold.shares.common`.
-        """
-        secret, b = self._ask(b"s", [_raw(a)], (None, _POLYNOMIAL))
-        return secret, _residues(b, 1).reshape(_SHAPE)
-
-    def encrypt(self, b: Residues, a: Residues, values: npt.NDArray[np.int64]) -> Residues:
-        """Return a fresh ciphertext, (2, primes, N), of (N,) integers below 2^27 in magnitude under the public key (b, a)."""
+    def encoded(self, values: npt.NDArray[np.int64]) -> Residues:
+        """Return what OpenFHE adds to polynomial 0 of a ciphertext, (primes, N), for (N,) integers below 2^27 in magnitude: scaled, and with fresh noise."""
         if values.shape != (THRESHOLD.slots,) or int(np.abs(values).max()) >= THRESHOLD.plain_modulus // 2:
             raise ValueError(f"expected {THRESHOLD.slots} integers below {THRESHOLD.plain_modulus // 2}")
-        (made,) = self._ask(b"e", [_raw(b), _raw(a), values.astype("<i8").tobytes()], (2 * _POLYNOMIAL,))
-        return _residues(made, 2)
+        (made,) = self._ask(b"e", [values.astype("<i8").tobytes()], (_POLYNOMIAL,))
+        return _residues(made, 1).reshape(_SHAPE)
 
-    def partial(self, secret: bytes, c1: Residues) -> Residues:
+    def partial(self, s: Residues, c1: Residues) -> Residues:
         """Return a partial decryption, (primes, N): c1·s and noise that floods all that it would tell of s.
 
         Args:
-            secret: what `share` returned.
+            s: (primes, N), the holder's secret.
             c1: (primes, N), polynomial 1 of the ciphertext.
         """
-        (made,) = self._ask(b"p", [secret, _raw(c1)], (_POLYNOMIAL,))
+        (made,) = self._ask(b"p", [_raw(s), _raw(c1)], (_POLYNOMIAL,))
         return _residues(made, 1).reshape(_SHAPE)
 
     def opened(self, total: Residues) -> npt.NDArray[np.int64]:
@@ -112,14 +103,14 @@ class Engine:
         with self._lock:
             self._stop()
 
-    def _ask(self, order: bytes, parts: Sequence[bytes], lengths: Sequence[int | None]) -> list[bytes]:
+    def _ask(self, order: bytes, parts: Sequence[bytes], lengths: Sequence[int]) -> list[bytes]:
         body = order + b"".join(_LENGTH.pack(len(part)) + part for part in parts)
         with self._lock:
             child = self._running()
             try:
                 with killed_after(self._limit_s, child):
                     send(child, _LENGTH.pack(len(body)) + body)
-                    status, answer = _answer(child, most=_MOST + 4 * _POLYNOMIAL)
+                    status, answer = _answer(child, most=_MOST)
             except (OSError, EOFError) as error:
                 self._stop()
                 raise _failed(f"the process that runs OpenFHE failed ({type(error).__name__})") from None
@@ -127,7 +118,7 @@ class Engine:
         if status or len(found) != len(lengths):
             raise _failed(f"OpenFHE refused an order ({answer[8:48].decode('ascii', 'replace')})")
         for part, length in zip(found, lengths, strict=True):
-            if not 0 < len(part) <= _MOST if length is None else len(part) != length:
+            if len(part) != length:
                 raise _failed("OpenFHE's answer has another length")
         return found
 

@@ -44,16 +44,19 @@ class KeyShare(Message):
 
     Attributes:
         share: its public share, residues.
+        proof: that it is well formed.
         signature: its own, over the session, all commitments, the share and its name.
         certificate: its own, DER.
     """
 
     share: bytes
+    proof: bytes
     signature: bytes
     certificate: bytes
 
     def __post_init__(self) -> None:
         need_blobs(KeyShare, "share", [self.share], size=SHARE_BYTES, count=1)
+        need_blobs(KeyShare, "proof", [self.proof], size=THRESHOLD.proof_bytes, count=1)
         need_blobs(KeyShare, "signature", [self.signature], size=_SIGNATURE, count=1)
         if not 0 < len(self.certificate) <= LONGEST:
             raise malformed(KeyShare, f"certificate has not from 1 to {LONGEST} bytes")
@@ -66,19 +69,22 @@ class PublicShares(Message):
     Attributes:
         names: the holders, sorted.
         shares: as of `KeyShare`, like the rest.
+        proofs: see there.
         signatures: see there.
         certificates: see there.
     """
 
     names: tuple[str, ...]
     shares: tuple[bytes, ...]
+    proofs: tuple[bytes, ...]
     signatures: tuple[bytes, ...]
     certificates: tuple[bytes, ...]
 
     def __post_init__(self) -> None:
         count = len(self.names)
         need_names(PublicShares, "names", self.names)
-        if not len(self.shares) == len(self.signatures) == len(self.certificates) == count:
+        lists = (self.shares, self.proofs, self.signatures, self.certificates)
+        if any(len(one) != count for one in lists):
             raise malformed(PublicShares, "its lists differ in length")
         self.each()
 
@@ -89,13 +95,15 @@ class PublicShares(Message):
         return cls(
             names=names,
             shares=tuple(shown[name].share for name in names),
+            proofs=tuple(shown[name].proof for name in names),
             signatures=tuple(shown[name].signature for name in names),
             certificates=tuple(shown[name].certificate for name in names),
         )
 
     def each(self) -> list[KeyShare]:
         """Return each holder's."""
-        return [KeyShare(*one) for one in zip(self.shares, self.signatures, self.certificates, strict=True)]
+        lists = (self.shares, self.proofs, self.signatures, self.certificates)
+        return [KeyShare(*one) for one in zip(*lists, strict=True)]
 
 
 @dataclass(frozen=True)

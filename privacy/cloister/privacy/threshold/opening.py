@@ -3,11 +3,12 @@
 Formal guarantees:
 
 - `partials` answers only for the sum that `cloister.privacy.homomorphic.recount` lets pass: of all sites' own containers, at least ``manifest.least``,
-  each fixed before its maker could see another's, counted again here; for the very session whose share it holds; and, if its caller keeps
-  what `Held` says of the share, once. So the server, and sites that tell it all that they see, short of all holders, learn that sum and nothing else that the
-  others encrypted, **if every site's ciphertext and share of the key are well formed**, which nobody can check: see the package.
-- A partial decryption is c1·s and noise that OpenFHE draws below 2^119, fresh each time; what it floods, the noise of n ciphertexts and n shares,
-  is below 2^40 for 1000 sites that follow the protocol. That the noise is that large is measured in `tests/privacy/threshold`.
+  each fixed before its maker could see another's, counted again here, each ciphertext with a proof that it is well formed; for the very session whose share it holds;
+  and, if its caller keeps what `Held` says of the share, once. So the server and any sites on its side, short of all holders, learn that sum and nothing
+  else that the others encrypted, whatever they send.
+- Twice the sum is opened, since proofs are of twice a polynomial. A partial decryption is 2·c1·s and noise that OpenFHE draws below 2^119, fresh each time.
+  What it floods, of n sites: the noise of honest ciphertexts and shares, below 2^40 for n = 1000, and what a hostile one can add with u' and e' below 2^37: (u', e') times
+  the others' s and e, below 2^(37 + 13 + 5)·n. That is 2^-54 of the flooding for n = 1000. That the flooding is that large is measured in `tests/privacy/threshold`.
 - `fused` is the sum exactly where no holder lied: n·2^119 is below Δ/2 = 2^151 for every n that a manifest admits. A holder that lies makes it
   nonsense, which is refused where a number is out of range; as with every site that lies, within the range nobody can tell.
 
@@ -33,11 +34,13 @@ from cloister.privacy.homomorphic.container import Form, Residues, limits
 from cloister.privacy.homomorphic.lanes import Integers
 from cloister.privacy.homomorphic.parameters import THRESHOLD
 from cloister.privacy.homomorphic.public_key import key_refused
-from cloister.privacy.homomorphic.recount import Recount, sums_in
+from cloister.privacy.homomorphic.recount import Recount, nonsense, sums_in
 from cloister.privacy.homomorphic.summation import SumRequest
 from cloister.privacy.identity import Consortium
 from cloister.privacy.manifest import Manifest
 from cloister.privacy.threshold.engine import Engine
+from cloister.privacy.threshold.ring import plus, transformed
+from cloister.privacy.threshold.shares import check_formed
 
 __all__ = ["Held", "Recounted", "fused", "partial_bytes", "partials"]
 
@@ -48,7 +51,7 @@ class Held:
 
     Attributes:
         manifest: `Manifest.digest` of the session.
-        secret: the secret half, in OpenFHE's own form; never printed.
+        secret: the secret half, `NewShare.secret`; never printed.
     """
 
     manifest: bytes
@@ -72,11 +75,17 @@ class Recounted:
     form: Form
 
     @classmethod
-    def of(cls, request: SumRequest, consortium: Consortium) -> Recounted:
+    def of(cls, request: SumRequest, consortium: Consortium, *, formed: bool = True) -> Recounted:
         """Count a request again.
+
+        Args:
+            request: as it came.
+            consortium: who vouches for server and sites.
+            formed: whether to check the proofs too; the server, which holds no share, has no need to.
 
         Raises:
             IntegrityError, PolicyError, SpecError: as of `Recount`.
+            IntegrityError: (ciphertext-proof) a ciphertext comes without a proof that it is well formed.
         """
         recount = Recount(
             consortium=consortium,
@@ -86,8 +95,11 @@ class Recounted:
             digest=request.digest,
             signature=request.signature,
         )
+        manifest = recount.manifest
         for sealed in request.sealed:
-            recount.add(sealed)
+            name, ciphertexts = recount.add(sealed)
+            if formed:
+                check_formed(ciphertexts, run=manifest.run, serial=manifest.serial, name=name)
         return cls(manifest=recount.manifest, names=recount.names, total=recount.total(), form=recount.form)
 
 
@@ -109,7 +121,8 @@ def partials(sum_: Recounted, held: Held, own: Engine) -> bytes:
     """
     if sum_.manifest.digest != held.manifest:
         raise key_refused("the server asks to open another session than this site's share is of")
-    return b"".join(own.partial(held.secret, one[1]).astype("<u8").tobytes() for one in sum_.total)
+    s = transformed(np.frombuffer(held.secret, dtype=np.int8).astype(np.int64))
+    return b"".join(own.partial(s, plus(one[1], one[1])).astype("<u8").tobytes() for one in sum_.total)
 
 
 def fused(sum_: Recounted, found: Mapping[str, bytes], own: Engine) -> Integers:
@@ -126,13 +139,15 @@ def fused(sum_: Recounted, found: Mapping[str, bytes], own: Engine) -> Integers:
     primes = limits(THRESHOLD)
     slots = np.empty((sum_.form.chunks, THRESHOLD.slots), dtype=np.int64)
     shape = (sum_.form.chunks, len(THRESHOLD.primes), THRESHOLD.degree)
-    total = sum_.total[:, 0].copy()
+    total = plus(sum_.total[:, 0], sum_.total[:, 0])
     for name, raw in found.items():
         total += _partial(name, raw, shape)
         total %= primes
     for row, one in zip(slots, total, strict=True):
         row[:] = own.opened(one)
-    return sums_in(slots, form=sum_.form, manifest=sum_.manifest, sites=len(sum_.names))
+    if bool((slots % 2).any()):
+        raise nonsense("twice the sum came out odd")
+    return sums_in(slots // 2, form=sum_.form, manifest=sum_.manifest, sites=len(sum_.names))
 
 
 def _partial(name: str, raw: bytes, shape: tuple[int, ...]) -> Residues:

@@ -4,6 +4,8 @@ Public shares add up: b = Σ b_i is the public key of s = Σ s_i, which nobody h
 
 - A share made of the others' (b* minus their sum) would make the sum the key of its maker alone. So all commit to their shares before one is
   shown, and show them once; each signs its share together with everybody's commitments.
+- A share that is not e - a·s with small s and e would carry others' randomness through the flooding when a sum is opened; so would a ciphertext whose polynomial 1
+  is not a·u + e. So both come with a proof that they are well formed (`proofs`).
 - All shares are over one polynomial a. Whoever chose it could choose one that hides nothing (0, say). So nobody does: it is SHAKE-256 of the
   session's run and serial (`common`).
 - The server hands the shares on and could swap them. So each site adds them up itself, and checks that they are those that were committed to,
@@ -11,14 +13,15 @@ Public shares add up: b = Σ b_i is the public key of s = Σ s_i, which nobody h
 
 Formal guarantee: of a `JointKey` that `JointKey.read` returned at an honest site that calls `show_share` once a share: every share was fixed before
 this site's was shown to anybody, and is signed by a site of the consortium under its own name. Under RLWE the key b hides what is encrypted under it from
-everybody but all holders together: this site's share is uniform to them, and none depends on it. That the other shares are well formed nobody can check;
-what one that is not does to the opening of a sum is said in `cloister.privacy.threshold`.
+everybody but all holders together: this site's share is uniform to them, none depends on it, and twice each is e' - a·s' with coefficients below 2^37 that its
+holder knows.
 
 ==========================================  =======================================================
 case                                        outcome
 ==========================================  =======================================================
 another site's commitments, or not the own  ``IntegrityError`` (key-share)
 a share that was not committed to, foreign  ``IntegrityError`` (key-share, identity, signature)
+a share whose proof does not hold           ``IntegrityError`` (key-share)
 a residue that is not below its prime       ``IntegrityError`` (key-share)
 other holders than the manifest's cohort    ``IntegrityError`` (ciphertext-cohort)
 another key than the manifest's             ``IntegrityError`` (ciphertext-key)
@@ -28,40 +31,46 @@ another key than the manifest's             ``IntegrityError`` (ciphertext-key)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
 from cloister.core.errors import IntegrityError
 from cloister.privacy.homomorphic.codec import check_values
-from cloister.privacy.homomorphic.container import Form, Residues, limits
+from cloister.privacy.homomorphic.container import Ciphertexts, Form, Residues, limits
 from cloister.privacy.homomorphic.frames import framed
 from cloister.privacy.homomorphic.lanes import Integers, packed
 from cloister.privacy.homomorphic.parameters import THRESHOLD
 from cloister.privacy.homomorphic.public_key import key_refused
+from cloister.privacy.homomorphic.sealed import refuse_site
 from cloister.privacy.homomorphic.summation import check_cohort
 from cloister.privacy.identity import Consortium, Identity, Purpose, Role
 from cloister.privacy.manifest import Manifest
 from cloister.privacy.threshold.engine import Engine
 from cloister.privacy.threshold.messages import KeyShare, PublicShares, ShareCommitments
+from cloister.privacy.threshold.proofs import holds, noise, proved, small
+from cloister.privacy.threshold.ring import Prepared, minus, plus, prepared, times, transformed
 
 __all__ = [
     "JointCodec",
     "JointKey",
+    "NewShare",
     "agreed_shares",
+    "check_formed",
     "check_share",
     "check_shown",
     "common",
-    "new_share",
     "share_commitment",
     "show_share",
 ]
 
-_COMMON, _SHARE, _JOINT = (
+_COMMON, _SHARE, _JOINT, _CIPHERTEXT = (
     b"cloister common polynomial 1",
     b"cloister key share 1",
     b"cloister joint key 1",
+    b"cloister joint ciphertext 1",
 )
 #: Numbers that are drawn beyond the N that are needed: each misses with a probability of 2^-42.
 _SPARE = 8
@@ -81,10 +90,35 @@ def common(run: str, serial: int) -> Residues:
     return np.stack(found)
 
 
-def new_share(own: Engine, *, run: str, serial: int) -> tuple[bytes, bytes]:
-    """Return a fresh share of a session's key: the secret half, and the public half as bytes."""
-    secret, public = own.share(common(run, serial))
-    return secret, public.astype("<u8").tobytes()
+@lru_cache(maxsize=4)
+def _a(run: str, serial: int) -> Prepared:
+    return prepared(common(run, serial))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewShare:
+    """A fresh share of a session's key.
+
+    Attributes:
+        secret: its secret half, (N,) coefficients of -1, 0 and 1 in a byte each; never printed.
+        share: its public half, residues.
+        proof: that the public half is well formed.
+    """
+
+    secret: bytes = field(repr=False)
+    share: bytes = field(repr=False)
+    proof: bytes = field(repr=False)
+
+    @classmethod
+    def drawn(cls, *, run: str, serial: int, name: str) -> NewShare:
+        """Draw the share of site ``name``, from the operating system."""
+        a, s, e = _a(run, serial), small(), noise()
+        b = minus(transformed(e), times(transformed(s), a))
+        return cls(
+            secret=s.astype(np.int8).tobytes(),
+            share=b.astype("<u8").tobytes(),
+            proof=proved(a, b, -s, e, _about(_SHARE, run, serial, name)),
+        )
 
 
 def share_commitment(share: bytes, *, run: str, serial: int, name: str) -> bytes:
@@ -101,7 +135,7 @@ def agreed_shares(commitments: Mapping[str, bytes], *, run: str, serial: int) ->
 
 
 def show_share(
-    identity: Identity, told: ShareCommitments, share: bytes, *, run: str, serial: int
+    identity: Identity, told: ShareCommitments, share: bytes, proof: bytes, *, run: str, serial: int
 ) -> tuple[str, KeyShare]:
     """Return the key's id and the share, signed with all commitments; once a share.
 
@@ -109,6 +143,7 @@ def show_share(
         identity: the site's.
         told: all commitments, as the server says.
         share: the site's public share.
+        proof: that it is well formed.
         run: of the session.
         serial: of the session.
 
@@ -121,7 +156,8 @@ def show_share(
         raise _refused("this site's own share is not among the commitments that the server tells")
     key_id = agreed_shares(commitments, run=run, serial=serial)
     signature = identity.sign(Purpose.SHARE, _signed(key_id, own, identity.name))
-    return key_id, KeyShare(share=share, signature=signature, certificate=identity.certificate)
+    shown = KeyShare(share=share, proof=proof, signature=signature, certificate=identity.certificate)
+    return key_id, shown
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,16 +169,16 @@ class JointKey:
         serial: of the session.
         key_id: what the manifest names.
         names: the holders, sorted.
-        b: (primes, N), the sum of all shares.
-        a: (primes, N), what they are over.
+        b: the sum of all shares, as a factor.
+        a: what they are over, as a factor.
     """
 
     run: str
     serial: int
     key_id: str
     names: tuple[str, ...]
-    b: Residues = field(repr=False)
-    a: Residues = field(repr=False)
+    b: Prepared = field(repr=False)
+    a: Prepared = field(repr=False)
 
     @classmethod
     def read(
@@ -164,11 +200,13 @@ class JointKey:
         commitments = {}
         for name, share in zip(told.names, told.each(), strict=True):
             commitments[name] = share_commitment(share.share, run=run, serial=serial, name=name)
-            total += check_share(name, share, commitments[name], consortium, key_id=key_id)
-            total %= limits(THRESHOLD)[0]
+            b = check_share(name, share, commitments[name], consortium, run=run, serial=serial, key_id=key_id)
+            total = plus(total, b)
         if agreed_shares(commitments, run=run, serial=serial) != key_id:
             raise _refused("the shares are not those that were committed to")
-        return cls(run=run, serial=serial, key_id=key_id, names=told.names, b=total, a=common(run, serial))
+        return cls(
+            run=run, serial=serial, key_id=key_id, names=told.names, b=prepared(total), a=_a(run, serial)
+        )
 
     def check(self, manifest: Manifest) -> None:
         """Check that this is the key of the session of ``manifest``, and that its holders are the sites that are asked.
@@ -186,7 +224,14 @@ class JointKey:
 
 
 def check_share(
-    name: str, shown: KeyShare, commitment: bytes, consortium: Consortium, *, key_id: str
+    name: str,
+    shown: KeyShare,
+    commitment: bytes,
+    consortium: Consortium,
+    *,
+    run: str,
+    serial: int,
+    key_id: str,
 ) -> Residues:
     """Return the residues, (primes, N), of the share that site ``name`` shows, of which nothing is trusted.
 
@@ -195,6 +240,8 @@ def check_share(
         shown: the share.
         commitment: `share_commitment` of it under that name.
         consortium: who vouches for sites.
+        run: of the session.
+        serial: of the session.
         key_id: of all commitments.
 
     Raises:
@@ -205,6 +252,8 @@ def check_share(
     made = made.reshape(len(THRESHOLD.primes), THRESHOLD.degree)
     if not bool((made < limits(THRESHOLD)[0]).all()):
         raise _refused(f"a number in the share of '{name}' is not below its modulus")
+    if not holds(_a(run, serial), made, shown.proof, _about(_SHARE, run, serial, name)):
+        raise _refused(f"the share of '{name}' comes without a proof that it is well formed")
     return made
 
 
@@ -234,11 +283,13 @@ class JointCodec:
     Args:
         key: the key, checked.
         own: OpenFHE.
+        name: the site's.
     """
 
-    def __init__(self, key: JointKey, own: Engine) -> None:
+    def __init__(self, key: JointKey, own: Engine, name: str) -> None:
         self.key = key
         self._own = own
+        self._name = name
 
     def encrypt(self, values: Integers, manifest: Manifest) -> bytes:
         """Return a container of ``values``, (size,) int64, for the session of ``manifest``.
@@ -251,11 +302,40 @@ class JointCodec:
         self.key.check(manifest)
         form = Form.of(manifest)
         check_values(values, manifest)
-        return form.write(self._own.encrypt(self.key.b, self.key.a, row) for row in _rows(values, form))
+        rows = packed(values, lanes=form.lanes, slots=form.parameters.slots)
+        made = [self._encrypted(row, number) for number, row in enumerate(rows)]
+        return form.write(ciphertext for ciphertext, _ in made) + b"".join(proof for _, proof in made)
+
+    def _encrypted(self, row: Integers, number: int) -> tuple[Residues, bytes]:
+        """Return the ciphertext b·u + e0 + Δm, a·u + e1 of a row, and the proof of its polynomial 1."""
+        key, u, e = self.key, small(), noise()
+        factor = transformed(u)
+        c1 = plus(times(factor, key.a), transformed(e))
+        c0 = plus(times(factor, key.b), self._own.encoded(row))
+        about = _about(_CIPHERTEXT, key.run, key.serial, self._name, number)
+        return np.stack([c0, c1]), proved(key.a, c1, u, e, about)
 
 
-def _rows(values: Integers, form: Form) -> Iterator[Integers]:
-    return iter(packed(values, lanes=form.lanes, slots=form.parameters.slots))
+def check_formed(ciphertexts: Ciphertexts, *, run: str, serial: int, name: str) -> None:
+    """Check that each ciphertext of site ``name`` comes with a proof that its polynomial 1 is well formed; of polynomial 0 none is needed.
+
+    Args:
+        ciphertexts: its container, read.
+        run: of the session.
+        serial: of the session.
+        name: who signed it.
+
+    Raises:
+        IntegrityError: (ciphertext-proof) one does not.
+    """
+    for number, one in enumerate(ciphertexts):
+        about = _about(_CIPHERTEXT, run, serial, name, number)
+        if not holds(_a(run, serial), one[1], ciphertexts.proof(number), about):
+            raise refuse_site(name, f"number {number} comes without a proof that it is well formed", "proof")
+
+
+def _about(what: bytes, run: str, serial: int, name: str, number: int = 0) -> list[bytes]:
+    return [what, run.encode(), str(serial).encode(), name.encode(), str(number).encode()]
 
 
 def _signed(key_id: str, commitment: bytes, name: str) -> bytes:

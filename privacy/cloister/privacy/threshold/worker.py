@@ -8,10 +8,9 @@ checked to be below their primes; this program writes them into a form that its 
 
 Each order is a length of 8 bytes, one byte that says what is asked, and the parts; each part is a length of 8 bytes and its bytes::
 
-    s  a                    -> secret, b        a holder's share: b = e - a*s, with fresh s and e
-    e  b, a, values (i64)   -> c0 and c1        a ciphertext of up to 8192 integers
-    p  secret, c1           -> d                a partial decryption: c1*s and flooding noise
-    o  total                -> values (i64)     the 8192 integers of c0 and all partial decryptions together
+    e  values (i64)     -> m                the 8192 integers as they stand in polynomial 0 of a ciphertext: scaled, and with fresh noise
+    p  s, c1            -> d                a partial decryption: c1*s and flooding noise
+    o  total            -> values (i64)     the 8192 integers of c0 and all partial decryptions together
 
 An answer is a byte, 0, and its parts in the same form; or 1 and a text. The first answer, unasked, is the primes.
 """
@@ -87,9 +86,12 @@ class Scheme:
             self.context.Enable(getattr(openfhe.PKESchemeFeature, feature))
         pair = self.context.KeyGen()
         count = len(primes)
-        self.key = Form(self.written(pair.publicKey), 2 * count, primes)
+        # Under the public key 0 a ciphertext is the scaled message and noise, and nothing that hides them: `encoded` takes that.
+        public = Form(self.written(pair.publicKey), 2 * count, primes).filled(bytes(2 * count * BLOCK))
+        self.nothing = openfhe.DeserializePublicKeyString(public, openfhe.BINARY)
         fresh = self.context.Encrypt(pair.publicKey, self.context.MakePackedPlaintext([0] * SLOTS))
         self.fresh = Form(self.written(fresh), 2 * count, primes)
+        self.secret = Form(self.written(pair.secretKey), count, primes)
         (part,) = self.context.MultipartyDecryptMain([fresh], pair.secretKey)
         self.part = Form(self.written(part), count, primes)
 
@@ -104,33 +106,19 @@ class Scheme:
         form = Form(raw, polynomials * len(self.primes), self.primes)
         return b"".join(raw[begin : begin + BLOCK] for begin in form.begins)
 
-    def public(self, b: bytes, a: bytes) -> Any:
-        """Return the public key (b, a)."""
-        return self.fhe.DeserializePublicKeyString(self.key.filled(b + a), self.fhe.BINARY)
-
     def ciphertext(self, form: Form, residues: bytes) -> Any:
         """Return the ciphertext of these residues."""
         return self.fhe.DeserializeCiphertextString(form.filled(residues), self.fhe.BINARY)
 
-    def share(self, a: bytes) -> list[bytes]:
-        """Answer ``s``."""
-        zeros = bytes(len(a))
-        pair = self.context.MultipartyKeyGen(self.public(zeros, a), False, True)
-        raw = self.residues(pair.publicKey, 2)
-        b, own = raw[: len(a)], raw[len(a) :]
-        if own != a:
-            raise ValueError("OpenFHE made a share over another polynomial")
-        return [self.written(pair.secretKey), b]
-
-    def encrypt(self, b: bytes, a: bytes, values: bytes) -> list[bytes]:
+    def encoded(self, values: bytes) -> list[bytes]:
         """Answer ``e``."""
-        numbers = list(struct.unpack(f"<{len(values) // 8}q", values))
-        key = self.public(b, a)
-        return [self.residues(self.context.Encrypt(key, self.context.MakePackedPlaintext(numbers)), 2)]
+        plain = self.context.MakePackedPlaintext(list(struct.unpack(f"<{len(values) // 8}q", values)))
+        made = self.residues(self.context.Encrypt(self.nothing, plain), 2)
+        return [made[: len(made) // 2]]
 
-    def partial(self, secret: bytes, c1: bytes) -> list[bytes]:
+    def partial(self, s: bytes, c1: bytes) -> list[bytes]:
         """Answer ``p``."""
-        key = self.fhe.DeserializePrivateKeyString(secret, self.fhe.BINARY)
+        key = self.fhe.DeserializePrivateKeyString(self.secret.filled(s), self.fhe.BINARY)
         whole = self.ciphertext(self.fresh, bytes(len(c1)) + c1)
         (made,) = self.context.MultipartyDecryptMain([whole], key)
         return [self.residues(made, 1)]
@@ -156,8 +144,7 @@ def main() -> int:
         return 1
     _answer(sink, 0, [sys.version.split()[0].encode()])
     orders: dict[bytes, Callable[..., list[bytes]]] = {
-        b"s": scheme.share,
-        b"e": scheme.encrypt,
+        b"e": scheme.encoded,
         b"p": scheme.partial,
         b"o": scheme.opened,
     }

@@ -20,7 +20,7 @@ from cloister.core import protocol
 from cloister.core.errors import IntegrityError, PeersMissing, PolicyError
 from cloister.core.update import Vector
 from cloister.privacy.homomorphic import Sealed, ServerSum
-from cloister.privacy.manifest import SumKind
+from cloister.privacy.manifest import Manifest, SumKind
 from cloister.server.courier import Courier
 from cloister.server.exchange import Answer
 from cloister.server.plan import SecureSeat
@@ -148,17 +148,17 @@ class EncryptedSums:
             secure=lambda _: together,
             phase=manifest.kind,
         ):
-            self._take(sums, manifest.scheme, name, answer, heard)
+            self._take(sums, manifest, name, answer, heard)
         return sums, sums.names
 
-    @staticmethod
-    def _take(sums: ServerSum, scheme: str, name: str, answer: Answer, heard: Heard) -> None:
-        found = check_ciphertext(answer, f"cloister.{scheme}")
+    def _take(self, sums: ServerSum, manifest: Manifest, name: str, answer: Answer, heard: Heard) -> None:
+        found = check_ciphertext(answer, f"cloister.{manifest.scheme}")
         if isinstance(found, Refused):
             heard.lost(name, answer, found)
             return
         container, signature, certificate = found
         try:
+            self._keys.check(manifest, name, container)
             sums.take(name, Sealed(container=container, signature=signature, certificate=certificate))
         except IntegrityError as error:
             heard.lost(name, answer, Refused(error.code, error.message))

@@ -20,9 +20,10 @@ from flwr.app import ConfigRecord
 
 from cloister.core import protocol
 from cloister.core.errors import IntegrityError, PeersMissing
-from cloister.privacy.homomorphic import SumRequest
+from cloister.privacy.homomorphic import Ciphertexts, Form, SumRequest
 from cloister.privacy.homomorphic.lanes import Integers
 from cloister.privacy.identity import Consortium
+from cloister.privacy.manifest import Manifest
 from cloister.privacy.masking import Fields
 from cloister.privacy.threshold import (
     KeyShare,
@@ -31,6 +32,7 @@ from cloister.privacy.threshold import (
     Recounted,
     ShareCommitments,
     agreed_shares,
+    check_formed,
     check_share,
     engine,
     fused,
@@ -83,6 +85,15 @@ class HeldKeys:
             remedy="find out which sites come and go, and leave them out",
         )
 
+    def check(self, manifest: Manifest, name: str, container: bytes) -> None:
+        """Check that each ciphertext comes with a proof that it is well formed: the sites will not help to open one that does not.
+
+        Raises:
+            IntegrityError: (ciphertext-proof and others) one does not.
+        """
+        ciphertexts = Ciphertexts.read(container, Form.of(manifest))
+        check_formed(ciphertexts, run=manifest.run, serial=manifest.serial, name=name)
+
     def open(self, asking: Asking, key: SessionKey, request: SumRequest) -> Integers:
         """Return what all holders together decrypt.
 
@@ -90,7 +101,7 @@ class HeldKeys:
             PeersMissing: one of them is not there, or refuses.
             IntegrityError: a partial decryption does not hold, or the sum is out of range.
         """
-        sum_, found = Recounted.of(request, self._consortium), {}
+        sum_, found = Recounted.of(request, self._consortium, formed=False), {}
         fields = OpenRequest.of(request).to_fields()
         for name, answer in self._ask(asking, key.cohort, protocol.OPEN, fields):
             part = check_partial(answer, f"cloister.{sum_.manifest.scheme}.partial")
@@ -129,7 +140,7 @@ class HeldKeys:
         if len(shown) < len(there):
             return None, self._enough(asking, there, shown.keys())
         fields = PublicShares.of(shown).to_fields()
-        nbytes = sum(len(one.share) + len(one.certificate) for one in shown.values())
+        nbytes = sum(len(one.share) + len(one.proof) + len(one.certificate) for one in shown.values())
         asking.heard.bytes_up += nbytes
         return (
             SessionKey(serial=serial, key_id=key_id, cohort=there, fields=fields, nbytes=nbytes),
@@ -145,7 +156,15 @@ class HeldKeys:
         try:
             share = KeyShare.from_fields(said)
             found = share_commitment(share.share, run=self._manifests.run, serial=serial, name=name)
-            check_share(name, share, found, self._consortium, key_id=key_id)
+            check_share(
+                name,
+                share,
+                found,
+                self._consortium,
+                run=self._manifests.run,
+                serial=serial,
+                key_id=key_id,
+            )
         except IntegrityError as error:
             return Refused(error.code, error.message)
         return share if found == digest else Refused("key-share", "it is not what it committed to")

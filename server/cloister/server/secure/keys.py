@@ -10,7 +10,7 @@ from cloister.core import protocol
 from cloister.privacy.homomorphic import PublicKey, SumRequest
 from cloister.privacy.homomorphic.lanes import Integers
 from cloister.privacy.identity import Consortium
-from cloister.privacy.manifest import SumKind, cohort_digest
+from cloister.privacy.manifest import Manifest, SumKind, cohort_digest
 from cloister.privacy.masking import Fields
 from cloister.server.courier import Courier
 from cloister.server.plan import Opener
@@ -67,6 +67,14 @@ class Keys(Protocol):
         """
         ...
 
+    def check(self, manifest: Manifest, name: str, container: bytes) -> None:
+        """Check what a site sent to be summed, beyond what `ServerSum` does.
+
+        Raises:
+            IntegrityError: it does not hold.
+        """
+        ...
+
     def open(self, asking: Asking, key: SessionKey, request: SumRequest) -> Integers:
         """Return the (size,) sums, int64.
 
@@ -112,6 +120,9 @@ class AuthorityKeys:
             fields={protocol.KEY: key},
             nbytes=len(key),
         )
+
+    def check(self, manifest: Manifest, name: str, container: bytes) -> None:
+        """Nothing: what comes out of an authority is looked at by it."""
 
     def open(self, asking: Asking, key: SessionKey, request: SumRequest) -> Integers:  # noqa: ARG002 - the seam's
         """Return what the authority decrypts."""

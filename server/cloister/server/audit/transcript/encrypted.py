@@ -33,6 +33,7 @@ from cloister.privacy.homomorphic.parameters import SCHEMES, THRESHOLD
 from cloister.privacy.homomorphic.sealed import signer
 from cloister.privacy.homomorphic.summation import check_cohort
 from cloister.privacy.identity import Consortium
+from cloister.privacy.threshold.shares import check_formed
 from cloister.server.audit.transcript.examined import Examined, Scheme, begun
 from cloister.server.audit.transcript.joint import HOLDERS, check_joint_key, check_opened, unopened
 from cloister.server.audit.transcript.reading import Entry, Received, Record
@@ -62,7 +63,7 @@ def _examine(session: Session, record: Record, authority: bytes) -> Examined:
     for site, several in held.items():
         reply, entry = several[0]
         try:
-            ciphertexts = _ciphertexts(session, record, entry)
+            ciphertexts = _ciphertexts(session, record, site, entry)
             found.left[site] = 0 if ciphertexts is not None and _opens(ciphertexts) else 1
             _check_signed(session, reply, entry, commitments=commitments, consortium=consortium)
         except CloisterError as error:
@@ -120,14 +121,19 @@ def _check_closed(session: Session, commitments: Mapping[str, bytes], found: Exa
         )
 
 
-def _ciphertexts(session: Session, record: Record, entry: Entry) -> Ciphertexts | None:
+def _ciphertexts(session: Session, record: Record, site: str, entry: Entry) -> Ciphertexts | None:
     """Return what a container holds, if it was kept.
 
     Raises:
-        IntegrityError: it is not of the session's form.
+        IntegrityError: it is not of the session's form, or lacks a proof that it is well formed where one must be there.
     """
-    data = record.data(entry)
-    return None if data is None else Ciphertexts.read(data, Form.of(session.manifest))
+    data, manifest = record.data(entry), session.manifest
+    if data is None:
+        return None
+    made = Ciphertexts.read(data, Form.of(manifest))
+    if manifest.scheme == THRESHOLD.scheme:
+        check_formed(made, run=manifest.run, serial=manifest.serial, name=site)
+    return made
 
 
 def _opens(ciphertexts: Ciphertexts) -> bool:
@@ -206,8 +212,8 @@ def _scheme(parameters: Parameters) -> Scheme:
         sums=f"{{sums}} sums, the smallest over {{smallest}} sites, could be opened by {holder} alone",
         holder=holder,
         trusted=(
-            "as long as every site sends what the protocol says; a site that sends a ciphertext of its own making, together with the server, can open all of "
-            "them, which no transcript shows; not the server, with however many sites that follow the protocol and tell it all that they see, short of all"
+            "each of which counts a sum again, and checks that every ciphertext is well formed, before it helps to open it; not the server, with however "
+            "many sites on its side, short of all"
             if holder == HOLDERS
             else "which is sent all of them and trusted to open sums only; not the server, with however many sites on its side, unless the authority helps it"
         ),

@@ -44,7 +44,7 @@ _ENCRYPTED = {
 }
 _JOINT = {
     protocol.HOLD: "a commitment: the hash of the site's share of the session's public key",
-    protocol.SHOW: "that share, which is random to others, and over it and all commitments the site's signature, with its certificate",
+    protocol.SHOW: "that share, which is random to others, a proof that it is well formed, and over it and all commitments the site's signature, with its certificate",
     **_ENCRYPTED,
     protocol.OPEN: "the site's partial decryption of the sum, flooded with noise",
 }
@@ -92,6 +92,7 @@ _STEPS: dict[tuple[str, str], type[Message]] = {
     ("threshold-bfv", protocol.SEAL): _Signed,
 }
 _LONGEST_REFUSAL = 1 << 12
+_UNKEPT = {"share": ("bytes", THRESHOLD.chunk_bytes // 2), "proof": ("bytes", THRESHOLD.proof_bytes)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,11 +188,11 @@ def _is_step(reply: Received, entries: list[Entry], session: Session | None, pro
     scheme = protection if joint else "" if session is None else session.manifest.scheme
     kind = _STEPS.get((scheme, reply.step))
     values = {entry.name: entry.value for entry in entries}
-    if reply.step == protocol.SHOW:  # of a share the length is known, and its value is not kept
-        shares = [(one.type, one.nbytes) for one in entries if one.name == "share"]
-        if shares != [("bytes", THRESHOLD.chunk_bytes // 2)]:
+    if reply.step == protocol.SHOW:  # of a share and its proof the length is known, and the value is not kept
+        sizes = {one.name: (one.type, one.nbytes) for one in entries if one.name in _UNKEPT}
+        if sizes != _UNKEPT:
             return False
-        values.pop("share")
+        values = {name: value for name, value in values.items() if name not in _UNKEPT}
     try:
         return kind is not None and bool(kind.from_fields(values))
     except IntegrityError:
