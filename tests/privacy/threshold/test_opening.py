@@ -274,3 +274,13 @@ def test_a_sum_whose_last_message_is_too_long_is_refused_before_anything_is_trai
     with pytest.raises(SpecError) as refused:
         predict(spec, 10_000_000, classes=2, cohort=4)
     assert refused.value.code == "protection-size"
+
+
+def test_sums_of_more_bits_than_twice_of_which_is_exact_have_no_session(session: JointSession) -> None:
+    """Twice a sum is opened, and must stay below half of the plain modulus; the largest of 26 bits are in every session here (`JointSession.add`)."""
+    session.commitments = {name: bytes(32) for name in session.parties.names}
+    assert 2 * (2**25 - 1) <= (THRESHOLD.plain_modulus - 1) // 2 < 2 * (2**26 - 1)
+    assert Form.of(session.manifest(modulus_bits=26)).lanes == 1
+    with pytest.raises(SpecError) as refused:
+        Form.of(session.manifest(modulus_bits=27))
+    assert refused.value.code == "protection-range"

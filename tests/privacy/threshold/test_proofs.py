@@ -124,8 +124,37 @@ class TestProofs:
         with pytest.raises(ValueError, match="too large"):
             proved(A, moved, U, E + 2**20, ABOUT)
 
-    def test_responses_tell_nothing_of_the_secrets(self) -> None:
-        """Their mean over a secret's coefficients, turned back by the challenges, is 0: of noise alone 5 standard deviations, either side."""
+    def test_a_response_is_the_mask_and_the_turned_secret_and_is_drawn_anew_where_it_would_tell(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each response is y + X^i·(u, e), with a y of its own; a y at the edge of its range is drawn again with all others."""
+        generator = np.random.default_rng(5)
+        length = 3 * REPEATS * 2 * N
+        edge = generator.integers(0, 256, length, np.uint8)
+        edge[:3] = 255  # y = 2^23 - 1: with anything added to it, it is beyond what may leave
+        draws = [edge.tobytes(), generator.integers(0, 256, length, np.uint8).tobytes()]
+        masks = [_read(np.frombuffer(one, dtype=np.uint8)) for one in draws]
+        given = iter(draws)
+        monkeypatch.setattr("cloister.privacy.threshold.proofs.os.urandom", lambda _: next(given))
+        u, e = np.ones(N, dtype=np.int64), np.full(N, 21)
+        proof = proved(A, plus(times(transformed(u), A), transformed(e)), u, e, ABOUT)
+        assert next(given, None) is None
+        challenges = np.frombuffer(proof, dtype="<u2", count=REPEATS).astype(int)
+        z = _read(np.frombuffer(proof, dtype=np.uint8, offset=2 * REPEATS))
+        for one, mask, challenge in zip(z, masks[1], challenges, strict=True):
+            assert np.array_equal(one, mask + turned(np.stack([u, e]), int(challenge)))
+
+    def test_no_two_masks_are_alike(self) -> None:
+        """Of two responses under one mask the difference would be (X^i - X^j)·(u, e): small, and the secret."""
+        proofs = [PROOF, proved(A, C, U, E, ABOUT)]
+        z = np.concatenate([_read(np.frombuffer(one, dtype=np.uint8, offset=2 * REPEATS)) for one in proofs])
+        for one in range(len(z)):
+            for other in range(one):
+                for part in range(2):
+                    assert np.mean(np.abs(z[one, part] - z[other, part]) < 2**16) < 0.05
+
+    def test_responses_are_centred_and_uniform(self) -> None:
+        """Their mean, turned back by the challenges, is 0, and their standard deviation that of the range: 5 standard deviations, either side."""
         bound = 2**23 - 21
         for u, e in (
             (np.ones(N, dtype=np.int64), np.full(N, 21)),

@@ -25,8 +25,7 @@ spare: half of all numbers in a lane are no sum that sites may send, which is ho
 case                                   outcome
 =====================================  ============================================
 ``modulus_bits`` up to 26              two lanes (``bfv``), one (``ckks``, ``threshold-bfv``)
-27                                     one lane (``bfv``, ``threshold-bfv``), ``SpecError`` (``ckks``)
-28 to 52                               one lane (``bfv``), ``SpecError`` (the others)
+27 to 52                               one lane (``bfv``), ``SpecError`` (the others)
 above 52                               ``SpecError`` (protection-range)
 ``masked``, another scheme             ``SpecError`` (protection-scheme)
 =====================================  ============================================
@@ -171,7 +170,7 @@ THRESHOLD = Parameters(
     slots=8192,
     plain_modulus=268369921,
     scale=0.0,
-    reach=28,
+    reach=27,  # twice a sum is opened
     digest="",
     proof_bytes=10 * (2 + 2 * 8192 * 3),
 )

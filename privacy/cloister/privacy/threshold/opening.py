@@ -8,7 +8,9 @@ Formal guarantees:
   else that the others encrypted, whatever they send.
 - Twice the sum is opened, since proofs are of twice a polynomial. A partial decryption is 2·c1·s and noise that OpenFHE draws below 2^119, fresh each time.
   What it floods, of n sites: the noise of honest ciphertexts and shares, below 2^40 for n = 1000, and what a hostile one can add with u' and e' below 2^37: (u', e') times
-  the others' s and e, below 2^(37 + 13 + 5)·n. That is 2^-54 of the flooding for n = 1000. That the flooding is that large is measured in `tests/privacy/threshold`.
+  the others' secrets and noise, below n·2^56. For n = 1000 that is 2^-53 of the flooding a coefficient. Over the 8192·chunks coefficients of a session, of which
+  a message of 1 GiB bounds n·chunks, what a sum tells beside itself is a statistical distance of about 2^-41 for each honest holder. That the flooding is that large is
+  measured in `tests/privacy/threshold`.
 - `fused` is the sum exactly where no holder lied: n·2^119 is below Δ/2 = 2^151 for every n that a manifest admits. A holder that lies makes it
   nonsense, which is refused where a number is out of range; as with every site that lies, within the range nobody can tell.
 
@@ -96,11 +98,11 @@ class Recounted:
             signature=request.signature,
         )
         manifest = recount.manifest
-        for sealed in request.sealed:
-            name, ciphertexts = recount.add(sealed)
-            if formed:
-                check_formed(ciphertexts, run=manifest.run, serial=manifest.serial, name=name)
-        return cls(manifest=recount.manifest, names=recount.names, total=recount.total(), form=recount.form)
+        added = [recount.add(sealed) for sealed in request.sealed]
+        total = recount.total()  # first, as it costs less than the proofs
+        for name, ciphertexts in added if formed else ():
+            check_formed(ciphertexts, run=manifest.run, serial=manifest.serial, name=name)
+        return cls(manifest=recount.manifest, names=recount.names, total=total, form=recount.form)
 
 
 def partial_bytes(form: Form) -> int:

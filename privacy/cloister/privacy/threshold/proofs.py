@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -59,7 +60,8 @@ _LARGEST = 21
 _LABEL = b"cloister well-formed 1"
 #: What was looked at last, by SHA-256 over all of it: in a simulation many sites look at the same proofs in one process.
 _looked_at: dict[bytes, bool] = {}
-_MOST_LOOKED_AT = 256
+_MOST_LOOKED_AT = 1 << 14
+_lock = threading.Lock()
 
 
 def small() -> Coefficients:
@@ -108,11 +110,15 @@ def holds(a: Prepared, c: Residues, proof: bytes, about: Sequence[bytes]) -> boo
     if len(proof) != THRESHOLD.proof_bytes:
         return False
     key = hashlib.sha256(framed([*about, a.values.tobytes(), c.tobytes(), proof])).digest()
-    if key not in _looked_at:
-        _looked_at[key] = _verified(a, c, proof, about)
-        while len(_looked_at) > _MOST_LOOKED_AT:
-            del _looked_at[next(iter(_looked_at))]
-    return _looked_at[key]
+    with _lock:
+        found = _looked_at.get(key)
+    if found is None:
+        found = _verified(a, c, proof, about)
+        with _lock:
+            _looked_at[key] = found
+            while len(_looked_at) > _MOST_LOOKED_AT:
+                del _looked_at[next(iter(_looked_at))]
+    return found
 
 
 def _verified(a: Prepared, c: Residues, proof: bytes, about: Sequence[bytes]) -> bool:

@@ -1,7 +1,7 @@
 """Polynomials modulo X^N + 1 and three primes, in the form that OpenFHE keeps them: what a proof about ciphertexts is computed with.
 
 A polynomial is (primes, N) uint64 residues of its values at the odd powers of a root ψ of order 2N, in bit-reversed order: value k is that at
-ψ^(2·br(k) + 1). ψ is the least such root, as OpenFHE chooses it; `tests/privacy/threshold/test_ring.py` holds both against each other. Sums and
+ψ^(2·br(k) + 1). ψ is the least such root, as OpenFHE chooses it; `tests/privacy/threshold/test_engine.py` holds what OpenFHE encodes against it. Sums and
 products are value by value.
 
 Products of residues below 2^60 do not fit into 64 bits. One factor w is prepared (Shoup: w' = floor(w·2^64 / p)); then a·w - floor(a·w' / 2^64)·p is the product
