@@ -568,6 +568,7 @@ class TestOpening:
         assert made.request(file).code("query") == "budget"
 
 
+@pytest.mark.slow
 def test_memory_is_limited_while_a_message_is_worked_on(site: Callable[..., GatedSite]) -> None:
     import re
 

@@ -176,6 +176,7 @@ def test_rates_bound_epsilon_by_exact_tails() -> None:
 # ------------------------------------------------------------------ how often they are wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(ESTIMATORS))
 @pytest.mark.parametrize("mu", [0.27, 0.92])
 def test_a_true_epsilon_is_below_its_bound_in_at_most_1_of_20_runs(name: str, mu: float) -> None:

@@ -100,6 +100,7 @@ def test_a_calibration_asks_the_accountant_a_dozen_times_at_most() -> None:
     assert len(asked) <= 12
 
 
+@pytest.mark.slow
 def test_a_target_out_of_reach_is_refused_with_what_is_spent_whatever_the_noise() -> None:
     with pytest.raises(SpecError, match=r"out of reach.*still costs 4\.897") as refusal:
         noise_multiplier_for(3.0, DELTA, lambda z: [run(0.95), run(z)])

@@ -74,6 +74,7 @@ def eta(tau: float, sites: int, modulus: int) -> float:
 HERE, THERE = (0.5, 0.65), (0.0, 1.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [0.25, *(pytest.param(tau, marks=pytest.mark.slow) for tau in (0.5, 0.75))])
 def test_with_little_noise_the_sum_tells_how_it_was_dealt_out_and_the_lemma_bounds_by_how_much(
     tau: float,
@@ -83,6 +84,7 @@ def test_with_little_noise_the_sum_tells_how_it_was_dealt_out_and_the_lemma_boun
     assert apart <= 2 * eta(tau, 2, M)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [2.0, *(pytest.param(tau, marks=pytest.mark.slow) for tau in (1.5, 4.0))])
 def test_with_more_noise_the_law_of_the_sum_depends_on_the_sum_alone(tau: float) -> None:
     apart = distance(summed(*(law(x, tau) for x in HERE)), summed(*(law(x, tau) for x in THERE)))

@@ -43,6 +43,7 @@ def plain(generator: np.random.Generator, count: int, size: int) -> list[Vector]
     return [generator.normal(0, 1 << 22, size).astype(np.int64).astype(np.uint32) for _ in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sites", "rounds", "size"), [pytest.param(4, 6, 38, marks=pytest.mark.slow), (3, 3, 700), (2, 2, 6000)]
 )

@@ -100,6 +100,7 @@ class TestCheck:
         (tmp_path / "none").mkdir()
         assert check_leakage(opened(tmp_path / "none", PLAIN, pictures=False)).artefacts == ()
 
+    @pytest.mark.slow
     def test_the_command_makes_a_page_with_pictures(self, tmp_path: Path) -> None:
         path = opened(tmp_path, PLAIN).path
         done = CliRunner().invoke(command.app, ["audit", "leakage", str(path), "--no-inversion", "--json"])

@@ -20,7 +20,7 @@ from cloister.server.secure.held import HeldKeys
 from joint import JointSession, needs_openfhe
 from parties import Parties
 
-pytestmark = needs_openfhe
+pytestmark = [needs_openfhe, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def code(refused: pytest.ExceptionInfo[CloisterError]) -> str:
     return refused.value.code
 
 
-@pytest.mark.parametrize("size", [300, *(pytest.param(size, marks=pytest.mark.slow) for size in (2, 8193))])
+@pytest.mark.parametrize("size", [2, 300, 8193])
 def test_the_sum_is_exact_whatever_its_length(parties: Parties, size: int) -> None:
     session = JointSession(parties, changes={"size": size})
     shares = session.shares()
@@ -152,7 +152,6 @@ def test_a_share_is_for_the_manifest_that_its_site_encrypted_for(
     assert code(refused) == "ciphertext-key"
 
 
-@pytest.mark.slow
 def test_a_second_sum_of_a_round_over_other_sites_is_not_opened(parties: Parties) -> None:
     session = JointSession(parties)
     shares = session.shares()
