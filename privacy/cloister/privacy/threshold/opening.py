@@ -44,7 +44,7 @@ from cloister.privacy.threshold.engine import Engine
 from cloister.privacy.threshold.ring import plus, transformed
 from cloister.privacy.threshold.shares import check_formed
 
-__all__ = ["Held", "Recounted", "fused", "partial_bytes", "partials"]
+__all__ = ["Held", "Recounted", "fused", "partials"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +103,6 @@ class Recounted:
         for name, ciphertexts in added if formed else ():
             check_formed(ciphertexts, run=manifest.run, serial=manifest.serial, name=name)
         return cls(manifest=recount.manifest, names=recount.names, total=total, form=recount.form)
-
-
-def partial_bytes(form: Form) -> int:
-    """Return the length of a holder's partial decryptions in a session of this form: half a container's."""
-    return form.chunks * 8 * len(THRESHOLD.primes) * THRESHOLD.degree
 
 
 def partials(sum_: Recounted, held: Held, own: Engine) -> bytes:

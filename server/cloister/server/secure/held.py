@@ -108,7 +108,7 @@ class HeldKeys:
             if isinstance(part, Refused):
                 raise PeersMissing(
                     f"'{name}' holds a share of the session's key and did not help to open the sum ({part})",
-                    remedy="nothing: the next round makes another key, with the sites that are there",
+                    remedy="bring it back, and go on with the same sites; if it does not come back, begin a new run: the others open no second sum of this round",
                 )
             asking.heard.bytes_up += len(part)
             found[name] = part

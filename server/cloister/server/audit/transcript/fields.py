@@ -17,6 +17,7 @@ from cloister.privacy.identity.members import LONGEST
 from cloister.privacy.ledger.telling import FromSite
 from cloister.privacy.masking import Advert, Confirmation, Reveal, SealedShares
 from cloister.privacy.masking.fields import Message, malformed, need_blobs
+from cloister.privacy.threshold.messages import SHARE_BYTES
 from cloister.server.audit.transcript.reading import Entry, Received
 from cloister.server.audit.transcript.sessions import Session
 from cloister.server.replies import opening_in, seal_in
@@ -92,7 +93,7 @@ _STEPS: dict[tuple[str, str], type[Message]] = {
     ("threshold-bfv", protocol.SEAL): _Signed,
 }
 _LONGEST_REFUSAL = 1 << 12
-_UNKEPT = {"share": ("bytes", THRESHOLD.chunk_bytes // 2), "proof": ("bytes", THRESHOLD.proof_bytes)}
+_UNKEPT = {"share": ("bytes", SHARE_BYTES), "proof": ("bytes", THRESHOLD.proof_bytes)}
 
 
 @dataclass(frozen=True, kw_only=True)
