@@ -38,7 +38,7 @@ HOSPITALS = ("cleveland", "hungarian", "long-beach-va", "switzerland")
 _STOCK = '''\
 from pathlib import Path
 from flwr.clientapp import ClientApp
-from cloister.client import fleet_link
+from cloister.client import message_form
 from cloister.client.app import make_client_app
 from cloister.client.deployed import DeployedSite
 from cloister.client.site_config import load_site
@@ -74,9 +74,9 @@ class Unpacking(ClientApp):
     """The same ClientApp, over messages whose records travel as one."""
 
     def __call__(self, message, context):
-        message.content = fleet_link._unpacked(message.content)
+        message.content = message_form.unpack(message.content)
         reply = made(message, context)
-        reply.content = fleet_link._packed(reply.content)
+        reply.content = message_form.pack(reply.content)
         return reply
 
 

@@ -22,10 +22,11 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_body,
 )
 
-from cloister.client import fleet_link
+from cloister.client import message_form
 from cloister.client.controls import FileControls
-from cloister.client.fleet_link import FleetLink, MessageLostError, check_unfolded
+from cloister.client.fleet_link import FleetLink
 from cloister.client.gate.site_log import SiteLog, log_key
+from cloister.client.message_form import MessageLostError, check_unfolded
 from cloister.client.runner import Runner
 from cloister.client.site_config import ServerTable
 from cloister.core import protocol
@@ -355,7 +356,7 @@ class TestTheRunnerGoesOn:
 
     def test_a_pack_without_what_it_packs_is_a_message_lost(self) -> None:
         with pytest.raises(MessageLostError):
-            fleet_link._unpacked(RecordDict({protocol.PACKED: ConfigRecord({"else": 1})}))
+            message_form.unpack(RecordDict({protocol.PACKED: ConfigRecord({"else": 1})}))
 
     @pytest.mark.parametrize(
         ("check", "refusal"),

@@ -23,6 +23,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from cloister.client import fleet_link, tls_line
 from cloister.client.fleet_link import FleetLink
+from cloister.client.message_form import MessageLostError
 from cloister.client.tls_line import LinkLostError
 from cloister.core.errors import PolicyError
 from cloister.core.protocol import PACKED
@@ -196,7 +197,7 @@ def test_what_cannot_be_read_breaks_the_line_and_nothing_else(kits: Path, kit: K
     with (
         answering(kits / "server", answer) as address,
         FleetLink(address, kit) as link,
-        pytest.raises((LinkLostError, fleet_link.MessageLostError)),
+        pytest.raises((LinkLostError, MessageLostError)),
     ):
         link.receive()
 
@@ -218,7 +219,7 @@ def test_content_in_the_message_itself_is_taken_up_to_the_limit(kits: Path, kit:
             assert message.content.config_records["job"]["x"] == b"x" * 3000
             assert message.metadata.message_id == "a" * 64
         with FleetLink(address, kit, most_bytes=2000) as link:
-            with pytest.raises(fleet_link.MessageLostError, match="too long"):
+            with pytest.raises(MessageLostError, match="too long"):
                 link.receive()
             assert link.node_id == 7
 

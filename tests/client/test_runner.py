@@ -11,7 +11,8 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 
-from cloister.client.fleet_link import FleetLink, MessageLostError, UnwantedError
+from cloister.client.fleet_link import FleetLink, UnwantedError
+from cloister.client.message_form import MessageLostError
 from cloister.client.runner import Runner, Watched
 from cloister.client.site_config import ServerTable
 from cloister.client.tls_line import LinkLostError

@@ -19,6 +19,7 @@ from torch.nn import functional
 from cloister.core.errors import TaskError
 from cloister.core.models import build
 from cloister.privacy.bookkeeping import BookKeeping, obstacle
+from cloister.privacy.gradients import convolution
 from cloister.privacy.gradients.convolution import registered_conv2d, weight_gradients
 from cloister.privacy.gradients.hooks import HookGradients
 
@@ -282,14 +283,33 @@ def test_book_keeping_agrees_with_opacus_hooks_to_float32_rounding() -> None:
         assert float((mine - other).norm() / other.norm()) < 2e-7  # float32 rounds to 6e-8
 
 
+CONVOLUTIONS: dict[str, dict[str, Any]] = {
+    "plain": {"kernel_size": 3, "padding": 1},
+    "oblong, unlike by its sides": {"kernel_size": (2, 4), "padding": (0, 3), "dilation": (2, 1), "stride": (1, 2)},
+    "dilated sideways": {"kernel_size": (3, 2), "padding": 2, "dilation": (1, 3)},
+    "keeps its size, even filter": {"kernel_size": (4, 2), "padding": "same"},
+    "strided": {"kernel_size": 3, "padding": 1, "stride": 2},
+    "strided downwards": {"kernel_size": 3, "stride": (2, 1), "dilation": (1, 2)},
+    "grouped": {"kernel_size": 3, "padding": 1, "groups": 4},
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("channels", [1, 3, 16])
-def test_convolution_sampler_takes_any_memory_order(channels: int, layout: torch.memory_format) -> None:
+@pytest.mark.parametrize(
+    ("name", "channels"), [(name, count) for name in CONVOLUTIONS for count in (1, 3, 16) if name != "grouped" or count == 16]
+)  # fmt: skip
+def test_convolution_sampler_takes_any_shape_and_memory_order(
+    name: str, channels: int, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = CONVOLUTIONS[name]
+    monkeypatch.setattr(convolution, "_COPIED", 6000)  # a few records at once
     torch.manual_seed(0)
-    layer = nn.Conv2d(channels, 8, 3, padding=1).double()
-    x = torch.randn(40, channels, 6, 6, dtype=torch.float64).contiguous(memory_format=layout)
-    dy = torch.randn(40, 8, 6, 6, dtype=torch.float64).contiguous(memory_format=layout)
+    layer = nn.Conv2d(channels, 8, **settings).double()
+    x = torch.randn(40, channels, 7, 6, dtype=torch.float64).contiguous(memory_format=layout)
+    dy = torch.randn_like(layer(x)).contiguous(memory_format=layout)
     found = weight_gradients(layer, x, dy)
+    assert found.shape == (40, *layer.weight.shape)
     for row in (0, 31, 32, 39):  # either side of a part
         (expected,) = torch.autograd.grad((layer(x[row : row + 1]) * dy[row]).sum(), [layer.weight])
         torch.testing.assert_close(found[row], expected, rtol=1e-10, atol=1e-12)

@@ -100,7 +100,7 @@ def test_a_step_releases_the_clipped_sum_plus_noise_over_b() -> None:
     assert min(scales) < 1
     assert max(scales) == 1
     flat = torch.cat([t.reshape(-1) for t in total]).double()
-    draws = torch.from_numpy(source().standard_normal(len(flat)))
+    draws = source().perturb(torch.zeros(len(flat)), std=1.0)
     torch.testing.assert_close(released(data), (flat + SIGMA * CLIP * draws) / BATCH, rtol=0, atol=2e-6)
 
 
@@ -121,7 +121,7 @@ def test_an_empty_batch_is_noise_only_and_counts() -> None:
     report = engine.step_on(points(), NONE, source())
     assert report == StepReport(loss=0.0, records=0, dropped=0)
     assert engine.released == 1
-    draws = torch.from_numpy(source().standard_normal(len(gradient(engine))))
+    draws = source().perturb(torch.zeros(len(gradient(engine))), std=1.0)
     torch.testing.assert_close(gradient(engine), draws * SIGMA * CLIP / BATCH, rtol=1e-6, atol=0)
     engine.step([], source())  # the same without any physical batch
     torch.testing.assert_close(gradient(engine), draws * SIGMA * CLIP / BATCH, rtol=1e-6, atol=0)

@@ -1,6 +1,6 @@
 """A site's line to the coordinator: Flower's Fleet API, spoken by the site itself.
 
-The one module of this part that uses Flower's internals (flwr 1.41); `tests/client/test_fleet_link.py` is its contract. Flower's own SuperNode
+This module and `message_form` are the ones of this part that use Flower's internals (flwr 1.41); `tests/client/test_fleet_link.py` is its contract. Flower's own SuperNode
 would fetch the run's bundle of code, put it first on the path of a process of its own, and look for work every 3 seconds. Here the bundle is never
 asked for, the process is this one, and how often to ask is the caller's choice.
 
@@ -25,25 +25,19 @@ of a run that ended                             this answer
 
 from __future__ import annotations
 
-import json
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
-from flwr.app import Array, ConfigRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import HEARTBEAT_PATIENCE
-from flwr.common.serde import (
-    message_from_proto,
-    message_to_proto,
-    recorddict_from_proto,
-    recorddict_to_proto,
-)
+from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
@@ -55,12 +49,9 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
-from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
-    get_object_body,
-    get_object_head_values_from_object_content,
     get_object_tree,
     iterate_object_tree,
     no_object_id_recompute,
@@ -82,18 +73,12 @@ from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from cloister.client.message_form import MessageLostError, check_unfolded, fits_inside, pack, unpack, whole
 from cloister.client.tls_line import Bounded, LinkLostError, node_key, tls_context
 from cloister.core.errors import PolicyError
-from cloister.core.protocol import MOST_INSIDE, MOST_PACKED, PACKED
 from cloister.privacy.identity.kit import Kit
 
-__all__ = [
-    "FleetLink",
-    "MessageLostError",
-    "Standing",
-    "UnwantedError",
-    "check_unfolded",
-]
+__all__ = ["FleetLink", "Standing", "UnwantedError"]
 
 _CALL_S = 30.0
 #: A node whose last beat is twice the interval old counts as away, and only then is a site that was killed let in anew.
@@ -113,10 +98,6 @@ _AWAY = (
     httpx.codes.SERVICE_UNAVAILABLE,
     httpx.codes.GATEWAY_TIMEOUT,
 )
-
-
-class MessageLostError(Exception):
-    """One message could not be taken; the line stands."""
 
 
 class UnwantedError(MessageLostError):
@@ -239,7 +220,7 @@ class FleetLink:
             raise MessageLostError(type(message).__name__)
         message.metadata.__dict__["_message_id"] = tree.object_id
         if message.has_content():
-            message.content = _unpacked(message.content)
+            message.content = unpack(message.content)
         return message
 
     def send(self, reply: Message, seconds: float) -> int:
@@ -254,9 +235,9 @@ class FleetLink:
             UnwantedError: nobody takes it any more: its run ended, or its message was given up.
         """
         if reply.has_content():
-            reply.content = _packed(reply.content)
+            reply.content = pack(reply.content)
         reply.metadata.__dict__["_message_id"] = reply.object_id
-        if reply.has_content() and _inside(reply.content):
+        if reply.has_content() and fits_inside(reply.content):
             head = message_to_proto(reply)
             answer = self._head(head, ObjectTree(object_id=reply.metadata.message_id), seconds)
             # It asks for the root of what it took, which nobody will look for; where it took nothing it asks for nothing.
@@ -304,7 +285,7 @@ class FleetLink:
 
     def _complete(self, head: ProtoMessage, tree: ObjectTree) -> Message:
         """Return the message that brings its content; the SuperLink is asked whether its run still stands, since to answer it may cost budget."""
-        message = _whole(head, self._most_bytes)
+        message = whole(head, self._most_bytes)
         self._confirm(tree, head.metadata.run_id)
         return message
 
@@ -421,65 +402,3 @@ class _Client(FleetHttpClient):
         super().__init__(f"https://{address}", interceptors=interceptors, verify=False)
         self._client.close()  # the one that `super` made, before it was used
         self._client = httpx.Client(transport=transport, timeout=call_s)
-
-
-def _packed(content: RecordDict) -> RecordDict:
-    """Return ``content`` as one record where it is small: each record is an object of its own, and costs two calls at either side."""
-    if (
-        PACKED in content
-        or sum(record.count_bytes() for record in content.array_records.values()) > MOST_PACKED
-    ):
-        return content
-    return RecordDict({PACKED: ConfigRecord({PACKED: recorddict_to_proto(content).SerializeToString()})})
-
-
-def _whole(head: ProtoMessage, most_bytes: int) -> Message:
-    """Return the message that a head with content is.
-
-    Raises:
-        MessageLostError: it is longer than ``most_bytes``.
-    """
-    if head.ByteSize() > most_bytes:
-        raise MessageLostError("too long")
-    return message_from_proto(head)
-
-
-def _inside(content: RecordDict) -> bool:
-    """Whether a message is small enough to bring its content itself."""
-    record = content.config_records.get(PACKED)
-    packed = None if record is None else record.get(PACKED)
-    return isinstance(packed, bytes) and len(packed) <= MOST_INSIDE
-
-
-def _unpacked(content: RecordDict) -> RecordDict:
-    if PACKED not in content:
-        return content
-    record = content.config_records.get(PACKED)
-    found = None if record is None else record.get(PACKED)
-    if not isinstance(found, bytes):
-        raise MessageLostError("not packed")
-    try:
-        return recorddict_from_proto(ProtoRecordDict.FromString(found))
-    except Exception as error:
-        raise MessageLostError(type(error).__name__) from error
-
-
-def check_unfolded(contents: Mapping[str, bytes], most_bytes: int) -> None:
-    """Refuse parts that would make more of a message than came: an array's part names its pieces, each as often as it likes.
-
-    Raises:
-        MessageLostError: its arrays would be longer than ``most_bytes`` together, or a part cannot be read.
-    """
-    whole = 0
-    try:
-        for content in contents.values():
-            kind, pieces, _ = get_object_head_values_from_object_content(content)
-            if kind != Array.__name__:
-                continue
-            sizes = [len(contents[piece]) for piece in pieces]
-            named = json.loads(get_object_body(content, Array))["arraychunk_ids"]
-            whole += sum(sizes[number] for number in named)
-    except Exception as error:
-        raise MessageLostError(type(error).__name__) from error
-    if whole > most_bytes:
-        raise MessageLostError("too long when unfolded")

@@ -25,7 +25,8 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from cloister.client.fleet_link import FleetLink, MessageLostError, UnwantedError
+from cloister.client.fleet_link import FleetLink, UnwantedError
+from cloister.client.message_form import MessageLostError
 from cloister.client.site_config import ServerTable
 from cloister.client.tls_line import LinkLostError
 from cloister.core import protocol

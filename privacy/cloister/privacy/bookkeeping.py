@@ -65,10 +65,14 @@ class BookKeeping:
             )
         self._model = model
         self._layers: list[tuple[str, nn.Module, Rule]] = []
+        self._watched_only: list[tuple[str, nn.Parameter, bool]] = []
         for name, layer in model.named_modules():
-            rule = rule_for(layer) if _own(layer) else None
+            rule = rule_for(layer) if (own := _own(layer)) else None
             if rule is not None:
                 self._layers.append((name, layer, rule))
+                self._watched_only += [
+                    (f"{name}.{key}", parameter, rule.leaves_gradients) for key, parameter in own
+                ]
 
     def add_clipped(self, run: Callable[[], Tensor], *, records: int, clip: float, into: Sums) -> Clipped:
         """Add the clipped sum of one physical batch: see `RecordGradients`."""
@@ -79,8 +83,7 @@ class BookKeeping:
             losses = run()
             check_losses(losses, records)
             losses.sum().backward()  # type: ignore[no-untyped-call]
-        for name, layer, rule in self._layers:
-            self._check_unused(name, layer, rule)
+        self._check_unused()
         with torch.no_grad():
             found = [
                 rule.gradients(layer, calls[layer]) for _, layer, rule in self._layers if calls.get(layer)
@@ -108,13 +111,12 @@ class BookKeeping:
             for _, layer, _ in self._layers:
                 vars(layer).pop("forward", None)
 
-    @staticmethod
-    def _check_unused(name: str, layer: nn.Module, rule: Rule) -> None:
-        for own, parameter in _own(layer):
+    def _check_unused(self) -> None:
+        for path, parameter, leaves_gradient in self._watched_only:
             found, parameter.grad = parameter.grad, None
-            if found is not None and not rule.leaves_gradients:
+            if found is not None and not leaves_gradient:
                 raise TaskError(
-                    f"'{name}.{own}' is used outside of its layer: that part of a record's gradient cannot be seen",
+                    f"'{path}' is used outside of its layer: that part of a record's gradient cannot be seen",
                     remedy="call the layer itself wherever its weights are used",
                     code="dp-weight-outside-layer",
                 )

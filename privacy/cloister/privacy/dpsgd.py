@@ -39,6 +39,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Protocol
 
 import torch
@@ -153,6 +154,8 @@ class DpSgd:
         self._loss = loss
         self._gradients = record_gradients(model, settings.method)
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._sizes = [parameter.numel() for parameter in self._parameters]
+        self._dtype = reduce(torch.promote_types, [parameter.dtype for parameter in self._parameters])
 
     def step(
         self,
@@ -172,10 +175,11 @@ class DpSgd:
             TaskError: losses that are not one a record, or a model that hides a record's gradient or changes a buffer.
         """
         noisy, report = self.noisy_sum(batches, noise, objective)
-        noisy.div_(self.settings.expected_batch)
-        parts = torch.split(noisy, [parameter.numel() for parameter in self._parameters])
-        for parameter, part in zip(self._parameters, parts, strict=True):
-            parameter.grad = torch.empty_like(parameter).copy_(part.view(parameter.shape))
+        mean = torch.empty(noisy.shape, dtype=self._dtype)
+        torch.div(noisy, self.settings.expected_batch, out=mean)  # in float64; rounded once
+        for parameter, part in self._parts(mean.to(self._parameters[0].device)):
+            alike = (part.dtype, part.stride()) == (parameter.dtype, parameter.stride())
+            parameter.grad = part if alike else torch.empty_like(parameter).copy_(part)
         return report
 
     def step_on(
@@ -203,21 +207,23 @@ class DpSgd:
         Returns:
             (p,) float64 on the CPU, over the trainable parameters in the model's own order; and what the step saw.
         """
-        sums: dict[Tensor, Tensor] = {
-            parameter: torch.zeros_like(parameter) for parameter in self._parameters
-        }
+        total = torch.zeros(sum(self._sizes), dtype=self._dtype, device=self._parameters[0].device)
         try:
-            report = self._accumulate(batches, sums, objective)
+            report = self._accumulate(batches, dict(self._parts(total)), objective)
         finally:
             for parameter in self._parameters:
                 parameter.grad = None  # a batch gradient may lie there, neither clipped nor noisy
         self.released += 1  # before the first draw: noise that was drawn is charged, whatever comes after
-        flat = torch.cat([total.reshape(-1) for total in sums.values()])
-        return noise.perturb(flat, std=self.settings.noise_std), report
+        return noise.perturb(total, std=self.settings.noise_std), report
 
     def noisy_sum_on(self, data: Data, rows: Tensor, noise: GaussianSource) -> Tensor:
         """Release the noisy sum of ``rows`` of a site's records: see `noisy_sum` and `step_on`."""
         return self.noisy_sum(self._physical(data, rows), noise)[0]
+
+    def _parts(self, flat: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Give each trainable parameter and its stretch of ``flat``, in its shape: views."""
+        for parameter, part in zip(self._parameters, torch.split(flat, self._sizes), strict=True):
+            yield parameter, part.view(parameter.shape)
 
     def _accumulate(
         self,
@@ -237,8 +243,11 @@ class DpSgd:
                 into=sums,
             )
             buffers.check()
-            seen = clipped.losses[clipped.losses.isfinite()]
-            total += float(seen.sum())
+            seen = clipped.losses
+            if not math.isfinite(loss := float(seen.sum())):
+                seen = seen[seen.isfinite()]
+                loss = float(seen.sum())
+            total += loss
             finite += len(seen)
             records += len(targets)
             dropped += clipped.dropped

@@ -32,6 +32,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,26 +78,6 @@ class GaussianSource:
     lanes: tuple[np.random.Generator, ...]
     reproducible: bool
 
-    def standard_normal(self, count: int) -> npt.NDArray[np.float64]:
-        """Return the next ``count`` numbers of N(0, 1): the same ones for any number of threads (``torch.get_num_threads()``)."""
-        draws = np.empty(count)
-        stretches = np.array_split(draws, len(self.lanes))
-        threads = min(torch.get_num_threads(), len(self.lanes)) if count >= _WORTH_THREADS else 1
-
-        def draw(turn: int) -> None:
-            for lane, stretch in zip(self.lanes[turn::threads], stretches[turn::threads], strict=True):
-                lane.standard_normal(out=stretch)
-
-        if threads == 1:
-            draw(0)
-            return draws
-        with ThreadPoolExecutor(threads - 1) as pool:
-            others = [pool.submit(draw, turn) for turn in range(1, threads)]
-            draw(0)
-        for other in others:
-            other.result()
-        return draws
-
     def perturb(self, total: Tensor, *, std: float) -> Tensor:
         """Return ``total`` + N(0, std²·I).
 
@@ -118,8 +99,31 @@ class GaussianSource:
                 remedy="give a positive noise multiplier and clipping bound",
                 code="privacy-noise",
             )
-        draws = torch.from_numpy(self.standard_normal(total.numel())).view(total.shape)
-        return draws.mul_(std).add_(total.cpu())
+        noisy = np.empty(total.numel())
+        self._add_noise(noisy, total.detach().cpu().reshape(-1).numpy(), std)
+        return torch.from_numpy(noisy).view(total.shape)
+
+    def _add_noise(self, noisy: npt.NDArray[np.float64], total: npt.NDArray[Any], std: float) -> None:
+        """Write ``total`` + N(0, std²·I) into ``noisy``: the same for any number of threads (``torch.get_num_threads()``)."""
+        stretches = list(
+            zip(*(np.array_split(whole, len(self.lanes)) for whole in (noisy, total)), strict=True)
+        )
+        threads = min(torch.get_num_threads(), len(self.lanes)) if len(noisy) >= _WORTH_THREADS else 1
+
+        def draw(turn: int) -> None:
+            for lane, (out, of) in zip(self.lanes[turn::threads], stretches[turn::threads], strict=True):
+                lane.standard_normal(out=out)  # while it lies in the cache the rest costs little
+                np.multiply(out, std, out=out)
+                np.add(out, of, out=out)
+
+        if threads == 1:
+            draw(0)
+            return
+        with ThreadPoolExecutor(threads - 1) as pool:
+            others = [pool.submit(draw, turn) for turn in range(1, threads)]
+            draw(0)
+        for other in others:
+            other.result()
 
 
 def gaussian_source(randomness: Randomness, purpose: str, *key: Key) -> GaussianSource:

@@ -169,7 +169,7 @@ class Buffers:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self._layers = list(model.named_modules())
         self._before = self._state()
 
     def check(self) -> None:
@@ -189,9 +189,10 @@ class Buffers:
     def _state(self) -> dict[str, tuple[int, int]]:
         # torch counts the writes to a tensor: no value has to be compared.
         return {
-            name: (id(buffer), buffer._version)  # noqa: SLF001 - torch has no public name for it
-            for name, buffer in self._model.named_buffers()
-            if buffer.is_floating_point()
+            f"{path}.{name}" if path else name: (id(buffer), buffer._version)  # noqa: SLF001 - torch has no public name for it
+            for path, layer in self._layers
+            for name, buffer in vars(layer)["_buffers"].items()
+            if buffer is not None and buffer.is_floating_point()
         }
 
 

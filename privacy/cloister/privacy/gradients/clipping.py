@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -43,9 +44,12 @@ class Factors:
         return rows.masked_fill(self.dropped.view(-1, *[1] * (rows.dim() - 1)), 0)
 
     def sum(self, rows: Tensor) -> Tensor:
-        """Return the factor-weighted sum of ``rows`` (n, *shape), in shape ``shape``."""
-        flat = self.clean(rows.reshape(len(rows), -1))
-        return torch.mv(flat.t(), self.factors.to(rows.dtype)).view(rows.shape[1:])
+        """Return the factor-weighted sum of ``rows`` (n, *shape), in shape ``shape``; rows are read as they lie, not copied."""
+        order = sorted(range(1, rows.dim()), key=rows.stride, reverse=True)
+        lying = rows.permute(0, *order)
+        flat = self.clean(lying.reshape(len(rows), -1))
+        total = torch.mv(flat.t(), self.factors.to(rows.dtype)).view(lying.shape[1:])
+        return total.permute([order.index(dim) for dim in range(1, rows.dim())])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,11 +102,11 @@ def clip_factors(squared: Tensor, clip: float) -> Factors:
         squared: (n,) squared L2 norms.
         clip: C.
     """
-    finite = squared.isfinite()
     bound = clip * (1 - _SLACK)
     factors = (bound / squared.sqrt()).clamp(max=1.0)
-    if bool(finite.all()):
+    if math.isfinite(float(squared.sum())):  # then so is each
         return Factors(factors, None)
+    finite = squared.isfinite()
     return Factors(torch.where(finite, factors, torch.zeros_like(factors)), ~finite)
 
 

@@ -1,9 +1,18 @@
-"""The weight gradient of a 2-d convolution for each record, as one grouped convolution.
+"""The weight gradient of a 2-d convolution for each record, in the way that is fastest for its shape and memory format.
 
-A batch of n records is read as one image with n times the channels, and the convolution as one with n times the groups: its
-weight gradient, which oneDNN has a fast kernel for, then holds every record's own (as Rochette et al. 2019 do with the
-convolution itself). Opacus 1.6 unfolds the input instead, reads it by its strides (`unfold2d`), and gives wrong gradients,
-silently, for channels-last inputs; this one takes any memory format.
+==================================  ==========================================================================================
+convolution                         each record's gradient
+==================================  ==========================================================================================
+one group, up to 3 input channels   a copy of every window (Chellapilla et al. 2006, "im2col"), and one product a record
+one group, channels last, rows      a copy of every row of windows, which lie one above the other: one product for each row of
+that move by one pixel              the filter, over the same copy
+any other                           a grouped convolution: a batch of n records is read as one image with n times the
+                                    channels, whose weight gradient, which oneDNN has a fast kernel for, holds every record's
+                                    own (as Rochette et al. 2019 do with the convolution itself)
+==================================  ==========================================================================================
+
+Opacus 1.6 unfolds the input, reads it by its strides (`unfold2d`), and gives wrong gradients, silently, for channels-last
+inputs; this takes any memory format.
 """
 
 from __future__ import annotations
@@ -34,6 +43,9 @@ AT_ONCE = 32
 #: Up to so many input channels (grey or colour images) windows and a batched product take less than half the time.
 _FEW_CHANNELS = 3
 
+#: Numbers in the copies of windows that are made at once: more do not stay in a core's cache.
+_COPIED = 2**19
+
 
 def weight_gradients(layer: nn.Conv2d, inputs: Tensor, outputs: Tensor) -> Tensor:
     """Return each record's gradient of the weight.
@@ -44,11 +56,13 @@ def weight_gradients(layer: nn.Conv2d, inputs: Tensor, outputs: Tensor) -> Tenso
         outputs: (n, out, height', width') gradient of what came out.
 
     Returns:
-        (n, *layer.weight.shape).
+        (n, *layer.weight.shape), each record's dense in memory, in an order of dimensions of its own.
     """
     inputs, padding = pad_input(layer, inputs)
     if layer.groups == 1 and layer.in_channels <= _FEW_CHANNELS:
         return _by_windows(layer, inputs, outputs, padding)
+    if layer.groups == 1 and layer.stride[0] == 1 and outputs.stride(1) == 1:
+        return _by_rows(layer, inputs, outputs, padding)
     found = layer.weight.new_empty((len(inputs), *layer.weight.shape))
     # The values of the weight do not enter its own gradient: one number, expanded, stands for all.
     one = layer.weight.new_zeros(())
@@ -78,7 +92,33 @@ def _by_windows(layer: nn.Conv2d, inputs: Tensor, outputs: Tensor, padding: tupl
         *(torch.split(whole, AT_ONCE) for whole in (found, windows, positions)), strict=True
     ):
         torch.bmm(view.reshape(len(part), -1, rows * columns), dy, out=part)
-    return found.transpose(1, 2).reshape(len(inputs), *layer.weight.shape)
+    return found.transpose(1, 2).view(len(inputs), *layer.weight.shape)
+
+
+def _by_rows(layer: nn.Conv2d, inputs: Tensor, outputs: Tensor, padding: tuple[int, int]) -> Tensor:
+    """Copy the windows of one filter row, and multiply once for each: what a filter row sees is what the one above it sees, further down.
+
+    In channels-last order the part of a window that one filter row sees lies in one piece.
+    """
+    height, width = padding
+    padded = functional.pad(inputs.permute(0, 2, 3, 1), (0, 0, width, width, height, height)).contiguous()
+    record, row, column, _ = padded.stride()
+    (tall, wide), channels, columns = layer.kernel_size, layer.in_channels, outputs.shape[3]
+    windows = padded.as_strided(
+        (len(inputs), padded.shape[1], columns, wide, channels),
+        (record, row, column * layer.stride[1], column * layer.dilation[1], 1),
+    )
+    positions = outputs.permute(0, 2, 3, 1).flatten(1, 2)
+    found = inputs.new_empty((len(inputs), tall, wide * channels, layer.out_channels))
+    at_once = max(1, _COPIED // windows[0].numel())
+    for part, view, dy in zip(
+        *(torch.split(whole, at_once) for whole in (found, windows, positions)), strict=True
+    ):
+        seen = view.reshape(len(part), -1, wide * channels).transpose(1, 2)
+        for turn in range(tall):
+            first = turn * layer.dilation[0] * columns
+            torch.bmm(seen[:, :, first : first + dy.shape[1]], dy, out=part[:, turn])
+    return found.view(len(inputs), tall, wide, channels, layer.out_channels).permute(0, 4, 3, 1, 2)
 
 
 def weight_sum(layer: nn.Conv2d, inputs: Tensor, outputs: Tensor) -> Tensor:

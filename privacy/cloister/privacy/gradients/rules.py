@@ -323,8 +323,10 @@ def _trainable(parameter: Tensor | None) -> Tensor | None:
 
 
 def _squares(rows: Tensor) -> Tensor:
-    """Return (n,) squared norms of rows (n, …)."""
-    lengths: Tensor = torch.linalg.vector_norm(rows.reshape(len(rows), -1), dim=1)
+    """Return (n,) squared norms of rows (n, …), read as they lie."""
+    if rows.dim() == 1:
+        return rows.square()
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=tuple(range(1, rows.dim())))
     return lengths.square()
 
 
