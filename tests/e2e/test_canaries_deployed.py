@@ -14,7 +14,7 @@ from cloister.core.resolve import build_model, load_task
 from cloister.core.spec.tables import TaskTable
 from consortium import Deployment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland")
 FILE = """
@@ -26,7 +26,7 @@ seed = 7
 use = "heart"
 [cohort]
 min_sites = 3
-wait_s = 45
+wait_s = 120
 partition = {{ by = "site" }}
 [training]
 local_steps = 2

@@ -11,7 +11,7 @@ import pytest
 from consortium import deployed
 from joint import needs_openfhe
 
-pytestmark = [pytest.mark.slow, needs_openfhe]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), needs_openfhe]
 
 HOSPITALS = ("cleveland", "hungarian", "long-beach-va")
 

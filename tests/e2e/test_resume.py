@@ -182,7 +182,7 @@ def test_sigkill_leaves_a_folder_that_resumes_and_no_worker_behind(
     ]
     process.send_signal(signal.SIGKILL)
     process.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(_alive(pid) for pid in children) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(_alive(pid) for pid in children)
@@ -231,7 +231,7 @@ def test_interrupted_by_the_user_exits_130_and_says_how_to_go_on(
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     run = wait_for(tmp_path / "runs", 2, process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert f"--resume {run}" in errors.replace("\n", "")
     assert json.loads((run / "events.jsonl").read_text().splitlines()[-1])["status"] == "interrupted"

@@ -11,7 +11,7 @@ import pytest
 
 from consortium import HEART, POLICY, Deployment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 HOSPITALS = ("cleveland", "hungarian", "long-beach-va", "switzerland")
 ALLOWS = POLICY.partition("[[allow]]")[2].replace('task = "heart"', 'task = "statistics"')
@@ -42,7 +42,7 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 def test_a_question_is_answered_once_every_site_allows_it(consortium: Deployment, tmp_path: Path) -> None:
     file, asked, got = tmp_path / "heart.toml", tmp_path / "question.toml", tmp_path / "got"
-    file.write_text(HEART.format(rounds=3, epsilon=3.0, wait_s=60))
+    file.write_text(HEART.format(rounds=3, epsilon=3.0, wait_s=120))
     consortium.run(
         "statistics",
         str(file),

@@ -57,7 +57,7 @@ def test_a_sweep_killed_in_the_middle_of_a_run_goes_on_to_the_same_figures(
 
 def test_a_sweep_killed_at_any_moment_goes_on_to_the_same_figures(make_file: Make, tmp_path: Path) -> None:
     """Killed in each of its runs, at their beginning, middle and end, and once more after it went on."""
-    path = make_file(**{**PRIVATE, "federation": {"rounds": 12}})
+    path = make_file(**{**PRIVATE, "federation": {"rounds": 30}})
     unbroken = sweep(grid_of(path, OVER), out=tmp_path / "unbroken", engine=LocalEngine(0))
     for attempt in range(3):
         out, point = tmp_path / f"runs{attempt}", f"00{1 + attempt}"
@@ -86,7 +86,11 @@ def _checkpoints(folder: Path) -> tuple[str, int]:
     found = [
         path.relative_to(folder).parts for path in folder.glob("points/*/*/checkpoints/round-*.safetensors")
     ]
-    return max((parts[1], int(Path(parts[-1]).stem.removeprefix("round-"))) for parts in found)
+    return max((parts[1], _round_of(Path(parts[-1]))) for parts in found)
+
+
+def _round_of(checkpoint: Path) -> int:
+    return int(checkpoint.stem.removeprefix("round-"))
 
 
 def _killed(path: Path, out: Path, over: str, *, point: str, checkpoint: int, wait: float = 0.0) -> Path:
@@ -97,8 +101,9 @@ def _killed(path: Path, out: Path, over: str, *, point: str, checkpoint: int, wa
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 180
-    name = f"rings-sweep-*/points/{point}/*/checkpoints/round-{checkpoint:06d}.safetensors"
-    while not (found := list(out.glob(name))):
+    # The newest few are kept: one that was looked for a moment late may be gone.
+    name = f"rings-sweep-*/points/{point}/*/checkpoints/round-*.safetensors"
+    while not (found := [path for path in out.glob(name) if _round_of(path) >= checkpoint]):
         assert process.poll() is None, f"the sweep ended: exit {process.returncode}"
         assert time.monotonic() < deadline
         time.sleep(0.002)

@@ -33,6 +33,7 @@ from cloister.client.tls_line import LinkLostError
 from cloister.core.errors import PeersMissing, PolicyError
 from cloister.privacy.identity import Role
 from cloister.privacy.identity.kit import load_kit
+from cloister.server.deployment.daemon import Daemon
 from cloister.server.deployment.desk import Desk
 from cloister.server.deployment.running import Office, open_office
 from cloister.server.deployment.superlink_grid import SuperLinkGrid
@@ -456,10 +457,32 @@ def test_an_answer_on_a_line_that_is_really_lost_is_sent_when_the_line_is_back(
             one.until(lambda: site.lines > 2, 60, "superlink")  # it tried meanwhile
             assert not list(grid.pull_messages([name]))
             cable.mend()
-            one.until(lambda: bool(list(grid.pull_messages([name]))), 120, "superlink")
+            # Not before: whoever asks for an answer of a site that is away is told so, and the message is given up.
+            one.until(lambda: site.runner.watched.connected, 120, "superlink")
+            (reply,) = until_they_come(grid, [name])
+            assert not reply.has_error()
         assert len(site.answered) == 1, "it is made once"
         assert site.count("dropped") == 0
     cable.close()
+
+
+def test_a_superlink_that_is_late_keeps_no_site_out(
+    deployment: tuple[Deployment, Office, Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, office, desk = deployment
+    desk.admit([])
+    late = iter([False] * 3)
+    monkeypatch.setattr(Desk, "ready", lambda _: next(late, True))
+    monkeypatch.setattr("cloister.server.deployment.daemon._READY_S", 0.0)
+    server, stop = Daemon(office, superlink=False), threading.Event()
+    working = threading.Thread(target=server.run, args=(stop,))
+    working.start()
+    try:
+        one.until(lambda: set(desk.nodes()) == set(office.node_keys.values()), 60, "superlink")
+    finally:
+        stop.set()
+        working.join()
+    assert next(late, None) is None, "it was late"
 
 
 def test_nobody_without_the_secret_takes_a_run(deployment: tuple[Deployment, Office, Desk]) -> None:

@@ -409,13 +409,13 @@ def test_all_sites_lost_ends_with_peers_missing_and_names_them(tmp_path: Path) -
 def test_a_straggler_is_missing_by_name_and_its_message_expires(tmp_path: Path) -> None:
     federation = Federation(
         tmp_path,
-        cohort={"wait_s": 0.3, "min_sites": 1},
+        cohort={"wait_s": 2.0, "min_sites": 1},
         federation={"name": "t", "rounds": 1},
         evaluation={"sites": False},
     )
 
     def slow(message: Message, reply: Message) -> Message:
-        time.sleep(0.5)
+        time.sleep(2.5)
         return reply
 
     federation.hostile = {"dee": slow}

@@ -117,7 +117,7 @@ class Deployment:
             )
         )
         (self.server / "server.toml").write_text(
-            f'[server]\nsuperlink = "127.0.0.1:{link}"\n[jobs]\nlisten = "127.0.0.1:{jobs}"\n'
+            f'[server]\nsuperlink = "127.0.0.1:{link}"\n[jobs]\nlisten = "127.0.0.1:{jobs}"\nattempts = 20\n'
         )
         for name in sites:
             config = self.site(name) / "site.toml"

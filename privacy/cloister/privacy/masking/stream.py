@@ -4,9 +4,6 @@ Formal guarantee: ``add_stream(values, key)`` adds to ``values[i]`` the bytes ``
 under ``key`` (NIST SP 800-38A; counter from zero), whatever the blocks that it is generated in. A key serves one stream only. Memory beyond
 the vector is two blocks of 256 KiB, whatever the vector's size.
 
-AES and not ChaCha20, because processors have instructions for it: on one without AVX-512 its stream takes less than half of ChaCha20's time. A
-processor without AES instructions is slower, and may not take constant time.
-
 ============================  ====================================================
 case                          outcome
 ============================  ====================================================
@@ -20,16 +17,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from cloister.privacy.keystream import MOST_AT_ONCE, KeyStream
 from cloister.privacy.updates.modular import Residues
 
 __all__ = ["BLOCK", "add_stream", "add_streams"]
 
-#: Bytes that are generated at a time: values, zeros and key stream fit into a core's second-level cache.
-BLOCK = 1 << 18
+#: Bytes that are generated at a time.
+BLOCK = MOST_AT_ONCE
 _WORDS = BLOCK // 4
-_ZEROS = bytes(BLOCK)
 
 
 def add_stream(values: Residues, key: bytes, *, sign: int = 1) -> None:
@@ -42,13 +38,11 @@ def add_streams(values: Residues, keys: Iterable[tuple[bytes, int]]) -> None:
 
     Every block of ``values`` is read once and takes the streams in turn, so that it stays in the cache.
     """
-    ciphers = [(Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor(), sign) for key, sign in keys]
-    block = bytearray(BLOCK)
-    words = np.frombuffer(block, dtype="<u4")
-    zeros = memoryview(_ZEROS)
+    streams = [(KeyStream(key), sign) for key, sign in keys]
+    block = np.empty(_WORDS, dtype="<u4")
     for begin in range(0, values.size, _WORDS):
         part = values[begin : begin + _WORDS]
-        stream = words[: part.size]
-        for cipher, sign in ciphers:
-            cipher.update_into(zeros[: 4 * part.size], block)
-            (np.add if sign > 0 else np.subtract)(part, stream, out=part)
+        mask = block[: part.size]
+        for stream, sign in streams:
+            stream.read_into(mask.view(np.uint8).data)
+            (np.add if sign > 0 else np.subtract)(part, mask, out=part)

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloister.core.errors import DataError, SpecError
+from cloister.privacy.keystream import KeyStream
 from cloister.privacy.updates.modular import Residues
 from cloister.privacy.updates.rotation import Reals
 from cloister.privacy.updates.rounding import Integers
@@ -79,7 +80,7 @@ class FixedPoint:
 
         Args:
             values: any shape, a floating type.
-            generator: what the rounding is drawn from; its bits come 64 at a time.
+            generator: what the key of the rounding's coins is drawn from.
         """
         integers = np.empty(values.shape, dtype=np.int64)
         self.write(values, generator, integers)
@@ -109,6 +110,7 @@ class FixedPoint:
     ) -> Iterator[tuple[int, Reals, bool]]:
         """Yield blocks of x·s with their coins, in `_UNIT`: where the block begins, the block, and whether all of it is below `_SHIFTED`."""
         flat, block, scale = values.reshape(-1), np.empty(_BLOCK), self.scale * _UNIT
+        stream, bits = KeyStream(generator.bytes(32)), np.empty(_BLOCK // 2, dtype=np.uint64)
         for begin in range(0, flat.size, _BLOCK):  # what is done to a block is done in the cache
             part = flat[begin : begin + _BLOCK]
             largest = max(float(part.max()), -float(part.min())) * self.scale
@@ -121,7 +123,8 @@ class FixedPoint:
             tossed = block[: part.size]
             np.copyto(tossed, part)
             tossed *= scale
-            coins = generator.bit_generator.random_raw((part.size + 1) // 2)  # two of 32 bits in each
+            coins = bits[: (part.size + 1) // 2]  # two of 32 bits in each
+            stream.read_into(coins.view(np.uint8).data)
             coins |= _ODD
             np.add(tossed, coins.view(np.int32)[: part.size], out=tossed)
             yield begin, tossed, largest < _SHIFTED

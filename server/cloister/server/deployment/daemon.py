@@ -18,6 +18,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from cloister.core.errors import CloisterError
@@ -32,6 +33,8 @@ __all__ = ["Daemon"]
 
 _LOG = logging.getLogger("cloister.server.daemon")
 _TICK_S = 0.2
+#: Seconds that the SuperLink is waited for before anything else is done.
+_READY_S = 30.0
 #: Seconds until a job is tried again: for want of sites or of the SuperLink, and while a site holds it for approval.
 _AGAIN_S, _HELD_S = 10.0, 5.0
 _KILLED = (-9, -15, 137, 143)
@@ -53,6 +56,7 @@ class Daemon:
         )
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
+        self._admitted = self._told = False
         self.registry = CollectorRegistry()
         self._jobs = Gauge("cloister_server_jobs", "jobs by state", ["state"], registry=self.registry)
         self._started = Counter(
@@ -76,7 +80,7 @@ class Daemon:
             self._link.ensure()
         self.service.start()
         try:
-            self._admit()
+            self._admit(_READY_S)
             while not stop.wait(_TICK_S):
                 self.tick()
         finally:
@@ -93,6 +97,8 @@ class Daemon:
         """Look at what runs, and start what is next."""
         if self._link is not None and self._link.ensure():
             _LOG.info("the SuperLink was started")
+        if not self._admitted:
+            self._admit(0.0)
         for run, process in list(self._processes.items()):
             status = process.poll()
             if status is not None:
@@ -112,14 +118,18 @@ class Daemon:
         link = self._link is None or self._link.alive
         return {"ok": link, "superlink": link, "running": sorted(self._processes)}
 
-    def _admit(self) -> None:
-        """Let the sites in, so that they can connect before there is a job."""
+    def _admit(self, seconds: float) -> None:
+        """Let the sites in, so that they can connect before there is a job: once the SuperLink answers, for which it is waited so long."""
         desk = self._office.desk()
         try:
-            desk.wait_ready(30.0, alive=lambda: self._link is None or self._link.alive)
+            desk.wait_ready(seconds, alive=lambda: self._link is None or self._link.alive)
             desk.admit(self._office.node_keys.values())
-        except CloisterError as error:
-            _LOG.error("%s", error)
+        except (CloisterError, httpx.HTTPError, OSError) as error:
+            if not self._told:
+                _LOG.error("%s; it is tried again, and no site is let in before", error)
+            self._told = True
+        else:
+            self._admitted = True
 
     def _start(self, job: Job) -> None:
         self.store.begin(job.run)
