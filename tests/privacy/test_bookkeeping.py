@@ -364,6 +364,15 @@ def test_no_record_adds_more_than_the_clipping_bound(
     assert float(norm([f.double() for f in found])) <= 0.1 * (1 + 1e-6)
 
 
+@both
+@pytest.mark.parametrize("value", [0.3, 0.7])
+def test_a_long_gradient_of_equal_numbers_is_cut_to_the_bound_too(value: float, method: str) -> None:
+    """Added up one by one in float32, the squares of 1.2 million equal numbers come out too small by far more than rounding."""
+    layer = nn.Conv2d(256, 512, 3, bias=False)
+    found, _ = clipped(METHODS[method], layer, torch.full((1, 256, 26, 26), value), 1.0)
+    assert 1 - 1e-4 <= float(norm([f.double() for f in found])) <= 1 + 1e-6
+
+
 def test_terms_that_cancel_do_not_hide_a_records_norm() -> None:
     """Where float32 inner products of positions (Opacus' ghost norm) see nothing, the record is clipped all the same."""
     layer = nn.Linear(64, 64, bias=False)

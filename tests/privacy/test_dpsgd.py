@@ -297,7 +297,12 @@ def test_a_gradient_that_was_not_clipped_never_stays_behind() -> None:
     assert all(p.grad is None for p in engine.model.parameters())
 
 
-def test_a_buffer_that_the_forward_pass_changes_stops_the_step() -> None:
+def test_a_buffer_or_parameter_that_the_forward_pass_changes_stops_the_step() -> None:
+    class Holding(nn.Module):
+        def __init__(self, held: Tensor) -> None:
+            super().__init__()
+            self.register_buffer("held", held)
+
     class Counting(nn.Module):
         seen: Tensor
         calls: Tensor
@@ -305,6 +310,7 @@ def test_a_buffer_that_the_forward_pass_changes_stops_the_step() -> None:
         def __init__(self, kind: str) -> None:
             super().__init__()
             self.layer, self.kind = nn.Linear(6, 3), kind
+            self.part, self.other = Holding(torch.zeros(6)), nn.Linear(6, 6)
             self.register_buffer("seen", torch.zeros(6))
             self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
@@ -314,15 +320,32 @@ def test_a_buffer_that_the_forward_pass_changes_stops_the_step() -> None:
                 self.seen.mul_(0.9).add_(x.detach().mean(0))
             if self.kind == "replaced":
                 self.seen = x.detach().mean(0)
-            return self.layer(x)
+            if self.kind == "another module":
+                self.part = Holding(x.detach().mean(0))
+            if self.kind == "one more module":
+                self.more = Holding(x.detach().mean(0))
+            if self.kind == "another layer":
+                self.other = nn.Linear(6, 6)
+            if self.kind == "a weight":
+                with torch.no_grad():
+                    self.other.bias.copy_(x.mean(0))
+            return self.layer(self.other(x))
 
     released(points(), model=Counting("only counted"))  # whole numbers are never sent
-    for kind in ("in place", "replaced"):
+    for kind, what in (
+        ("in place", "buffer 'seen'"),
+        ("replaced", "buffer 'seen'"),
+        ("another module", "buffer 'part.held'"),
+        ("one more module", "buffer 'more.held'"),
+        ("another layer", "parameter 'other.weight'"),
+        ("a weight", "parameter 'other.bias'"),
+    ):
         engine = DpSgd(Counting(kind), loss, settings())
-        with pytest.raises(TaskError, match="buffer 'seen'") as refused:
+        with pytest.raises(TaskError, match=what) as refused:
             engine.step_on(points(), torch.arange(30), source())
         assert refused.value.code == "dp-running-statistics"
         assert engine.released == 0
+        assert all(p.grad is None for p in engine.model.parameters())
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan, 1e-13, 1e13])

@@ -482,6 +482,7 @@ def test_a_superlink_that_is_late_keeps_no_site_out(
 
     monkeypatch.setattr(Desk, "admit", admit)
     monkeypatch.setattr("cloister.server.deployment.daemon._READY_S", 0.0)
+    monkeypatch.setattr("cloister.server.deployment.daemon._READY_AGAIN_S", 0.1)
     server, stop = Daemon(office, superlink=False), threading.Event()
     working = threading.Thread(target=server.run, args=(stop,))
     working.start()

@@ -26,7 +26,7 @@ inf or NaN in a record's gradient      the record contributes 0; others are as w
 ‖g_i‖, or a factor of it, above 1.8e19  its square overflows: the record contributes 0
 ‖g_i‖ = 0                              contributes 0
 σ or C is 0, negative, inf or NaN      refused
-a buffer changes in the forward pass   refused: it would leave without noise
+a pass changes a parameter or a buffer  refused: it would leave without noise
 an error in model or loss              nothing is released, ``.grad`` is ``None``
 =====================================  =========================================================
 
@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from cloister.core.data import Data
 from cloister.core.errors import SpecError
 from cloister.privacy.noise import GaussianSource
-from cloister.privacy.refusals import Buffers, Method, record_gradients
+from cloister.privacy.refusals import Method, Unchanged, record_gradients
 
 __all__ = ["DpSgd", "DpSgdSettings", "Objective", "StepReport"]
 
@@ -211,7 +211,7 @@ class DpSgd:
         try:
             report = self._accumulate(batches, dict(self._parts(total)), objective)
         finally:
-            for parameter in self._parameters:
+            for parameter in self.model.parameters():
                 parameter.grad = None  # a batch gradient may lie there, neither clipped nor noisy
         self.released += 1  # before the first draw: noise that was drawn is charged, whatever comes after
         return noise.perturb(total, std=self.settings.noise_std), report
@@ -231,7 +231,7 @@ class DpSgd:
         sums: dict[Tensor, Tensor],
         objective: Objective | None,
     ) -> StepReport:
-        buffers = Buffers(self.model)
+        unchanged = Unchanged(self.model)
         total, finite, records, dropped = 0.0, 0, 0, 0
         for inputs, targets in batches:
             if not len(targets):
@@ -242,7 +242,7 @@ class DpSgd:
                 clip=self.settings.clip,
                 into=sums,
             )
-            buffers.check()
+            unchanged.check()
             seen = clipped.losses
             if not math.isfinite(loss := float(seen.sum())):
                 seen = seen[seen.isfinite()]

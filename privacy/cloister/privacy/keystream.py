@@ -26,5 +26,11 @@ class KeyStream:
         self._cipher = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
 
     def read_into(self, block: memoryview | bytearray) -> None:
-        """Overwrite ``block``, of at most `MOST_AT_ONCE` bytes, with the stream's next ones."""
+        """Overwrite ``block``, of at most `MOST_AT_ONCE` bytes, with the stream's next ones.
+
+        Raises:
+            ValueError: it is longer.
+        """
+        if len(block) > MOST_AT_ONCE:
+            raise ValueError(f"{len(block)} bytes at once, at most {MOST_AT_ONCE}")
         self._cipher.update_into(_ZEROS[: len(block)], block)

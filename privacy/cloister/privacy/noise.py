@@ -84,7 +84,7 @@ class GaussianSource:
         The draws go to ``total``'s elements in their logical order, whatever its memory format.
 
         Args:
-            total: any shape, a floating type.
+            total: any shape, float32 or float64.
             std: σ·C, the standard deviation of the noise, in the units of ``total``.
 
         Returns:

@@ -25,7 +25,7 @@ from cloister.privacy.gradients.clipping import RecordGradients, check_losses
 from cloister.privacy.gradients.hooks import HookGradients
 from cloister.privacy.gradients.rules import own_parameters
 
-__all__ = ["Buffers", "Method", "check_model_for_dp", "check_on_records", "record_gradients"]
+__all__ = ["Method", "Unchanged", "check_model_for_dp", "check_on_records", "record_gradients"]
 
 #: How per-record gradients are had; ``auto`` takes book-keeping wherever it can.
 Method = Literal["auto", "bookkeeping", "hooks"]
@@ -162,37 +162,39 @@ def _with_own_parameters(layer: nn.Module, dtype: torch.dtype) -> _Refusal | Non
     return None
 
 
-class Buffers:
-    """Watches a model's floating-point buffers: one that a forward pass changes leaves the site without noise.
+class Unchanged:
+    """Watches a model's parameters and floating-point buffers: one that a forward pass changes leaves the site without noise.
 
     Buffers that hold whole numbers (counters) are never sent: see `cloister.core.update.Layout`.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = list(model.named_modules())
+        self._model = model
         self._before = self._state()
 
     def check(self) -> None:
-        """Refuse a model whose buffer is not what it was.
+        """Refuse a model whose parameter or buffer is not what it was.
 
         Raises:
-            TaskError: the buffer was written to or replaced.
+            TaskError: it was written to, replaced, or added.
         """
         for name, state in self._state().items():
             if self._before.get(name) != state:
+                kind = state[0]
                 raise TaskError(
-                    f"the forward pass changed the model's buffer '{name}': what it holds would leave without noise",
+                    f"the forward pass changed the model's {kind} '{name}': what it holds would leave without noise",
                     remedy="keep no running statistic in the model, or keep it outside of buffers",
                     code="dp-running-statistics",
                 )
 
-    def _state(self) -> dict[str, tuple[int, int]]:
+    def _state(self) -> dict[str, tuple[str, int, int]]:
         # torch counts the writes to a tensor: no value has to be compared.
         return {
-            f"{path}.{name}" if path else name: (id(buffer), buffer._version)  # noqa: SLF001 - torch has no public name for it
-            for path, layer in self._layers
-            for name, buffer in vars(layer)["_buffers"].items()
-            if buffer is not None and buffer.is_floating_point()
+            f"{path}.{name}" if path else name: (kind, id(tensor), tensor._version)  # noqa: SLF001 - torch has no public name for it
+            for path, layer in self._model.named_modules()  # afresh: a forward pass may replace or add one
+            for kind in ("buffer", "parameter")
+            for name, tensor in vars(layer)[f"_{kind}s"].items()
+            if tensor is not None and tensor.is_floating_point()
         }
 
 
@@ -233,11 +235,11 @@ def check_on_records(
         return loss(model(_take(inputs, at)), targets[at])
 
     with torch.random.fork_rng(devices=[targets.device] if targets.is_cuda else []):
-        buffers = Buffers(model)
+        unchanged = Unchanged(model)
         every = list(range(records))
         together = run(every)
         check_losses(together, records)
-        buffers.check()
+        unchanged.check()
         _check_apart(run, together.detach(), random=not torch.equal(together, run(every, seed=1)))
         for parameter in parameters:
             parameter.grad = None

@@ -10,7 +10,7 @@ from opacus.grad_sample import GradSampleHooks  # type: ignore[import-untyped]  
 from torch import Tensor, nn
 
 from cloister.core.errors import TaskError
-from cloister.privacy.gradients.clipping import Clipped, Sums, check_losses, clip_factors
+from cloister.privacy.gradients.clipping import Clipped, Sums, check_losses, clip_factors, squared_norms
 from cloister.privacy.gradients.convolution import conv2d_grad_sampler
 
 __all__ = ["HookGradients"]
@@ -80,7 +80,7 @@ def _clip(losses: Tensor, records: int, clip: float, into: Sums) -> Clipped:
                 remedy="keep the records in the first dimension of every layer's input",
                 code="dp-batch-first",
             )
-        squared += torch.linalg.vector_norm(rows.reshape(records, -1), dim=1).square()
+        squared += squared_norms(rows)
         found.append((parameter, rows))
     factors = clip_factors(squared, clip)
     for parameter, rows in found:

@@ -24,7 +24,7 @@ from opacus.layers.dp_rnn import RNNLinear  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cloister.privacy.gradients.clipping import Factors
+from cloister.privacy.gradients.clipping import Factors, squared_norms
 from cloister.privacy.gradients.convolution import AT_ONCE, pad_input, weight_gradients, weight_sum
 
 __all__ = ["Call", "LayerGradients", "Rule", "own_parameters", "rule_for"]
@@ -113,8 +113,8 @@ class _Linear:
 def _rows(layer: nn.Linear, x: Tensor, dy: Tensor) -> LayerGradients:
     """One position: ‖dy xᵀ‖² = ‖dy‖²·‖x‖², which cannot cancel."""
     weight, bias = _trainable(layer.weight), _trainable(layer.bias)
-    length = torch.zeros_like(x[:, 0]) if weight is None else _squares(x)
-    squared = _squares(dy) * (length + (bias is not None))
+    length = torch.zeros_like(x[:, 0]) if weight is None else squared_norms(x)
+    squared = squared_norms(dy) * (length + (bias is not None))
 
     def weigh(factors: Factors) -> list[tuple[Tensor, Tensor]]:
         scaled = factors.weigh(dy)
@@ -282,7 +282,7 @@ class _Embedding:
         kept, place = torch.unique(owner * words + tokens, return_inverse=True)
         sums = rows.new_zeros(len(kept), rows.shape[-1]).index_add_(0, place.reshape(-1), rows.flatten(0, 1))
         record, token = kept // words, kept % words
-        squared = rows.new_zeros(records).index_add_(0, record, _squares(sums))
+        squared = rows.new_zeros(records).index_add_(0, record, squared_norms(sums))
 
         def weigh(factors: Factors) -> list[tuple[Tensor, Tensor]]:
             each = Factors(
@@ -322,14 +322,6 @@ def _trainable(parameter: Tensor | None) -> Tensor | None:
     return parameter if parameter is not None and parameter.requires_grad else None
 
 
-def _squares(rows: Tensor) -> Tensor:
-    """Return (n,) squared norms of rows (n, …), read as they lie."""
-    if rows.dim() == 1:
-        return rows.square()
-    lengths: Tensor = torch.linalg.vector_norm(rows, dim=tuple(range(1, rows.dim())))
-    return lengths.square()
-
-
 def _in_parts(rows: Callable[[Tensor, Tensor], Tensor], x: Tensor, dy: Tensor) -> Tensor:
     """Return ``rows(x, dy)``, a few records at a time: what is between then stays in the cache (a norm: a quarter of the time)."""
     return torch.cat(
@@ -345,7 +337,7 @@ def _add(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _materialised(parameter: Tensor, rows: Tensor) -> LayerGradients:
-    return LayerGradients(_squares(rows), lambda factors: [(parameter, factors.sum(rows))])
+    return LayerGradients(squared_norms(rows), lambda factors: [(parameter, factors.sum(rows))])
 
 
 def _together(parts: Sequence[LayerGradients]) -> LayerGradients:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloister.core.errors import DataError, SpecError
-from cloister.privacy.keystream import KeyStream
+from cloister.privacy.keystream import MOST_AT_ONCE, KeyStream
 from cloister.privacy.updates.modular import Residues
 from cloister.privacy.updates.rotation import Reals
 from cloister.privacy.updates.rounding import Integers
@@ -34,7 +34,7 @@ __all__ = ["FixedPoint"]
 
 _FAR = float(2**62)
 #: Numbers that are rounded at a time.
-_BLOCK = 1 << 16
+_BLOCK = MOST_AT_ONCE // 4  # a coin has 4 bytes
 #: A unit while coins are added: they are odd integers between -2^31 and 2^31, never half a unit, so that a small integer stays itself.
 _UNIT = 2.0**32
 _ODD = np.uint64(0x0000_0001_0000_0001)

@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from cloister.core.errors import CloisterError
 from cloister.server.deployment.parent import PARENT
-from cloister.server.deployment.running import Office, check_job
+from cloister.server.deployment.running import Office, check_job, open_office
 from cloister.server.deployment.service import JobService
 from cloister.server.deployment.store import Job, JobStore
 from cloister.server.deployment.superlink import SuperLink
@@ -33,8 +33,8 @@ __all__ = ["Daemon"]
 
 _LOG = logging.getLogger("cloister.server.daemon")
 _TICK_S = 0.2
-#: Seconds that the SuperLink is waited for before anything else is done.
-_READY_S = 30.0
+#: Seconds that the SuperLink is waited for to let the sites in, and until that is tried again.
+_READY_S, _READY_AGAIN_S = 30.0, 2.0
 #: Seconds until a job is tried again: for want of sites or of the SuperLink, and while a site holds it for approval.
 _AGAIN_S, _HELD_S = 10.0, 5.0
 _KILLED = (-9, -15, 137, 143)
@@ -56,7 +56,6 @@ class Daemon:
         )
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
-        self._admitted = self._told = False
         self.registry = CollectorRegistry()
         self._jobs = Gauge("cloister_server_jobs", "jobs by state", ["state"], registry=self.registry)
         self._started = Counter(
@@ -80,7 +79,7 @@ class Daemon:
             self._link.ensure()
         self.service.start()
         try:
-            self._admit(_READY_S)
+            threading.Thread(target=self._admit, args=(stop,), name="admit", daemon=True).start()
             while not stop.wait(_TICK_S):
                 self.tick()
         finally:
@@ -97,8 +96,6 @@ class Daemon:
         """Look at what runs, and start what is next."""
         if self._link is not None and self._link.ensure():
             _LOG.info("the SuperLink was started")
-        if not self._admitted:
-            self._admit(0.0)
         for run, process in list(self._processes.items()):
             status = process.poll()
             if status is not None:
@@ -118,18 +115,21 @@ class Daemon:
         link = self._link is None or self._link.alive
         return {"ok": link, "superlink": link, "running": sorted(self._processes)}
 
-    def _admit(self, seconds: float) -> None:
-        """Let the sites in, so that they can connect before there is a job: once the SuperLink answers, for which it is waited so long."""
-        desk = self._office.desk()
-        try:
-            desk.wait_ready(seconds, alive=lambda: self._link is None or self._link.alive)
-            desk.admit(self._office.node_keys.values())
-        except (CloisterError, httpx.HTTPError, OSError) as error:
-            if not self._told:
-                _LOG.error("%s; it is tried again, and no site is let in before", error)
-            self._told = True
-        else:
-            self._admitted = True
+    def _admit(self, stop: threading.Event) -> None:
+        """Let the sites in, so that they can connect before there is a job: as soon as the SuperLink answers."""
+        told = False
+        while not stop.is_set():
+            try:
+                desk = self._office.desk()
+                desk.wait_ready(_READY_S, alive=lambda: not stop.is_set())
+                desk.admit(open_office(self._office.folder).node_keys.values())  # who is a member now
+            except (CloisterError, httpx.HTTPError, OSError) as error:
+                if not told and not stop.is_set():
+                    _LOG.error("%s; it is tried again, and no site is let in before", error)
+                told = True
+                stop.wait(_READY_AGAIN_S)
+            else:
+                return
 
     def _start(self, job: Job) -> None:
         self.store.begin(job.run)

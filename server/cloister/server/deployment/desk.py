@@ -73,7 +73,7 @@ class Desk:
         address: ``host:port``.
         root: whose certificates are accepted, PEM.
         secret: what lets its holder take a run's task.
-        lock: a file that one process at a time holds while it begins a run.
+        lock: a file that one process at a time holds while it begins a run or lets nodes in.
         app: the program of the bundle that Flower asks for with a run: one that refuses.
         stock: whether Flower's own SuperNodes answer, which look for a message's content in its parts only.
     """
@@ -84,6 +84,13 @@ class Desk:
     lock: Path
     app: bytes = _REFUSAL
     stock: bool = False
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self.lock.touch(mode=0o600)
+        with self.lock.open("r+b") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            yield
 
     def ready(self) -> bool:
         """Whether the SuperLink answers."""
@@ -113,7 +120,7 @@ class Desk:
     def admit(self, keys: Iterable[bytes]) -> dict[bytes, int]:
         """Make the SuperLink know exactly the nodes with these public ``keys``; return their numbers."""
         wanted = set(keys)
-        with self._control() as control:
+        with self._alone(), self._control() as control:
             known = {
                 bytes(node.public_key): int(node.node_id)
                 for node in control.ListNodes(ListNodesRequest()).nodes_info
@@ -141,9 +148,7 @@ class Desk:
         Raises:
             PeersMissing: (superlink) the run could not be begun.
         """
-        self.lock.touch(mode=0o600)
-        with self.lock.open("r+b") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
+        with self._alone():
             run, token = self._begin()
         grid = SuperLinkGrid(self.address, self.root, token, most_bytes=most_bytes, stock=self.stock)
         try:
