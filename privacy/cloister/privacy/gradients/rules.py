@@ -282,7 +282,9 @@ class _Embedding:
         kept, place = torch.unique(owner * words + tokens, return_inverse=True)
         sums = rows.new_zeros(len(kept), rows.shape[-1]).index_add_(0, place.reshape(-1), rows.flatten(0, 1))
         record, token = kept // words, kept % words
-        squared = rows.new_zeros(records).index_add_(0, record, squared_norms(sums))
+        found = squared_norms(sums)
+        exact = found if found.device.type == "mps" else found.double()  # a record may have many tokens
+        squared = exact.new_zeros(records).index_add_(0, record, exact).to(rows.dtype)
 
         def weigh(factors: Factors) -> list[tuple[Tensor, Tensor]]:
             each = Factors(
