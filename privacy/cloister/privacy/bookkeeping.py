@@ -65,12 +65,12 @@ class BookKeeping:
             )
         self._model = model
         self._layers: list[tuple[str, nn.Module, Rule]] = []
-        self._watched_only: list[tuple[str, nn.Parameter, bool]] = []
+        self._parameters: list[tuple[str, nn.Parameter, bool]] = []
         for name, layer in model.named_modules():
             rule = rule_for(layer) if (own := _own(layer)) else None
             if rule is not None:
                 self._layers.append((name, layer, rule))
-                self._watched_only += [
+                self._parameters += [
                     (f"{name}.{key}", parameter, rule.leaves_gradients) for key, parameter in own
                 ]
 
@@ -112,7 +112,7 @@ class BookKeeping:
                 vars(layer).pop("forward", None)
 
     def _check_unused(self) -> None:
-        for path, parameter, leaves_gradient in self._watched_only:
+        for path, parameter, leaves_gradient in self._parameters:
             found, parameter.grad = parameter.grad, None
             if found is not None and not leaves_gradient:
                 raise TaskError(
